@@ -1,0 +1,165 @@
+"""Any audio file as a mono waveform at 16 kHz, and such a waveform as a 16-bit file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+import wave
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+import numpy as np
+import soundfile
+import soxr
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SAMPLE_RATE = 16_000
+"""Samples per second of every waveform in this package (PSLA, section III-A)."""
+
+_BLOCK = 1 << 22
+
+
+class AudioError(ValueError):
+    """A file that gives no waveform; ``str`` is one sentence that starts with ``path`` and goes on with ``reason``."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
+        super().__init__(path, reason)
+        self.path = os.fspath(path)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.reason}".rstrip()
+
+
+def read(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "mean") -> np.ndarray:
+    """A whole file as a mono waveform.
+
+    Args:
+        path: WAV, FLAC, OGG, MP3 or anything else libsndfile reads, at any rate.
+        channel: what becomes of several channels: their mean, or the first one alone (as the reference does).
+
+    Returns:
+        float32 ``(samples,)`` at 16 kHz. Full scale is [-1, 1]; resampling (soxr, high quality) may go slightly beyond.
+
+    Raises:
+        AudioError: the file is missing, is not audio, is empty or holds samples that are not finite.
+    """
+    mono, rate = _decode(path, channel)
+    if len(mono) == 0:
+        raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
+    if not np.isfinite(mono).all():
+        raise AudioError(path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out.")
+    if rate == SAMPLE_RATE:
+        return mono
+    resampled = soxr.resample(mono, rate, SAMPLE_RATE)
+    if len(resampled) == 0:
+        raise AudioError(path, f"is too short ({len(mono)} samples at {rate} Hz, none at 16 kHz): leave it out.")
+    return resampled
+
+
+def _decode(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> tuple[np.ndarray, int]:
+    """The file's mono waveform, float32 ``(samples,)``, and its rate in Hz."""
+    # A name that is not UTF-8 can only be opened as bytes, and on Windows only as text.
+    name = os.fspath(path) if sys.platform == "win32" else os.fsencode(path)
+    try:
+        with soundfile.SoundFile(name) as file:
+            # Block by block: room for a whole file is not made on the word of its header, which may be wrong.
+            blocks = [_mono(file.read(_BLOCK, dtype="float32", always_2d=True), channel)]
+            while len(blocks[-1]) == _BLOCK:
+                blocks.append(_mono(file.read(_BLOCK, dtype="float32", always_2d=True), channel))
+            return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), file.samplerate
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        raise AudioError(path, _why_unreadable(path, error)) from error
+
+
+def _mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:
+    """``(samples, channels)`` -> ``(samples,)``."""
+    channels = block.shape[1]
+    if channel == "first" or channels == 1:
+        return np.ascontiguousarray(block[:, 0])
+    # Column by column: ten times as quick as block.mean(axis=1).
+    return sum((block[:, c] for c in range(1, channels)), start=block[:, 0]) / np.float32(channels)
+
+
+def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
+    try:
+        size = os.stat(path).st_size
+    except (OSError, ValueError):
+        return "is missing: correct the path, or mount the disk that holds it."
+    if os.path.isdir(path):
+        return "is a folder: name an audio file."
+    if size == 0:
+        return "is an empty file: record or download it again, or leave it out."
+    detail = getattr(error, "error_string", "") or str(error)
+    return f"cannot be read as audio ({detail.strip().rstrip('.')}): convert it to WAV or FLAC, or leave it out."
+
+
+def write_pcm16(path: str | os.PathLike[str], waveform: np.ndarray) -> None:
+    """Writes a mono waveform as a 16-bit WAV file at 16 kHz; the file appears whole or not at all.
+
+    Samples beyond [-1, 1) are clipped. What :func:`read` took from a 16-bit file at 16 kHz is written back unchanged.
+
+    Args:
+        path: where to; a file that is already there is replaced.
+        waveform: float ``(samples,)``, full scale [-1, 1].
+
+    Raises:
+        AudioError: the waveform is not one-dimensional, is empty or holds samples that are not finite.
+        OSError: the file cannot be written.
+    """
+    if waveform.ndim != 1 or waveform.size == 0:
+        raise AudioError(path, f"cannot hold samples of shape {waveform.shape}: give one channel of at least 1 sample.")
+    if not np.isfinite(waveform).all():
+        raise AudioError(path, "cannot hold samples that are not finite: mend the waveform first.")
+    pcm = np.clip(np.rint(waveform.astype(np.float64) * 32768), -32768, 32767).astype("<i2")
+    folder, name = os.path.split(os.fspath(path))
+    aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
+    try:
+        with wave.open(aside, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE)
+            file.writeframes(pcm.tobytes())
+        os.replace(aside, path)
+    except BaseException:
+        if os.path.exists(aside):
+            os.unlink(aside)
+        raise
+
+
+def in_threads(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    description: str,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> list[Result]:
+    """Does the same work on many files, in threads: reading, decoding and resampling all release the interpreter lock.
+
+    The first exception of ``work``, or Ctrl-C, ends it: what has begun is finished, the rest is not begun.
+
+    Args:
+        work: called with each item.
+        items: what to work on.
+        description: what the progress bar on stderr says; it goes away at the end.
+        workers: threads; None or 0 for a few more than there are cores.
+        progress: whether to show the bar.
+
+    Returns:
+        What ``work`` returned, in the order of ``items``.
+    """
+    bar = Console(stderr=True)
+    with ThreadPoolExecutor(workers or None) as pool:
+        try:
+            done = pool.map(work, items)
+            return list(track(done, description, total=len(items), console=bar, transient=True, disable=not progress))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

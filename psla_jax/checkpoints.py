@@ -1,0 +1,230 @@
+"""Saving and restoring: a run's state to go on from, and models to use. Both through Orbax.
+
+A model directory is complete in itself: ``model.json`` has the architecture, the frontend's settings and statistics
+and the vocabulary, ``weights/`` the parameters and batch statistics. Nothing of it is ever a flag at inference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Sharding
+from orbax.checkpoint import v1 as ocp
+
+from psla_jax.config import FrontendConfig, ModelConfig
+from psla_jax.frontend import Frontend
+from psla_jax.models import tagger
+from psla_jax.ontology import Vocabulary
+
+FORMAT = 1
+DESCRIPTION, WEIGHTS = "model.json", "weights"
+AVERAGE, PLAIN_AVERAGE, BEST = "average", "plain_average", "best"
+
+
+class CheckpointError(ValueError):
+    """A model or run directory that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything about a model but its weights.
+
+    Attributes:
+        model: its architecture.
+        frontend: what its spectrograms are.
+        vocabulary: its classes, in the order of its scores.
+        notes: where it comes from: run, epochs, data, metrics.
+    """
+
+    model: ModelConfig
+    frontend: FrontendConfig
+    vocabulary: Vocabulary
+    notes: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The text of ``model.json``."""
+        sections = {
+            "format": FORMAT,
+            "model": dataclasses.asdict(self.model),
+            "frontend": dataclasses.asdict(self.frontend),
+            "vocabulary": self.vocabulary.to_json(),
+            "notes": dict(self.notes),
+        }
+        return json.dumps(sections, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Reads the text back. Raises ValueError, KeyError or TypeError where it is not that."""
+        values = json.loads(text)
+        if values["format"] != FORMAT:
+            raise ValueError(f"its format is {values['format']}, this version reads {FORMAT}")
+        vocabulary = Vocabulary.from_json(values["vocabulary"])
+        return cls(ModelConfig(**values["model"]), FrontendConfig(**values["frontend"]), vocabulary, values["notes"])
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready for use: its card, and the evaluation view of its network."""
+
+    card: ModelCard
+    network: nnx.Module
+
+    @property
+    def frontend(self) -> Frontend:
+        """Waveforms to this model's spectrograms."""
+        return Frontend.from_config(self.card.frontend)
+
+
+def save_model(directory: Path, card: ModelCard, params: Any, rest: Any) -> None:
+    """Writes a model directory; it appears whole or not at all, and replaces one of the same name."""
+    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    ocp.save_pytree(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
+    (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(aside, directory)
+
+
+def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
+    """A model from a model directory, or from a run directory: its weight average, else its best epoch.
+
+    Args:
+        path: of the directory.
+        trust: import the code that a custom model (``module:callable``) names. Off, no directory can run code.
+
+    Raises:
+        CheckpointError: naming the path and what is wrong with it.
+    """
+    directory = find_model(Path(path))
+    card = read_card(directory)
+    if ":" in card.model.name and not trust:
+        raise CheckpointError(
+            f"{directory} is a model of somebody's own code, {card.model.name}: load it with trust (--trust True) if you "
+            "know that code."
+        )
+    abstract = nnx.eval_shape(lambda: tagger.from_config(card.model, len(card.vocabulary), jnp.float32, nnx.Rngs(0)))
+    graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
+    shapes = (nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+    return Model(card, nnx.merge(graphdef, *load_weights(directory, *shapes)))
+
+
+def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | None = None) -> tuple[Any, Any]:
+    """The weights of a model directory, in the structure of the given (abstract or real) trees.
+
+    Raises:
+        CheckpointError: if they cannot be read, or are of another architecture.
+    """
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {"params": _named(params), "rest": _named(rest)}
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted)
+    try:
+        found = ocp.load_pytree(directory.absolute() / WEIGHTS, abstract)
+    except Exception as error:  # Orbax and its storage raise many kinds; all of them mean the same to the user.
+        raise CheckpointError(f"the weights of {directory} cannot be read: {_first_line(error)}.") from error
+    return _unnamed(found["params"], params), _unnamed(found["rest"], rest)
+
+
+def find_model(path: Path) -> Path:
+    """The model directory meant by a path: itself, or a run's weight average, or a run's best epoch."""
+    for candidate in (path, path / "models" / AVERAGE, path / "models" / BEST):
+        if (candidate / DESCRIPTION).is_file():
+            return candidate
+    if not path.exists():
+        raise CheckpointError(f"there is no model at {path}: name a model directory or a run directory.")
+    if (path / "models").is_dir():
+        raise CheckpointError(
+            f"the run {path} has not ended: start it again with psla train, or name one of {path / 'models'}."
+        )
+    raise CheckpointError(f"{path} is neither a model directory ({DESCRIPTION} is missing) nor a run directory.")
+
+
+def read_card(directory: Path) -> ModelCard:
+    """The card of a model directory. Raises CheckpointError naming it."""
+    try:
+        return ModelCard.from_json((directory / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{directory / DESCRIPTION} cannot be read: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _named(tree: Any) -> Any:
+    """Dictionary keys as strings: storage has no integer keys, module lists do."""
+    return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _unnamed(tree: Any, like: Any) -> Any:
+    """The keys of `like` again."""
+    return {k: _unnamed(tree[str(k)], v) for k, v in like.items()} if isinstance(like, Mapping) else tree
+
+
+class RunCheckpoints:
+    """The states of a run to go on from: the latest two, each whole or absent, written while training goes on.
+
+    Attributes:
+        directory: ``checkpoints/`` of the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        policy = ocp.training.preservation_policies.LatestN(2)
+        self._orbax = ocp.training.Checkpointer(directory.absolute(), preservation_policy=policy)
+
+    def latest(self) -> int | None:
+        """Steps done at the newest whole checkpoint, or None."""
+        found = self._orbax.latest
+        return None if found is None else found.step
+
+    def save(self, step: int, state: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Starts writing the state after `step` steps, with JSON-able notes; returns once the arrays are copied."""
+        items = {"model": {k: _named(state[k]) for k in ("params", "rest")}, "opt": _optimizer_tree(state)}
+        self._orbax.save_checkpointables_async(step, items, force=True, overwrite=True, custom_metadata=notes)
+
+    def restore(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """State and notes after `step` steps, placed like the state `like`. Raises CheckpointError."""
+        items = {"model": {k: _named(like[k]) for k in ("params", "rest")}, "opt": _optimizer_tree(like)}
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
+        try:
+            found = self._orbax.load_checkpointables(step, abstract)
+            notes = self._orbax.checkpointables_metadata(step).custom_metadata
+        except Exception as error:  # As in load_weights.
+            raise CheckpointError(
+                f"the checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): delete it to go on "
+                "from the one before."
+            ) from error
+        model = {k: _unnamed(found["model"][k], like[k]) for k in ("params", "rest")}
+        leaves = [found["opt"]["leaves"][str(i)] for i in range(len(found["opt"]["leaves"]))]
+        opt = jax.tree.unflatten(jax.tree.structure(like["opt"]), leaves)
+        return {**model, "opt": opt, "progress": found["opt"]["progress"]}, dict(notes or {})
+
+    def wait(self) -> None:
+        """Blocks until what was started is on disk."""
+        self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits, and lets go of the directory."""
+        self._orbax.close()
+
+
+def _optimizer_tree(state: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer's state as numbered leaves: its named tuples are optax's business, and may be renamed there."""
+    return {
+        "leaves": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state["opt"]))},
+        "progress": state["progress"],
+    }

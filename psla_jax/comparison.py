@@ -1,0 +1,123 @@
+"""Models side by side, and their ensemble: ``psla evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from psla_jax.aggregation import RunningEnsemble
+from psla_jax.checkpoints import Model, load_model
+from psla_jax.config import Channel, DataConfig
+from psla_jax.data.datafile import Datafile
+from psla_jax.data.pipeline import Batch, batches, evaluation_source
+from psla_jax.data.sets import DataError, locate
+from psla_jax.evaluation import Scores, score
+from psla_jax.journal import Bar, Journal
+from psla_jax.metrics import Metrics, bootstrap
+from psla_jax.ontology import Vocabulary, VocabularyError
+from psla_jax.results import counted, ensemble_lines
+from psla_jax.training import Placement, split_model
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare, on what. Fields as in ``psla evaluate``."""
+
+    models: tuple[str, ...]
+    data: str
+    labels: str = ""
+    batch_size: int = 32
+    channel: Channel = "mean"
+    bootstrap: int = 200
+    trust: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics of every model and of the mean of their scores."""
+
+    models: tuple[Metrics, ...]
+    ensemble: Metrics
+
+
+def evaluate(request: Request) -> Comparison:
+    """Scores the models one after the other, with one of them in memory, and shows the reference's summary.
+
+    Raises:
+        ValueError: one of this package's own, naming the model or file and the remedy.
+    """
+    if not request.models:
+        raise DataError("there is no model to evaluate: name at least one.")
+    journal = Journal()
+    placement = Placement.over_all_devices()
+    placement.check_batch(request.batch_size)
+    vocabulary: Vocabulary | None = Vocabulary.read(locate(request.labels, journal.say)) if request.labels else None
+    running, members = RunningEnsemble(), []
+    for path in request.models:
+        model = load_model(path, trust=request.trust)
+        vocabulary = vocabulary or model.card.vocabulary
+        data = Datafile.read(locate(request.data, journal.say), vocabulary)
+        scores = _scored(model, path, vocabulary, data, request, placement, journal)
+        running.add(scores)
+        members.append(scores.metrics())
+    _show(request, members, running.mean(), journal)
+    return Comparison(tuple(members), running.mean().metrics())
+
+
+def _scored(
+    model: Model,
+    path: str,
+    vocabulary: Vocabulary,
+    data: Datafile,
+    request: Request,
+    placement: Placement,
+    journal: Journal,
+) -> Scores:
+    """A model's scores, its classes brought by mid into the order of the vocabulary."""
+    order = class_order(model.card.vocabulary, vocabulary, path)
+    graphdef = nnx.graphdef(model.network)
+    weights = jax.device_put(split_model(model.network), placement.replicated)
+    config = DataConfig(batch_size=request.batch_size, channel=request.channel)
+    source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
+    with journal.progress(f"scoring {path}", source.num_batches) as bar:
+        stream = _counted(batches(source), bar)
+        found = score((graphdef, *weights), model.frontend, stream, placement.put, data.wav)
+    if found.skipped:
+        journal.say(f"{len(found.skipped)} clips cannot be read: {', '.join(found.skipped[:5])}")
+    return Scores(found.clips, found.scores[:, order], found.labels, found.skipped)
+
+
+def class_order(own: Vocabulary, wanted: Vocabulary, path: str) -> np.ndarray:
+    """Where each wanted class is among the model's own, matched by mid.
+
+    Raises:
+        VocabularyError: if the model lacks one.
+    """
+    lacking = [mid for mid in wanted.mids if mid not in own]
+    if lacking:
+        raise VocabularyError(
+            f"the model {path} does not know {len(lacking)} of the {len(wanted)} classes, such as {lacking[0]!r}: "
+            "evaluate it on labels that it was trained for."
+        )
+    return np.array([own.index(mid) for mid in wanted.mids])
+
+
+def _counted(stream: Iterator[Batch], bar: Bar) -> Iterator[Batch]:
+    for batch in stream:
+        yield batch
+        bar.advance()
+
+
+def _show(request: Request, members: list[Metrics], combined: Scores, journal: Journal) -> None:
+    together = combined.metrics()
+    for line in ensemble_lines([str(Path(m)) for m in request.models], members, together):
+        journal.say(line)
+    journal.say(counted(request.data, together))
+    if request.bootstrap:
+        interval = bootstrap(combined.scores, combined.labels, resamples=request.bootstrap)
+        journal.say(f"95% interval of the last mAP (bootstrap over clips): {interval.low:.4f} to {interval.high:.4f}")

@@ -1,0 +1,266 @@
+"""The settings of a training run: frozen dataclasses and their validation.
+
+A config file is a Python file that assigns a :class:`RunConfig` to the name ``config``; the command line overrides any
+field with ``--section.field value``. Nothing here imports JAX, so that ``psla --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Pooling = Literal["mean", "attention"]
+Padding = Literal["symmetric", "static"]
+Loss = Literal["bce", "ce"]
+Channel = Literal["mean", "first"]
+Compute = Literal["float32", "bfloat16"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the field, its value and the remedy."""
+
+
+def _require(ok: bool, name: str, value: object, remedy: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}: {remedy}.")
+
+
+def _require_one_of(name: str, value: object, choices: object) -> None:
+    options = get_args(choices)
+    _require(value in options, name, value, "choose one of " + ", ".join(map(str, options)))
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """Log-mel settings; they travel with the model. Statistics are in log-mel units (PSLA, section III-A)."""
+
+    target_length: int = 1056
+    """Frames per clip (10 ms each); longer clips are cut, shorter ones zero-padded."""
+    mean: float = -4.6476
+    """Mean of the log-mel values, subtracted."""
+    std: float = 4.5699
+    """Standard deviation of the log-mel values, divided by."""
+
+    def __post_init__(self) -> None:
+        _require(self.target_length >= 1, "frontend.target_length", self.target_length, "use at least 1 frame")
+        _require(self.std > 0, "frontend.std", self.std, "use a positive standard deviation")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a backbone with a pooling head, or any NNX module named as ``module:callable``."""
+
+    name: str = "efficientnet-b2"
+    """``efficientnet-b0`` to ``efficientnet-b7``, or ``package.module:callable`` for a model of your own."""
+    pooling: Pooling = "attention"
+    """How steps become one score per class."""
+    heads: int = 4
+    """Attention heads; ignored with mean pooling."""
+    padding: Padding = "symmetric"
+    """``symmetric`` as efficientnet_pytorch 0.7.0, ``static`` as 0.7.1."""
+    drop_connect: float = 0.2
+    """Drop-connect rate of the last block; earlier blocks get a linear share."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("model.pooling", self.pooling, Pooling)
+        _require_one_of("model.padding", self.padding, Padding)
+        _require(self.heads >= 1, "model.heads", self.heads, "use at least one head, or model.pooling mean for none")
+        _require(0 <= self.drop_connect < 1, "model.drop_connect", self.drop_connect, "use a rate in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the clips are and how they are loaded."""
+
+    train: str = ""
+    """Training datafile (JSON)."""
+    labels: str = ""
+    """Vocabulary: CSV with the header index,mid,display_name."""
+    validation: str = ""
+    """Validation datafile: the best epoch is chosen on it. Empty: none, as in AudioSet."""
+    evaluation: str = ""
+    """Evaluation datafile: scored, never used to choose anything while there is a validation set."""
+    batch_size: int = 100
+    """Clips per optimizer step, over all devices."""
+    workers: int = 2
+    """Loader processes; 0 loads in threads of the main process. The data are the same for any number."""
+    channel: Channel = "mean"
+    """Which channel of a stereo file: the mean of all, or the first (as the reference)."""
+    preflight: int = 20_000
+    """How many clips are read once, in parallel, before training starts; the paths of all are looked up."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What a clip that the preflight cannot read does: stop before training, or be set aside and reported."""
+
+    def __post_init__(self) -> None:
+        _require_one_of("data.channel", self.channel, Channel)
+        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "use at least one clip")
+        _require(self.workers >= 0, "data.workers", self.workers, "use 0 or more processes")
+        _require(self.preflight >= 0, "data.preflight", self.preflight, "use 0 or more clips")
+        _require(self.unreadable in ("stop", "skip"), "data.unreadable", self.unreadable, "choose stop or skip")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The S of PSLA: balanced sampling and augmentation (PSLA, section III-C)."""
+
+    balanced: bool = True
+    """Draw clips by the inverse frequency of their labels; off: every clip once an epoch, shuffled."""
+    mixup: float = 0.5
+    """Probability that a clip is mixed with another one."""
+    freq_mask: int = 48
+    """Widest frequency mask in mel bins; 0 for none."""
+    time_mask: int = 192
+    """Widest time mask in frames; 0 for none."""
+    noise: bool = False
+    """Add uniform noise to the spectrogram and roll it by up to ten frames."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.mixup <= 1, "sampling.mixup", self.mixup, "use a probability in [0, 1]")
+        _require(0 <= self.freq_mask <= 128, "sampling.freq_mask", self.freq_mask, "use 0 to 128 mel bins")
+        _require(self.time_mask >= 0, "sampling.time_mask", self.time_mask, "use 0 or more frames")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with L2 added to the gradient, linear warm-up, step decay."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    epochs: int = 30
+    """Passes over as many clips as the training set has."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up; 0 for none."""
+    decay_start: int = 10
+    """The rate is first decayed after this epoch."""
+    decay_every: int = 5
+    """... and again every so many epochs."""
+    decay: float = 0.5
+    """Factor of each decay."""
+    weight_decay: float = 5e-7
+    """L2 coefficient, added to the gradient (not decoupled)."""
+    loss: Loss = "bce"
+    """``bce`` for tags, ``ce`` where every clip has exactly one label."""
+    accumulate: int = 1
+    """Microbatches per step: less memory, same gradient (batch statistics are per microbatch)."""
+    compute: Compute = "float32"
+    """Arithmetic of the backbone; parameters, statistics, frontend and head stay in float32."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "use a positive rate")
+        _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "train for at least one epoch")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "use 0 or more steps")
+        _require(self.decay_start >= 1, "optimizer.decay_start", self.decay_start, "use epoch 1 or later")
+        _require(self.decay_every >= 1, "optimizer.decay_every", self.decay_every, "use at least one epoch")
+        _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "use a factor in (0, 1]")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
+        _require(self.accumulate >= 1, "optimizer.accumulate", self.accumulate, "use at least one microbatch")
+        _require_one_of("optimizer.loss", self.loss, Loss)
+        _require_one_of("optimizer.compute", self.compute, Compute)
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """The A of PSLA: weight averaging and the checkpoint ensemble."""
+
+    first: int = 16
+    """First epoch of the weight average."""
+    last: int = 30
+    """Last epoch of the weight average."""
+    reestimate: bool = True
+    """Re-estimate the batch statistics of the averaged weights by one pass over the training set."""
+
+    def __post_init__(self) -> None:
+        _require(self.first >= 1, "aggregation.first", self.first, "epochs are counted from 1")
+        _require(
+            self.last >= self.first, "aggregation.last", self.last, f"use {self.first} (aggregation.first) or later"
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the result of a run, and where it goes."""
+
+    run_dir: str = "runs/run"
+    """The run directory; started again on it, a run continues."""
+    seed: int = 0
+    """Every random draw is a function of (seed, epoch, sample)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    checkpoint_every: int = 0
+    """Save a checkpoint every so many steps too, not only at the end of an epoch; 0 for epochs only."""
+    bootstrap: int = 200
+    """Resamples behind the confidence interval of each final mAP."""
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "use 0 or a positive number")
+        _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "use 0 or more steps")
+        _require(self.bootstrap >= 0, "bootstrap", self.bootstrap, "use 0 or more resamples")
+        _require(
+            self.aggregation.last <= self.optimizer.epochs,
+            "aggregation.last",
+            self.aggregation.last,
+            f"the run ends after epoch {self.optimizer.epochs} (optimizer.epochs); average epochs up to that one",
+        )
+        _require(
+            self.data.batch_size % self.optimizer.accumulate == 0,
+            "optimizer.accumulate",
+            self.optimizer.accumulate,
+            f"use a divisor of data.batch_size, {self.data.batch_size}",
+        )
+        _require(
+            self.sampling.time_mask <= self.frontend.target_length,
+            "sampling.time_mask",
+            self.sampling.time_mask,
+            f"use at most frontend.target_length, {self.frontend.target_length} frames",
+        )
+
+
+FREE_FIELDS = frozenset(
+    {"run_dir", "checkpoint_every", "data.workers", "data.preflight", "data.unreadable"}
+    | {"data.train", "data.validation", "data.evaluation", "data.labels"}
+)
+"""Fields that may change when a run is resumed: they do not touch its results. Data are compared by content instead."""
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """Every field under its command-line name, ``section.field``."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_json(config: RunConfig) -> str:
+    """The config as JSON text, for ``config.json`` of a run directory."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> RunConfig:
+    """The config that :func:`to_json` wrote.
+
+    Raises:
+        ConfigError: when the text is not such a config.
+    """
+    sections = {
+        f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
+    }
+    try:
+        values = json.loads(text)
+        return RunConfig(**{k: sections[k](**v) if k in sections else v for k, v in values.items()})  # type: ignore[operator]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"this is not the config of a run: {error}") from error
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """The fields that decide results and differ, each as ``field: old -> new``."""
+    before, after = flatten(old), flatten(new)
+    return [f"{k}: {before[k]!r} -> {after[k]!r}" for k in after if k not in FREE_FIELDS and before[k] != after[k]]

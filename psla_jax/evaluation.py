@@ -1,0 +1,116 @@
+"""A model over a set of clips: scores with their clip ids, and metrics from them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psla_jax.frontend import Frontend
+from psla_jax.metrics import Metrics, evaluate
+
+Put = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+
+
+class ScoresError(ValueError):
+    """Scores that cannot be used; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model gave to each clip that could be read.
+
+    Attributes:
+        clips: `(clips,)` paths as in the datafile: their ids.
+        scores: `(clips, classes)` float32.
+        labels: `(clips, classes)` float32, the truth.
+        skipped: paths of the clips that could not be read; they are in none of the arrays.
+    """
+
+    clips: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    skipped: tuple[str, ...] = ()
+
+    def metrics(self) -> Metrics:
+        """AP, AUC, d' and the others, over these clips."""
+        return evaluate(self.scores, self.labels)
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz``; it appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(aside, "wb") as file:
+            np.savez(
+                file, clips=self.clips, scores=self.scores, labels=self.labels.astype(np.float16), skipped=self.skipped
+            )
+        os.replace(aside, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Scores:
+        """Reads what :meth:`save` wrote. Raises ScoresError naming the file if it is not that."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                labels = file["labels"].astype(np.float32)
+                return cls(file["clips"], file["scores"], labels, tuple(file["skipped"].tolist()))
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ScoresError(f"{path} does not hold scores ({error}): delete it and run again.") from error
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score_batch(graphdef: Any, frontend: Frontend, params: Any, rest: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Scores `(batch, classes)` of a batch of waveforms, by the evaluation view of the model."""
+    model = nnx.merge(graphdef, params, rest)
+    return model(frontend(batch["waveform"], batch["num_samples"])).astype(jnp.float32)
+
+
+def score(
+    model: tuple[Any, Any, Any],
+    frontend: Frontend,
+    batches: Iterable[dict[str, np.ndarray]],
+    put: Put,
+    wav: Callable[[int], str],
+) -> Scores:
+    """Scores every clip of `batches` once; rows without a clip are dropped.
+
+    Args:
+        model: graphdef, parameters and other variables, in evaluation view.
+        frontend: waveforms to spectrograms.
+        batches: from ``data.pipeline``, all of one size.
+        put: moves a batch to the devices.
+        wav: from clip index to path.
+    """
+    clips: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    valid: list[np.ndarray] = []
+    pending: list[jax.Array] = []
+    scores: list[np.ndarray] = []
+    for batch in batches:
+        pending.append(score_batch(model[0], frontend, model[1], model[2], put(batch)))
+        # One batch stays in flight, so that the device computes while the next one is read.
+        scores += [np.asarray(pending.pop(0))] if len(pending) > 1 else []
+        clips.append(batch["clip"])
+        labels.append(batch["labels"])
+        valid.append(batch["valid"])
+    scores += [np.asarray(rest) for rest in pending]
+    if not scores:
+        raise ScoresError("there is no clip to score: the datafile is empty.")
+    clip, good = np.concatenate(clips), np.concatenate(valid) > 0
+    return Scores(
+        np.array([wav(int(i)) for i in clip[good]], dtype=str),
+        np.concatenate(scores)[good],
+        np.concatenate(labels)[good],
+        _paths(clip[~good & (clip >= 0)], wav),
+    )
+
+
+def _paths(clips: Sequence[int] | np.ndarray, wav: Callable[[int], str]) -> tuple[str, ...]:
+    return tuple(wav(int(i)) for i in clips)

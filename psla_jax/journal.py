@@ -1,0 +1,56 @@
+"""What a run says: lines on the screen and in ``log.txt``, a progress bar while it works."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Journal:
+    """Lines go to standard output and, with a time stamp, to the log file; the bar to standard error, if it is a screen."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._log = log
+
+    def say(self, text: str) -> None:
+        """One line, on the screen and in the log."""
+        self.console.print(text, markup=False)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Lines for the log alone."""
+        if self._log is not None:
+            with open(self._log, "a", encoding="utf-8") as file:
+                file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in text.splitlines())
+
+    @contextmanager
+    def progress(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """A bar that is gone when the work is done."""
+        screen = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+            yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+class Bar:
+    """One line of progress."""
+
+    def __init__(self, progress: Progress, task) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, note: str = "") -> None:
+        """One piece of work is done; `note` stands behind the bar."""
+        self._progress.update(self._task, advance=1, note=note)
+
+    def describe(self, note: str) -> None:
+        """Changes what stands behind the bar."""
+        self._progress.update(self._task, note=note)

@@ -1,0 +1,300 @@
+"""Convolutions with the reference's paddings, batch normalisation, squeeze-excite and drop-connect.
+
+Images are `(batch, height, width, channels)`, kernels `(height, width, in / groups, out)`. Modules are built as their
+evaluation view; ``nnx.view(module, deterministic=False, use_running_average=False)`` gives the training view.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros (above, below) and (left, right) of an image."""
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _draw(key: jax.Array, size: int) -> jax.Array:
+    return jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)
+
+
+def uniform(key: jax.Array, shape: tuple[int, ...], bound: float) -> jax.Array:
+    """Uniform values in +-`bound`.
+
+    Drawn in sizes of powers of two and cut, outside XLA where possible: a network has hundreds of shapes, and compiling
+    a program for each would take longer than the first epoch of a small run.
+    """
+    size = math.prod(shape)
+    flat = _draw(key, 1 << (size - 1).bit_length())
+    values = flat if isinstance(flat, jax.core.Tracer) else np.asarray(flat)
+    return jnp.asarray(values[:size].reshape(shape) * np.float32(bound))
+
+
+def torch_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+    """PyTorch's default for convolutions and their biases: uniform in +-1/sqrt(fan_in)."""
+    return uniform(key, shape, 1.0 / math.sqrt(fan_in))
+
+
+def symmetric_padding(kernel: int) -> Pads:
+    """``kernel // 2`` zeros on every side, whatever the stride: efficientnet_pytorch 0.7.0."""
+    return ((kernel // 2, kernel // 2), (kernel // 2, kernel // 2))
+
+
+def static_padding(kernel: int, stride: int, image_size: int) -> Pads:
+    """The padding that TensorFlow's SAME has on a square image of `image_size`: efficientnet_pytorch 0.7.1.
+
+    It is a property of the layer and stays the same for inputs of any other size.
+    """
+    total = max((math.ceil(image_size / stride) - 1) * stride + kernel - image_size, 0)
+    return ((total // 2, total - total // 2), (total // 2, total - total // 2))
+
+
+def _output_size(size: int, kernel: int, stride: int, pads: tuple[int, int]) -> int:
+    return max((size + sum(pads) - kernel) // stride + 1, 0)
+
+
+def _shifted(x: jax.Array, row: int, column: int, height: int, width: int, stride: int) -> jax.Array:
+    """The values that one kernel tap meets: every `stride`-th row and column of `x` from (row, column) on."""
+    start = (0, row, column, 0)
+    stop = (x.shape[0], row + stride * (height - 1) + 1, column + stride * (width - 1) + 1, x.shape[3])
+    return jax.lax.slice(x, start, stop, (1, stride, stride, 1))
+
+
+def patches_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Dense convolution as one matrix product over gathered patches; good where there are few input channels."""
+    size = kernel.shape[0]
+    height = _output_size(x.shape[1], size, stride, padding[0])
+    width = _output_size(x.shape[2], size, stride, padding[1])
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [_shifted(padded, i, j, height, width, stride) for i in range(size) for j in range(size)]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def depthwise_conv_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Depthwise convolution as XLA's grouped convolution: what accelerators have fast kernels for.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        kernel: `(size, size, 1, channels)`.
+        stride: the same in both directions.
+        padding: zeros around the image.
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        feature_group_count=x.shape[3],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """The same as a sum of shifted slices, which XLA fuses into one loop: several times faster on a CPU."""
+    size = kernel.shape[0]
+    height = _output_size(x.shape[1], size, stride, padding[0])
+    width = _output_size(x.shape[2], size, stride, padding[1])
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), taps.dtype)
+    for i in range(size):
+        for j in range(size):
+            total = total + _shifted(padded, i, j, height, width, stride) * taps[i, j, 0]
+    return total.astype(x.dtype)
+
+
+def _input_gradient_slices(dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads, shape: tuple) -> jax.Array:
+    """Gradient for the input. With a stride, each phase of the input meets its own share of the taps."""
+    rows = math.ceil((shape[1] + sum(padding[0])) / stride)
+    columns = math.ceil((shape[2] + sum(padding[1])) / stride)
+    phases = [
+        [_phase_gradient(dy, kernel[r::stride, c::stride], rows, columns) for c in range(stride)] for r in range(stride)
+    ]
+    stacked = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    padded = stacked.reshape(shape[0], rows * stride, columns * stride, shape[3])
+    top, left = padding[0][0], padding[1][0]
+    return padded[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _phase_gradient(dy: jax.Array, kernel: jax.Array, rows: int, columns: int) -> jax.Array:
+    """One phase on the padded grid: `out[t] = sum_m dy[t - m] kernel[m]`, for `rows x columns` values of t."""
+    high, wide = kernel.shape[:2]
+    pads = ((high - 1, rows - dy.shape[1]), (wide - 1, columns - dy.shape[2]))
+    padded = jnp.pad(dy, ((0, 0), *((a, max(b, 0)) for a, b in pads), (0, 0)))
+    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    total = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), taps.dtype)
+    for i in range(high):
+        for j in range(wide):
+            total = total + _shifted(padded, high - 1 - i, wide - 1 - j, rows, columns, 1) * taps[i, j, 0]
+    return total.astype(dy.dtype)
+
+
+def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Gradient for the kernel, one output row at a time, so that what is multiplied is still in the cache."""
+    size, (_, height, width, _) = kernel.shape[0], dy.shape
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    exact = jnp.promote_types(kernel.dtype, jnp.float32)
+
+    def add_row(total: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
+        window = jax.lax.dynamic_slice_in_dim(padded, row * stride, size, axis=1)
+        gradient = jax.lax.dynamic_slice_in_dim(dy, row, 1, axis=1)
+        taps = [
+            jnp.sum(_shifted(window, i, j, 1, width, stride) * gradient, axis=(0, 1, 2), dtype=exact)
+            for i in range(size)
+            for j in range(size)
+        ]
+        return total + jnp.stack(taps), None
+
+    total, _ = jax.lax.scan(add_row, jnp.zeros((size * size, dy.shape[3]), exact), jnp.arange(height))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """:func:`depthwise_conv_plain`, in the form that suits the platform it is compiled for."""
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        cpu=lambda x, kernel: _depthwise_slices(x, kernel, stride, padding),
+        default=lambda x, kernel: depthwise_conv_plain(x, kernel, stride, padding),
+    )
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads):
+    return depthwise_conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(stride: int, padding: Pads, residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
+    def slices(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        dx = _input_gradient_slices(dy, kernel, stride, padding, x.shape)
+        return dx, _kernel_gradient_rows(x, dy, kernel, stride, padding)
+
+    def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, kernel: depthwise_conv_plain(x, kernel, stride, padding), x, kernel)[1](dy)
+
+    return jax.lax.platform_dependent(*residuals, dy, cpu=slices, default=plain)
+
+
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class Conv(nnx.Module):
+    """A convolution of one of the three kinds that the backbone has: 1x1, depthwise, or dense (the stem)."""
+
+    def __init__(
+        self,
+        channels: int,
+        features: int,
+        size: int = 1,
+        *,
+        stride: int = 1,
+        padding: Pads = ((0, 0), (0, 0)),
+        depthwise: bool = False,
+        bias: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        group = 1 if depthwise else channels
+        fan_in = group * size * size
+        self.kernel = nnx.Param(torch_uniform(rngs.params(), (size, size, group, features), fan_in))
+        self.bias = nnx.Param(torch_uniform(rngs.params(), (features,), fan_in)) if bias else None
+        self.stride, self.padding, self.depthwise, self.dtype = stride, padding, depthwise, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`(batch, height, width, channels)` to `(batch, height', width', features)`."""
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
+        if self.depthwise:
+            y = depthwise_conv(x, kernel, self.stride, self.padding)
+        elif kernel.shape[0] == 1:
+            y = x @ kernel[0, 0]
+        else:
+            y = patches_conv(x, kernel, self.stride, self.padding)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+
+    The running variance is the unbiased one (PyTorch's), `momentum` the decay of the running values (0.99 here is 0.01
+    there). Statistics are computed in float32, over the whole (global) batch, and over the valid clips alone.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
+        self.scale = nnx.Param(jnp.asarray(np.ones(channels, np.float32)))
+        self.bias = nnx.Param(jnp.asarray(np.zeros(channels, np.float32)))
+        self.mean = nnx.BatchStat(jnp.asarray(np.zeros(channels, np.float32)))
+        self.var = nnx.BatchStat(jnp.asarray(np.ones(channels, np.float32)))
+        self.momentum, self.epsilon = momentum, epsilon
+        self.use_running_average = True
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """``use_running_average=False``: normalise by the batch and update the running statistics."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        """Args: x: `(batch, ..., channels)`; valid: `(batch,)`, 1 for clips that count towards the statistics, else 0."""
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean, var = self._batch_statistics(x.astype(jnp.float32), valid)
+        gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
+        return (x * gain + (self.bias[...] - mean * gain)).astype(x.dtype)
+
+    def _batch_statistics(self, x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        axes = tuple(range(x.ndim - 1))
+        positions = math.prod(x.shape[1:-1])
+        if valid is None:
+            count: jax.Array | float = float(x.shape[0] * positions)
+            mean = jnp.mean(x, axes)
+            var = jnp.mean(jnp.square(x - mean), axes)
+        else:
+            weight = valid.reshape((-1,) + (1,) * (x.ndim - 1))
+            count = jnp.maximum(valid.sum() * positions, 1.0)
+            mean = jnp.sum(x * weight, axes) / count
+            var = jnp.sum(jnp.square(x - mean) * weight, axes) / count
+        unbiased = var * (count / jnp.maximum(count - 1.0, 1.0))
+        keep = self.momentum
+        self.mean[...] = keep * self.mean[...] + (1 - keep) * jax.lax.stop_gradient(mean)
+        self.var[...] = keep * self.var[...] + (1 - keep) * jax.lax.stop_gradient(unbiased)
+        return mean, var
+
+
+def squeeze_excite(x: jax.Array, reduce: Conv, expand: Conv) -> jax.Array:
+    """`x (batch, height, width, channels)` times a gate per clip and channel, computed from its mean over the image."""
+    squeezed = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    return x * jax.nn.sigmoid(expand(jax.nn.swish(reduce(squeezed)))).astype(x.dtype)
+
+
+class DropConnect(nnx.Module):
+    """Drops the residual branch of whole clips while training and scales the others by `1 / keep`.
+
+    As the reference: a clip keeps its branch when `floor(keep + U[0, 1))` is one.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.deterministic = True
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """``deterministic=False`` switches it on."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """`x (batch, height, width, channels)`; draws from ``rngs.drop`` unless deterministic or of rate 0."""
+        if self.deterministic or self.rate == 0.0:
+            return x
+        if rngs is None:
+            raise ValueError(
+                "drop-connect draws random numbers in training: call the model with rngs=nnx.Rngs(drop=key)."
+            )
+        keep = 1.0 - self.rate
+        kept = jnp.floor(keep + jax.random.uniform(rngs.drop(), (x.shape[0], 1, 1, 1)))
+        return x * (kept / keep).astype(x.dtype)

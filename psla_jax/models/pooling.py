@@ -1,0 +1,89 @@
+"""From features at every step to one score per class (PSLA, section II-B).
+
+All map `(batch, steps, channels)` to `(batch, classes)` in float32. Attribute names are the reference's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psla_jax.models.layers import Conv, uniform
+
+EPSILON = 1e-7
+
+
+class _Linear(Conv):
+    """A 1x1 convolution with bias over `(batch, steps, channels)`, in float32 whatever the backbone computes in."""
+
+    def __init__(self, channels: int, classes: int, *, reference_init: bool, rngs: nnx.Rngs) -> None:
+        super().__init__(channels, classes, bias=True, rngs=rngs)
+        if reference_init:
+            self.kernel[...] = uniform(rngs.params(), self.kernel.shape, math.sqrt(6.0 / channels))
+            self.bias[...] = jnp.zeros((classes,))
+
+    def sigmoid(self, x: jax.Array) -> jax.Array:
+        """`(batch, steps, channels)` to scores `(batch, steps, classes)` in [0, 1]."""
+        return jax.nn.sigmoid(self(x))
+
+
+def attend(attention: jax.Array, scores: jax.Array) -> jax.Array:
+    """Mean of `scores` over the steps, weighted by `attention`; both `(batch, steps, classes)`."""
+    weights = jnp.clip(attention, EPSILON, 1.0 - EPSILON)
+    return jnp.sum(weights / jnp.sum(weights, axis=1, keepdims=True) * scores, axis=1)
+
+
+class MeanPooling(nnx.Module):
+    """The mean over the steps of every class's score."""
+
+    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
+        self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return jnp.mean(self.cla.sigmoid(features), axis=1)
+
+
+class Attention(nnx.Module):
+    """One head: a class's score at each step, weighted by how much that class attends to the step."""
+
+    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
+        self.att = _Linear(channels, classes, reference_init=True, rngs=rngs)
+        self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return attend(self.att.sigmoid(features), self.cla.sigmoid(features))
+
+
+class MultiHeadAttention(nnx.Module):
+    """Several heads, summed with learned weights. The weights are unconstrained: sums may leave [0, 1] by a little."""
+
+    def __init__(self, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> None:
+        self.att = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
+        self.cla = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
+        self.head_weight = nnx.Param(jnp.full((heads,), 1.0 / heads))
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        outputs = [attend(att.sigmoid(features), cla.sigmoid(features)) for att, cla in zip(self.att, self.cla)]
+        return jnp.tensordot(self.head_weight[...], jnp.stack(outputs), axes=1)
+
+
+def build_pooling(
+    pooling: str, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs
+) -> MeanPooling | Attention | MultiHeadAttention:
+    """The head of that name: ``mean``, or ``attention`` with any number of heads.
+
+    Raises:
+        ValueError: for another name, or for fewer than one head.
+    """
+    if pooling == "mean":
+        return MeanPooling(channels, classes, rngs=rngs)
+    if pooling != "attention":
+        raise ValueError(f"pooling is {pooling!r}: choose mean or attention.")
+    if heads < 1:
+        raise ValueError(f"heads is {heads}: use at least one, or pooling 'mean' for none.")
+    if heads == 1:
+        return Attention(channels, classes, rngs=rngs)
+    return MultiHeadAttention(channels, classes, heads, rngs=rngs)

@@ -1,0 +1,139 @@
+"""The tagger: a backbone and a pooling head; and the one door through which any model is built."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from psla_jax.config import ModelConfig
+from psla_jax.models.efficientnet import SCALES, EfficientNet
+from psla_jax.models.layers import BatchNorm
+from psla_jax.models.pooling import build_pooling
+
+
+class AudioTagger(nnx.Module):
+    """PSLA's model: EfficientNet features, averaged over frequency, pooled over time.
+
+    As built it is its evaluation view; :func:`train_view` gives the training view of the same variables.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        pooling: str,
+        heads: int,
+        padding: Literal["symmetric", "static"],
+        drop_connect: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.effnet = EfficientNet(name, padding=padding, drop_connect=drop_connect, dtype=dtype, rngs=rngs)
+        self.attention = build_pooling(pooling, self.effnet.features, num_classes, heads, rngs=rngs)
+
+    def __call__(
+        self, spectrograms: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """Scores per class.
+
+        Args:
+            spectrograms: `(batch, frames, mels)`, normalised log-mel; any number of frames.
+            valid: `(batch,)`, in training: clips with 0 do not count towards the batch statistics.
+            rngs: in training: ``rngs.drop`` feeds drop-connect.
+
+        Returns:
+            `(batch, classes)` float32.
+        """
+        return self.attention(self.effnet(spectrograms, valid, rngs))
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    pooling: Literal["mean", "attention"] = "attention",
+    heads: int = 4,
+    padding: Literal["symmetric", "static"] = "symmetric",
+    drop_connect: float = 0.2,
+    dtype: DTypeLike = jnp.float32,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """Builds a model with fresh weights, in evaluation view.
+
+    Args:
+        name: ``efficientnet-b0`` to ``efficientnet-b7``, or ``package.module:callable`` for your own: the callable
+            is called with ``num_classes`` and ``rngs`` and returns an NNX module that maps `(batch, frames, mels)` to
+            scores `(batch, classes)`.
+        num_classes: size of the vocabulary.
+        pooling, heads: mean, or attention with that many heads.
+        padding: ``symmetric`` (efficientnet_pytorch 0.7.0) or ``static`` (0.7.1); shapes agree, values do not.
+        drop_connect: rate at the end of the network, in training.
+        dtype: of the backbone's activations.
+        rngs: ``rngs.params`` draws the weights.
+
+    Raises:
+        ValueError: for an unknown name or padding, or an import that fails.
+    """
+    if ":" in name:
+        return _custom_model(name)(num_classes=num_classes, rngs=rngs)
+    if name not in SCALES:
+        raise ValueError(
+            f"there is no model {name!r}: choose one of {', '.join(SCALES)}, or name your own as module:callable."
+        )
+    if padding not in ("symmetric", "static"):
+        raise ValueError(f"padding is {padding!r}: choose symmetric or static.")
+    return AudioTagger(name, num_classes, pooling, heads, padding, drop_connect, dtype, rngs)
+
+
+def _custom_model(name: str):
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the model {name!r} cannot be imported ({error}): name it as module:callable.") from error
+
+
+def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
+    """:func:`build_model` from the model section of a config."""
+    return build_model(
+        config.name,
+        num_classes=num_classes,
+        pooling=config.pooling,
+        heads=config.heads,
+        padding=config.padding,
+        drop_connect=config.drop_connect,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def train_view(model: nnx.Module) -> nnx.Module:
+    """The training view of a model: batch statistics in use and tracked, drop-connect on. The variables are shared."""
+    return nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+
+
+def eval_view(model: nnx.Module) -> nnx.Module:
+    """The evaluation view of a model: running statistics, nothing random. The variables are shared."""
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
+def statistics_view(model: nnx.Module) -> nnx.Module:
+    """A view whose call leaves the statistics of that one batch as the running ones; nothing random."""
+    view = nnx.view(model, deterministic=True, use_running_average=False, raise_if_not_found=False)
+    for _, module in nnx.iter_modules(view):
+        if isinstance(module, BatchNorm | nnx.BatchNorm):
+            module.momentum = 0.0
+    return view
+
+
+def apply(model: nnx.Module, spectrograms: jax.Array, valid: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+    """Calls any model, with ``valid`` and ``rngs`` where its call takes them. Returns float32 scores."""
+    offered = {"valid": valid, "rngs": rngs}
+    taken = inspect.signature(type(model).__call__).parameters
+    return model(spectrograms, **{k: v for k, v in offered.items() if k in taken}).astype(jnp.float32)

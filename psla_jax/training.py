@@ -1,0 +1,223 @@
+"""The training step: frontend, SpecAugment, model, loss and optimizer in one jitted function over a mesh of devices.
+
+The state is a dictionary of plain trees: ``params`` and ``rest`` (batch statistics) of the model, ``opt`` of the
+optimizer, ``progress`` (sums behind the epoch's mean loss). It is replicated; batches are split over the devices, and
+batch statistics come out global.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from psla_jax.config import ConfigError, OptimizerConfig, RunConfig, SamplingConfig
+from psla_jax.frontend import Frontend
+from psla_jax.models import tagger
+from psla_jax.sampling.specaugment import noise_and_roll, spec_augment
+
+State = dict[str, Any]
+DEVICE_FIELDS = ("waveform", "num_samples", "labels", "valid")
+"""The fields of a batch that the step needs; the others name clips and stay on the host."""
+EPSILON = 1e-7
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step, with which clips, and what to do."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where state and batches live: all devices in one row, the batch split over them."""
+
+    mesh: Mesh
+
+    @classmethod
+    def over_all_devices(cls) -> Placement:
+        """A mesh of every device JAX sees."""
+        return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """For state: a copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def split(self) -> NamedSharding:
+        """For batches: rows divided among the devices."""
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """The device fields of a batch, split over the devices."""
+        return jax.device_put({k: batch[k] for k in DEVICE_FIELDS if k in batch}, self.split)
+
+    def check_batch(self, batch_size: int, accumulate: int = 1) -> None:
+        """Raises ConfigError if the devices do not divide a (micro)batch."""
+        devices = self.mesh.size
+        if batch_size // accumulate % devices:
+            wanted = max(batch_size // (devices * accumulate), 1) * devices * accumulate
+            micro = f" in {accumulate} microbatches (optimizer.accumulate)" if accumulate > 1 else ""
+            raise ConfigError(
+                f"data.batch_size is {batch_size}{micro}, which {devices} devices do not divide: use {wanted}, for one."
+            )
+
+
+def learning_rate(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Linear warm-up to the peak, and a decay after epoch `decay_start` and every `decay_every` epochs from there on.
+
+    The reference holds the rate for 50 steps at a time while it warms up, the first 50 at zero; here it rises each step.
+    """
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        epoch = jnp.asarray(step) // steps_per_epoch
+        decays = jnp.maximum((epoch - config.decay_start) // config.decay_every + 1, 0)
+        rate = config.learning_rate * jnp.power(config.decay, decays.astype(jnp.float32))
+        return rate * jnp.minimum((step + 1.0) / max(config.warmup_steps, 1), 1.0)
+
+    return schedule
+
+
+def optimizer(config: OptimizerConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """PyTorch's Adam with ``weight_decay``: L2 added to the gradient before the moments, not decoupled from them."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_adam(b1=0.95, b2=0.999, eps=1e-8),
+        optax.scale_by_learning_rate(learning_rate(config, steps_per_epoch)),
+    )
+
+
+def binary_cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over the classes, `(batch,)`; scores are clamped to [1e-7, 1 - 1e-7] as in the reference."""
+    scores = jnp.clip(scores, EPSILON, 1.0 - EPSILON)
+    return -jnp.mean(labels * jnp.log(scores) + (1.0 - labels) * jnp.log1p(-scores), axis=1)
+
+
+def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """For single-label sets, `(batch,)`: scores normalised over the classes, against the (mixed) label distribution.
+
+    The reference takes the argmax of the labels, which forgets the partner of a mixture.
+    """
+    scores = jnp.clip(scores, EPSILON, None)
+    return -jnp.sum(labels * jnp.log(scores / jnp.sum(scores, axis=1, keepdims=True)), axis=1)
+
+
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"bce": binary_cross_entropy, "ce": cross_entropy}
+
+
+def augment(frontend: Frontend, sampling: SamplingConfig, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """Waveforms to masked, normalised spectrograms `(batch, frames, mels)`; every clip draws from a key of its own."""
+    mask_key, noise_key = jax.random.split(key)
+    log_mel = frontend.log_mel(batch["waveform"], batch["num_samples"])
+    clips = log_mel.shape[0]
+    masked = spec_augment(
+        log_mel, jax.random.split(mask_key, clips), freq_mask=sampling.freq_mask, time_mask=sampling.time_mask
+    )
+    spectrograms = frontend.normalise(masked)
+    return noise_and_roll(spectrograms, jax.random.split(noise_key, clips)) if sampling.noise else spectrograms
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One run's model, optimizer and jitted step. Build it with :func:`make_trainer`."""
+
+    config: RunConfig
+    frontend: Frontend
+    graphdef: Any
+    transform: optax.GradientTransformation
+    placement: Placement
+
+    def init(self, model: nnx.Module) -> State:
+        """The state before the first step, on the devices."""
+        params, rest = split_model(model)
+        state = {"params": params, "rest": rest, "opt": self.transform.init(params), "progress": no_progress()}
+        return jax.device_put(jax.tree.map(jnp.asarray, state), self.placement.replicated)
+
+    @functools.cached_property
+    def step(self) -> Callable[[State, dict[str, jax.Array], int], tuple[State, dict[str, jax.Array]]]:
+        """``step(state, batch, number) -> (state, metrics)``; donates the state. `number` counts from the run's start."""
+        return jax.jit(
+            self._step, donate_argnums=0, out_shardings=(self.placement.replicated, self.placement.replicated)
+        )
+
+    def _step(self, state: State, batch: dict[str, jax.Array], number: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+        loss, rest, gradients = self._gradients(state["params"], state["rest"], batch, key)
+        updates, opt = self.transform.update(gradients, state["opt"], state["params"])
+        count = batch["valid"].sum()
+        progress = {"loss": state["progress"]["loss"] + loss * count, "count": state["progress"]["count"] + count}
+        new = {"params": optax.apply_updates(state["params"], updates), "rest": rest, "opt": opt, "progress": progress}
+        return new, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+
+    def _gradients(self, params: Any, rest: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Any, Any, Any]:
+        """Loss, new batch statistics and gradient of a batch, in one piece or in microbatches."""
+        parts = self.config.optimizer.accumulate
+        total = jnp.maximum(batch["valid"].sum(), 1.0)
+        if parts == 1:
+            (loss, rest), gradients = self._part(params, rest, batch, key, total)
+            return loss, rest, gradients
+
+        def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
+            loss, rest, gradients = carry
+            (part_loss, rest), part_gradients = self._part(params, rest, *part, total)
+            return (loss + part_loss, rest, jax.tree.map(jnp.add, gradients, part_gradients)), None
+
+        # Row i goes to part i % parts, so that every device keeps the rows it has.
+        split = {k: jnp.moveaxis(v.reshape(-1, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
+        zero = (jnp.zeros(()), rest, jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zero, (split, jax.random.split(key, parts)))[0]
+
+    def _part(self, params: Any, rest: Any, batch: dict[str, jax.Array], key: jax.Array, total: jax.Array):
+        """Loss (with the new statistics) and gradient of a microbatch, as its share of `total` clips."""
+        augment_key, drop_key = jax.random.split(key)
+        spectrograms = augment(self.frontend, self.config.sampling, batch, augment_key)
+
+        def loss_of(params: Any, rest: Any) -> tuple[jax.Array, Any]:
+            model = tagger.train_view(nnx.merge(self.graphdef, params, rest))
+            scores = tagger.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=drop_key))
+            losses = LOSSES[self.config.optimizer.loss](scores, batch["labels"])
+            # A row without a clip may score anything, even NaN: it is replaced, not multiplied away.
+            return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)) / total, split_model(model)[1]
+
+        return jax.value_and_grad(loss_of, has_aux=True)(params, rest)
+
+    @functools.cached_property
+    def statistics(self) -> Callable[[Any, Any, dict[str, jax.Array]], Any]:
+        """``statistics(params, rest, batch) -> rest`` with the batch statistics of that batch alone, no augmentation."""
+        return jax.jit(self._statistics, out_shardings=self.placement.replicated)
+
+    def _statistics(self, params: Any, rest: Any, batch: dict[str, jax.Array]) -> Any:
+        model = tagger.statistics_view(nnx.merge(self.graphdef, params, rest))
+        spectrograms = self.frontend(batch["waveform"], batch["num_samples"])
+        tagger.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=0))
+        return split_model(model)[1]
+
+
+def split_model(model: nnx.Module) -> tuple[dict, dict]:
+    """A model's parameters, and its other variables (batch statistics), as plain nested dictionaries of arrays."""
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def no_progress() -> dict[str, jax.Array]:
+    """The sums behind an epoch's mean loss, before its first step."""
+    return {"loss": jnp.zeros(()), "count": jnp.zeros(())}
+
+
+def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, placement: Placement) -> Trainer:
+    """The trainer of a run.
+
+    Raises:
+        ConfigError: if the devices do not divide the batch.
+    """
+    placement.check_batch(config.data.batch_size, config.optimizer.accumulate)
+    graphdef = nnx.graphdef(model)
+    transform = optimizer(config.optimizer, steps_per_epoch)
+    return Trainer(config, Frontend.from_config(config.frontend), graphdef, transform, placement)

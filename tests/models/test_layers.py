@@ -1,0 +1,218 @@
+"""Layers against PyTorch's, and the hand-written depthwise gradient against automatic differentiation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch.nn import functional
+
+from psla_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    DropConnect,
+    Pads,
+    depthwise_conv,
+    depthwise_conv_plain,
+    patches_conv,
+    static_padding,
+    symmetric_padding,
+    torch_uniform,
+)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def values_and_gradients(function, x, kernel, cotangent, stride: int, padding: Pads) -> list[np.ndarray]:
+    """The output of a depthwise convolution and its gradients for the input and the kernel."""
+
+    def run(x, kernel, cotangent):
+        y, pull_back = jax.vjp(lambda x, kernel: function(x, kernel, stride, padding), x, kernel)
+        return y, *pull_back(cotangent)
+
+    return [np.asarray(value) for value in jax.jit(run)(x, kernel, cotangent)]
+
+
+TENSORFLOW = {3: ((0, 1), (0, 1)), 5: ((1, 2), (1, 2))}
+"""The static padding of a stride-2 convolution on an even image size, by kernel."""
+
+
+def depthwise_cases() -> list[tuple[int, int, Pads, int, int]]:
+    """Kernel, stride, padding, height, width: every combination of the network; odd and even sizes; a single frame."""
+    cases = []
+    for size in (3, 5):
+        cases += [(size, 1, symmetric_padding(size), 7, 10), (size, 2, symmetric_padding(size), 4, 1)]
+        for padding in (symmetric_padding(size), TENSORFLOW[size]):
+            cases += [(size, 2, padding, 7, 10), (size, 2, padding, 8, 5)]
+    return cases
+
+
+@pytest.mark.parametrize("size, stride, padding, height, width", depthwise_cases())
+def test_depthwise_convolution_and_its_gradient(size: int, stride: int, padding: Pads, height: int, width: int) -> None:
+    rows, columns = ((n + sum(pad) - size) // stride + 1 for n, pad in zip((height, width), padding, strict=True))
+    with jax.enable_x64(True):
+        arrays = normal(0, 2, height, width, 3), normal(1, size, size, 1, 3), normal(2, 2, rows, columns, 3)
+        ours = values_and_gradients(depthwise_conv, *arrays, stride, padding)
+        plain = values_and_gradients(depthwise_conv_plain, *arrays, stride, padding)
+    for value, expected in zip(ours, plain, strict=True):
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_static_padding_is_that_of_tensorflow(size: int) -> None:
+    assert static_padding(size, 2, 260) == TENSORFLOW[size]
+    assert static_padding(size, 2, 65) == static_padding(size, 1, 260) == symmetric_padding(size)
+    assert static_padding(1, 1, 260) == symmetric_padding(1) == ((0, 0), (0, 0))
+
+
+def test_depthwise_gradient_in_bfloat16_accumulates_in_float32() -> None:
+    arrays = normal(0, 2, 9, 40, 3), normal(1, 3, 3, 1, 3), normal(2, 2, 9, 40, 3)
+    rounded = [jnp.asarray(array, jnp.bfloat16) for array in arrays]
+    ours = values_and_gradients(depthwise_conv, *rounded, 1, symmetric_padding(3))
+    exact = values_and_gradients(
+        depthwise_conv_plain, *(a.astype(jnp.float32) for a in rounded), 1, symmetric_padding(3)
+    )
+    for value, expected in zip(ours, exact, strict=True):
+        assert value.dtype == jnp.bfloat16
+        np.testing.assert_allclose(value.astype(np.float32), expected, atol=2**-7 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("padding", [symmetric_padding(3), TENSORFLOW[3]])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dense_convolution_is_that_of_pytorch(channels: int, padding: Pads) -> None:
+    x, kernel = normal(0, 2, 9, 12, channels), normal(1, 3, 3, channels, 4)
+    (top, bottom), (left, right) = padding
+    image = functional.pad(torch.from_numpy(x.transpose(0, 3, 1, 2)), (left, right, top, bottom))
+    expected = functional.conv2d(image, torch.from_numpy(kernel.transpose(3, 2, 0, 1)), stride=2)
+    ours = patches_conv(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), 2, padding)
+    np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
+def test_depthwise_convolution_is_that_of_pytorch() -> None:
+    x, kernel = normal(0, 2, 8, 11, 6), normal(1, 5, 5, 1, 6)
+    weight = torch.from_numpy(kernel.transpose(3, 2, 0, 1))
+    expected = functional.conv2d(torch.from_numpy(x.transpose(0, 3, 1, 2)), weight, stride=2, padding=2, groups=6)
+    ours = depthwise_conv(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), 2, symmetric_padding(5))
+    np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape, fan_in", [((40, 30), 30), ((3, 3, 1, 200), 9)])
+def test_initial_values_have_the_range_and_spread_of_pytorch(shape: tuple[int, ...], fan_in: int) -> None:
+    values = np.asarray(torch_uniform(jax.random.key(0), shape, fan_in))
+    bound = fan_in**-0.5
+    assert np.abs(values).max() <= bound
+    assert values.max() > 0.97 * bound and values.min() < -0.97 * bound
+    np.testing.assert_allclose(values.std(), bound / np.sqrt(3), rtol=0.05)
+
+
+@pytest.mark.parametrize("depthwise, groups", [(False, 1), (True, 64)])
+def test_convolutions_start_in_the_range_of_pytorch(depthwise: bool, groups: int) -> None:
+    conv = Conv(64, 64, 3, depthwise=depthwise, bias=True, rngs=nnx.Rngs(0))
+    reference = torch.nn.Conv2d(64, 64, 3, groups=groups)
+    assert conv.kernel.shape == tuple(reference.weight.permute(2, 3, 1, 0).shape)
+    for ours, theirs in ((conv.kernel, reference.weight), (conv.bias, reference.bias)):
+        bound = theirs.abs().max().item()
+        np.testing.assert_allclose(np.abs(np.asarray(ours[...])).max(), bound, rtol=0.1)
+
+
+def build_norms(channels: int = 5) -> tuple[BatchNorm, torch.nn.BatchNorm2d]:
+    """Our batch normalisation and PyTorch's, with the same weights that are not the initial ones."""
+    theirs = torch.nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+    torch.nn.init.uniform_(theirs.weight, 0.5, 1.5)
+    torch.nn.init.normal_(theirs.bias)
+    ours = BatchNorm(channels)
+    ours.scale[...] = theirs.weight.detach().numpy().copy()
+    ours.bias[...] = theirs.bias.detach().numpy().copy()
+    return ours, theirs
+
+
+def in_training(norm: BatchNorm) -> BatchNorm:
+    return nnx.view(norm, use_running_average=False)
+
+
+def test_batch_norm_trains_and_evaluates_as_pytorch() -> None:
+    ours, theirs = build_norms()
+    train = in_training(ours)
+    for step in range(3):
+        x = (2.0 + step + 3.0 * normal(step, 2, 3, 4, 5)).astype(np.float32)
+        expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach().numpy()
+        np.testing.assert_allclose(train(jnp.asarray(x)), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.mean[...], theirs.running_mean.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(ours.var[...], theirs.running_var.numpy(), rtol=1e-5)
+    x = normal(9, 2, 3, 4, 5).astype(np.float32)
+    expected = theirs.eval()(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach().numpy()
+    np.testing.assert_allclose(ours(jnp.asarray(x)), expected, atol=1e-5)
+
+
+def test_batch_norm_evaluation_leaves_the_statistics_alone() -> None:
+    ours, _ = build_norms()
+    ours(jnp.asarray(normal(0, 2, 3, 4, 5)) + 10)
+    np.testing.assert_array_equal(ours.mean[...], np.zeros(5))
+    np.testing.assert_array_equal(ours.var[...], np.ones(5))
+
+
+def test_batch_norm_variance_does_not_cancel() -> None:
+    """With a mean of 30 and a deviation of 0.01, E[x^2] - E[x]^2 has no correct digit in float32."""
+    x = (30.0 + 0.01 * normal(0, 64, 5, 5, 1)).astype(np.float32)
+    ours = BatchNorm(1, momentum=0.0)
+    in_training(ours)(jnp.asarray(x))
+    np.testing.assert_allclose(ours.var[...], x.astype(np.float64).var(ddof=1), rtol=1e-3)
+
+
+def masked_norm(x: np.ndarray, valid: np.ndarray | None, rows: np.ndarray) -> list[np.ndarray]:
+    """Outputs of the rows, gradient of a function of them for the input, and the running statistics."""
+    norm = BatchNorm(5)
+    norm.scale[...], norm.bias[...] = jnp.arange(1.0, 6.0), jnp.arange(5.0)
+    graphdef, state = nnx.split(in_training(norm))
+
+    def loss(x: jax.Array) -> tuple[jax.Array, tuple]:
+        norm = nnx.merge(graphdef, state, copy=True)
+        y = norm(x, None if valid is None else jnp.asarray(valid))[rows]
+        return jnp.sum(jnp.sin(y)), (y, norm.mean[...], norm.var[...])
+
+    (_, (y, mean, var)), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(x))
+    return [np.asarray(value) for value in (y, mean, var, gradient)]
+
+
+def test_masked_clips_do_not_count_for_batch_norm() -> None:
+    x = normal(0, 5, 3, 4, 5).astype(np.float32)
+    x[[1, 4]] += 100.0
+    rows = np.array([0, 2, 3])
+    *masked, gradient = masked_norm(x, np.array([1, 0, 1, 1, 0], np.float32), rows)
+    *smaller, expected = masked_norm(x[rows], None, np.arange(3))
+    for value, other in zip(masked, smaller, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-5)
+    np.testing.assert_allclose(gradient[rows], expected, atol=1e-5)
+    np.testing.assert_array_equal(gradient[[1, 4]], 0)
+
+
+def test_drop_connect_drops_whole_clips_and_scales_the_rest() -> None:
+    rate, clips = 0.3, 4000
+    layer = nnx.view(DropConnect(rate), deterministic=False)
+    x = 1.0 + np.abs(normal(0, clips, 1, 2, 3)).astype(np.float32)
+    y = np.asarray(layer(jnp.asarray(x), nnx.Rngs(drop=0)))
+    kept = (y != 0).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(kept, (y != 0).any(axis=(1, 2, 3)))
+    np.testing.assert_allclose(y[kept], x[kept] / (1 - rate), rtol=1e-6)
+    deviation = np.sqrt(rate * (1 - rate) / clips)
+    assert abs(kept.mean() - (1 - rate)) < 4 * deviation
+    again = np.asarray(layer(jnp.asarray(x), nnx.Rngs(drop=0)))
+    other = np.asarray(layer(jnp.asarray(x), nnx.Rngs(drop=1)))
+    np.testing.assert_array_equal(y, again)
+    assert (y != other).any()
+
+
+def test_drop_connect_acts_in_the_training_view_only() -> None:
+    x = jnp.ones((6, 1, 1, 2))
+    layer = DropConnect(0.9)
+    np.testing.assert_array_equal(layer(x, nnx.Rngs(drop=0)), x)
+    np.testing.assert_array_equal(layer(x, None), x)
+    np.testing.assert_array_equal(nnx.view(DropConnect(0.0), deterministic=False)(x, None), x)
+    with pytest.raises(ValueError, match="rngs=nnx.Rngs"):
+        nnx.view(layer, deterministic=False)(x, None)

@@ -1,0 +1,196 @@
+"""Waveforms from files, against soundfile, SciPy and the samples that were written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+
+import numpy as np
+import pytest
+import scipy.io.wavfile
+import scipy.signal
+import soundfile
+
+from psla_jax import audio
+
+
+def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
+
+
+def test_16_khz_pcm_is_read_as_it_is(tmp_path):
+    pcm = np.random.default_rng(0).integers(-32768, 32768, 1000).astype(np.int16)
+    scipy.io.wavfile.write(tmp_path / "a.wav", 16000, pcm)
+    waveform = audio.read(tmp_path / "a.wav")
+    assert waveform.dtype == np.float32 and waveform.flags.c_contiguous
+    np.testing.assert_array_equal(waveform, pcm / 32768)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 32000, 44100, 48000, 96000])
+def test_any_rate_becomes_16_khz(tmp_path, rate):
+    soundfile.write(tmp_path / "a.wav", tone(rate), rate, subtype="FLOAT")
+    waveform = audio.read(tmp_path / "a.wav")
+    assert abs(len(waveform) - 8000) <= 1
+    # The ends ring, as with any filter; in between it is the same tone.
+    np.testing.assert_allclose(waveform[500:7500], tone(16000)[500:7500], atol=1e-3)
+
+
+def test_resampling_agrees_with_scipy_below_the_cut(tmp_path):
+    noise = scipy.signal.sosfiltfilt(
+        scipy.signal.butter(8, 3000, fs=48000, output="sos"), np.random.default_rng(1).normal(0, 0.1, 48000)
+    )
+    soundfile.write(tmp_path / "a.wav", noise, 48000, subtype="FLOAT")
+    expected = scipy.signal.resample_poly(noise, 1, 3, window=("kaiser", 12.0))
+    np.testing.assert_allclose(audio.read(tmp_path / "a.wav")[500:-500], expected[500:-500], atol=2e-3)
+
+
+def test_what_is_above_8_khz_does_not_alias(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(48000, hertz=11000), 48000, subtype="FLOAT")
+    assert np.abs(audio.read(tmp_path / "a.wav")[500:-500]).max() < 1e-3
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_channels_become_their_mean_or_the_first(tmp_path, channels):
+    samples = np.random.default_rng(2).uniform(-1, 1, (800, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(audio.read(tmp_path / "a.wav"), samples.mean(axis=1), atol=1e-6)
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav", channel="first"), samples[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("name", "subtype", "tolerance"),
+    [
+        ("a.flac", "PCM_24", 2**-23),
+        ("a.flac", "PCM_16", 2**-15),
+        ("a.wav", "PCM_24", 2**-23),
+        ("a.wav", "PCM_U8", 2**-7),
+        ("a.wav", "PCM_32", 1e-7),
+        ("a.wav", "FLOAT", 1e-7),
+        ("a.wav", "DOUBLE", 1e-7),
+        ("a.ogg", "VORBIS", 0.05),
+        ("a.mp3", "MPEG_LAYER_III", 0.05),
+    ],
+)
+def test_formats(tmp_path, name, subtype, tolerance):
+    soundfile.write(tmp_path / name, tone(16000), 16000, subtype=subtype)
+    waveform = audio.read(tmp_path / name)
+    assert len(waveform) == 8000
+    np.testing.assert_allclose(waveform[500:-500], tone(16000)[500:-500], atol=tolerance)
+
+
+def test_a_file_longer_than_a_block_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "_BLOCK", 1000)
+    for length in (999, 1000, 1001, 3000):
+        samples = np.random.default_rng(3).uniform(-1, 1, (length, 2)).astype(np.float32)
+        soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+        np.testing.assert_array_equal(audio.read(tmp_path / "a.wav", channel="first"), samples[:, 0])
+
+
+def test_a_name_in_any_script(tmp_path):
+    path = os.path.join(tmp_path, "Grüße 雨, 1.wav")
+    soundfile.write(path, tone(16000), 16000)
+    assert len(audio.read(path)) == 8000
+
+
+def broken_files(folder):
+    (folder / "folder.wav").mkdir()
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("<html>404 Not Found</html>")
+    (folder / "headless.raw").write_bytes(b"\0" * 64)
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "short.wav", np.zeros(1), 48000)
+    for name, value in (("nan.wav", np.nan), ("inf.wav", np.inf)):
+        soundfile.write(folder / name, np.array([0.0, value, 0.0]), 16000, subtype="FLOAT")
+    soundfile.write(folder / "whole.flac", np.random.default_rng(4).normal(0, 0.1, 48000), 16000)
+    whole = (folder / "whole.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    # STREAMINFO's 36 bits of length: a number of samples that no memory holds.
+    (folder / "lie.flac").write_bytes(whole[:21] + bytes([whole[21] | 0x0F]) + b"\xff" * 4 + whole[26:])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere.wav", "is missing"),
+        ("nul\0.wav", "is missing"),
+        ("folder.wav", "is a folder"),
+        ("empty.wav", "is an empty file"),
+        ("text.wav", "cannot be read as audio"),
+        ("headless.raw", "cannot be read as audio"),
+        ("none.wav", "holds no samples"),
+        ("short.wav", "too short"),
+        ("nan.wav", "not finite"),
+        ("inf.wav", "not finite"),
+        ("cut.flac", "cannot be read as audio"),
+        ("lie.flac", "cannot be read as audio"),
+    ],
+)
+def test_what_gives_no_waveform_is_named(tmp_path, name, reason):
+    broken_files(tmp_path)
+    path = os.path.join(tmp_path, name)
+    with pytest.raises(audio.AudioError) as caught:
+        audio.read(path)
+    assert reason in caught.value.reason
+    assert str(caught.value) == f"{path} {caught.value.reason}" and str(caught.value).endswith(".")
+    assert ": " in caught.value.reason, "the remedy is missing"
+
+
+def test_the_error_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(audio.AudioError("a.wav", "is missing.")))
+    assert str(error) == "a.wav is missing." and error.path == "a.wav" and isinstance(error, ValueError)
+
+
+def test_written_pcm_is_what_another_reader_reads(tmp_path):
+    audio.write_pcm16(tmp_path / "a.wav", np.array([0.0, 0.5, -0.5, 1.0, 1.7, -1.0, -1.7], np.float32))
+    rate, pcm = scipy.io.wavfile.read(tmp_path / "a.wav")
+    assert rate == 16000 and pcm.dtype == np.int16
+    np.testing.assert_array_equal(pcm, [0, 16384, -16384, 32767, 32767, -32768, -32768])
+
+
+def test_reading_and_writing_changes_nothing(tmp_path):
+    every = np.arange(-32768, 32768).astype(np.int16)
+    scipy.io.wavfile.write(tmp_path / "a.wav", 16000, every)
+    audio.write_pcm16(tmp_path / "b.wav", audio.read(tmp_path / "a.wav"))
+    np.testing.assert_array_equal(scipy.io.wavfile.read(tmp_path / "b.wav")[1], every)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 2)), np.zeros(0), np.array([0.0, np.nan])])
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path, bad):
+    audio.write_pcm16(tmp_path / "a.wav", np.ones(10))
+    before = (tmp_path / "a.wav").read_bytes()
+    with pytest.raises(audio.AudioError, match="a.wav"):
+        audio.write_pcm16(tmp_path / "a.wav", bad)
+    assert (tmp_path / "a.wav").read_bytes() == before
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        audio.write_pcm16(tmp_path / "a.wav", np.ones(10))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1, 3])
+def test_threads_return_in_order(workers):
+    assert audio.in_threads(lambda i: i * i, range(20), "Squaring", workers=workers, progress=False) == [
+        i * i for i in range(20)
+    ]
+
+
+def test_an_interrupt_drops_what_has_not_begun(capfd):
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        if i == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.005)
+
+    with pytest.raises(KeyboardInterrupt):
+        audio.in_threads(work, range(500), "Working", workers=2)
+    assert len(begun) < 500
+    assert capfd.readouterr().out == ""

@@ -1,0 +1,200 @@
+"""The oracle of the model tests: the reference system's tagger in PyTorch.
+
+The backbone is ``efficientnet-pytorch`` 0.7.0 itself; the pooling heads and the wrapper are written here from the
+description of the reference (PSLA, section III-B). Names of weights are those of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from efficientnet_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn import functional
+
+FEATURES = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560)
+"""Channels of the last convolution of B0 to B7."""
+FLOOR = 1e-7
+"""Attention values and, in the loss, probabilities are clamped to [FLOOR, 1 - FLOOR]."""
+
+
+def pointwise(channels: int, num_classes: int) -> nn.Conv2d:
+    """The 1x1 convolution that maps features to one logit per class and step."""
+    return nn.Conv2d(channels, num_classes, kernel_size=1)
+
+
+def attended(features: Tensor, attention: nn.Conv2d, classifier: nn.Conv2d) -> Tensor:
+    """One head: ``(batch, channels, steps, 1)`` to probabilities ``(batch, classes)``."""
+    weights = torch.sigmoid(attention(features)).squeeze(3).clamp(FLOOR, 1 - FLOOR)
+    scores = torch.sigmoid(classifier(features)).squeeze(3)
+    return (weights * scores).sum(dim=2) / weights.sum(dim=2)
+
+
+class MeanPooling(nn.Module):
+    """No head: the mean over time of the probabilities of each step."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.cla = pointwise(channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.cla(features)).squeeze(3).mean(dim=2)
+
+
+class Attention(nn.Module):
+    """A single attention head."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.att = pointwise(channels, num_classes)
+        self.cla = pointwise(channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return attended(features, self.att, self.cla)
+
+
+class MHeadAttention(nn.Module):
+    """Several attention heads, summed with learnable weights that start at 1/heads."""
+
+    def __init__(self, channels: int, num_classes: int, heads: int) -> None:
+        super().__init__()
+        self.att = nn.ModuleList([pointwise(channels, num_classes) for _ in range(heads)])
+        self.cla = nn.ModuleList([pointwise(channels, num_classes) for _ in range(heads)])
+        self.head_weight = nn.Parameter(torch.full((heads,), 1 / heads))
+
+    def forward(self, features: Tensor) -> Tensor:
+        heads = [attended(features, att, cla) for att, cla in zip(self.att, self.cla, strict=True)]
+        return torch.einsum("h,hbc->bc", self.head_weight, torch.stack(heads))
+
+
+def build_pooling(channels: int, num_classes: int, heads: int) -> nn.Module:
+    """The pooling of the reference for a number of heads; 0 is mean pooling."""
+    if heads == 0:
+        return MeanPooling(channels, num_classes)
+    return Attention(channels, num_classes) if heads == 1 else MHeadAttention(channels, num_classes, heads)
+
+
+def use_static_paddings(effnet: EfficientNet, image_size: int) -> None:
+    """Replace every padding by that of ``efficientnet-pytorch`` 0.7.1.
+
+    The total is what keeps ``ceil(size / stride)`` outputs on a square image of ``image_size``, the smaller half of it
+    goes before; sizes follow the chain of strides, whatever the input really is.
+    """
+    size = image_size
+    depthwise = [block._depthwise_conv for block in effnet._blocks]
+    for convolution in [effnet._conv_stem, *depthwise]:
+        kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+        outputs = math.ceil(size / stride)
+        total = max((outputs - 1) * stride + kernel - size, 0)
+        before, after = total // 2, total - total // 2
+        convolution.static_padding = nn.ZeroPad2d((before, after, before, after))
+        size = outputs
+
+
+class ReferenceTagger(nn.Module):
+    """``(batch, frames, 128)`` spectrograms to probabilities ``(batch, classes)``, as the reference computes them."""
+
+    def __init__(
+        self,
+        variant: int = 2,
+        num_classes: int = 527,
+        heads: int = 4,
+        padding: str = "symmetric",
+        drop_connect: float = 0.2,
+    ) -> None:
+        super().__init__()
+        name = f"efficientnet-b{variant}"
+        self.effnet = EfficientNet.from_name(name, in_channels=1, drop_connect_rate=drop_connect)
+        self.effnet._fc = nn.Identity()
+        if padding == "static":
+            use_static_paddings(self.effnet, EfficientNet.get_image_size(name))
+        self.attention = build_pooling(FEATURES[variant], num_classes, heads)
+
+    def features(self, spectrograms: Tensor) -> Tensor:
+        """The backbone's output averaged over frequency, ``(batch, channels, steps)``."""
+        image = spectrograms.unsqueeze(1).transpose(2, 3)
+        return self.effnet.extract_features(image).mean(dim=2)
+
+    def forward(self, spectrograms: Tensor) -> Tensor:
+        return self.attention(self.features(spectrograms).unsqueeze(3))
+
+
+def make_spectrograms(batch: int, frames: int, seed: int, mels: int = 128) -> np.ndarray:
+    """Patchy noise ``(batch, frames, mels)`` float32: it differs between clips and along both axes."""
+    rng = np.random.default_rng(seed)
+    patches = rng.standard_normal((batch, math.ceil(frames / 16), math.ceil(mels / 16)))
+    coarse = np.kron(patches, np.ones((1, 16, 16)))[:, :frames, :mels]
+    return (coarse + 0.5 * rng.standard_normal((batch, frames, mels))).astype(np.float32)
+
+
+def measure_statistics(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+    """Forward hook: set the running statistics to those of the input, then disturb them."""
+    noise = torch.randn(2, norm.num_features)
+    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
+    norm.running_mean = mean + 0.1 * variance.sqrt() * noise[0]
+    norm.running_var = variance * torch.exp(0.2 * noise[1])
+
+
+def randomise(model: ReferenceTagger) -> None:
+    """Give the model weights and statistics under which every part of it shows in the output.
+
+    With PyTorch's initial values activations die out over the depth and any head would do. Here the running
+    statistics of each layer are measured on a batch, so that activations keep their size, and disturbed.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.3)
+    for name, parameter in model.attention.named_parameters():
+        if name == "head_weight":
+            nn.init.uniform_(parameter, 0.1, 0.5)
+        else:
+            nn.init.normal_(parameter, 0, 2 / math.sqrt(model.effnet._bn1.num_features))
+    hooks = [norm.register_forward_pre_hook(measure_statistics) for norm in norms]
+    evaluate(model, make_spectrograms(batch=2, frames=333, seed=99))
+    for hook in hooks:
+        hook.remove()
+
+
+def make_reference(
+    variant: int = 0,
+    num_classes: int = 20,
+    heads: int = 4,
+    padding: str = "symmetric",
+    drop_connect: float = 0.0,
+) -> ReferenceTagger:
+    """A :func:`randomise`d tagger in evaluation mode; the same one on every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(variant)
+        model = ReferenceTagger(variant, num_classes, heads, padding, drop_connect)
+        randomise(model)
+    return model
+
+
+def to_numpy(state_dict: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """A copy of a state dict as arrays."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in state_dict.items()}
+
+
+def evaluate(model: ReferenceTagger, spectrograms: np.ndarray) -> np.ndarray:
+    """The model's probabilities in evaluation mode."""
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(spectrograms)).numpy()
+
+
+def train(model: ReferenceTagger, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """One step of the reference's optimizer per batch of ``(spectrograms, labels)``, at a rate of 1e-3; the losses."""
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7)
+    model.train()
+    losses = []
+    for spectrograms, labels in batches:
+        probabilities = model(torch.from_numpy(spectrograms)).clamp(FLOOR, 1 - FLOOR)
+        loss = functional.binary_cross_entropy(probabilities, torch.from_numpy(labels))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    return losses
