@@ -83,7 +83,7 @@ def _mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:
     channels = block.shape[1]
     if channel == "first" or channels == 1:
         return np.ascontiguousarray(block[:, 0])
-    # Column by column: ten times as quick as block.mean(axis=1).
+    # Column by column: for stereo ten times as quick as block.mean(axis=1).
     return sum((block[:, c] for c in range(1, channels)), start=block[:, 0]) / np.float32(channels)
 
 

@@ -71,6 +71,19 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class PretrainingConfig:
+    """The P of PSLA: what the backbone starts from."""
+
+    source: str = ""
+    """Empty for random weights, ``imagenet`` for those of efficientnet_pytorch, or the path of such a ``.pth`` file."""
+    stem: Literal["sum", "random"] = "sum"
+    """The one-channel stem: the sum of the three colours' kernels, or random as in the reference."""
+
+    def __post_init__(self) -> None:
+        _require(self.stem in ("sum", "random"), "pretraining.stem", self.stem, "choose sum or random")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the clips are and how they are loaded."""
 
@@ -189,6 +202,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)

@@ -1,13 +1,13 @@
 """Waveforms to normalised log-mel spectrograms, on the device the model runs on.
 
 The features are those of Kaldi's ``compute-fbank-feats`` as ``torchaudio.compliance.kaldi.fbank`` computes them with
-``htk_compat=True, use_energy=False, window_type="hanning", num_mel_bins=128, dither=0`` at 16 kHz: frames of 25 ms every
-10 ms, the mean of each frame removed, pre-emphasis 0.97, symmetric Hann window, power spectrum of 512 points, 128
-triangular filters from 20 Hz to 8 kHz, logarithm with a floor (PSLA, section III-A).
+``htk_compat=True, use_energy=False, window_type="hanning", num_mel_bins=128, dither=0`` at 16 kHz: frames of 25 ms
+every 10 ms, the mean of each frame removed, pre-emphasis 0.97, symmetric Hann window, power spectrum of 512 points,
+128 triangular filters from 20 Hz to 8 kHz, logarithm with a floor (PSLA, section III-A).
 
-Between the frame and its power everything is float64. The window leaves a full-scale tone 120 dB down in the other
-bins, at the level of float32 rounding, and there a float32 transform is wrong by several hundredths of a log unit.
-The transform is two short matrix products instead of an FFT, which XLA would not split over the devices of a batch.
+Between the frame and its power everything is float64 where the platform has it. A full-scale tone leaks into far bins
+at 120 dB below its peak, near the rounding of float32, where a float32 transform is wrong by some hundredths of a log
+unit. The transform is two short matrix products and not an FFT, which XLA would not split over the devices of a batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from psla_jax.config import FrontendConfig
 
@@ -64,7 +65,7 @@ class Frontend:
         """Samples that fill ``target_length`` frames; any beyond them are ignored."""
         return FRAME_LENGTH + FRAME_SHIFT * (self.target_length - 1)
 
-    def log_mel(self, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
+    def log_mel(self, waveforms: ArrayLike, lengths: ArrayLike) -> jax.Array:
         """Log-mel energies before normalisation, where masks are applied.
 
         Args:
@@ -75,20 +76,22 @@ class Frontend:
             ``(batch, target_length, 128)`` float32. Frames that do not lie wholly inside their clip are 0.
 
         Raises:
-            FrontendError: when the shapes do not fit together.
+            FrontendError: when the shapes do not fit together, or the samples are integers.
         """
         if jnp.ndim(waveforms) != 2 or jnp.shape(lengths) != jnp.shape(waveforms)[:1]:
             raise FrontendError(
                 f"waveforms have shape {jnp.shape(waveforms)} and lengths {jnp.shape(lengths)}: "
                 "pass (batch, samples) and (batch,)."
             )
+        if not jnp.issubdtype(jnp.result_type(waveforms), jnp.floating):
+            raise FrontendError(f"waveforms are {jnp.result_type(waveforms)}: scale them to floats in [-1, 1].")
         return _log_mel(waveforms, lengths, self.target_length)
 
     def normalise(self, x: jax.Array) -> jax.Array:
         """``(x - mean) / std``; padding and masks, which are 0 before, become ``-mean / std``."""
         return (x - self.mean) / self.std
 
-    def __call__(self, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
+    def __call__(self, waveforms: ArrayLike, lengths: ArrayLike) -> jax.Array:
         """Normalised log-mel features ``(batch, target_length, 128)``; arguments as for :meth:`log_mel`."""
         return self.normalise(self.log_mel(waveforms, lengths))
 
@@ -105,7 +108,7 @@ def _log_mel(waveforms: jax.Array, lengths: jax.Array, frames: int) -> jax.Array
     return jnp.where((jnp.arange(frames) < count[:, None])[..., None], mels, 0.0)
 
 
-def _in_blocks(waveforms: jax.Array, *, frames: int, dtype: jnp.dtype, rows: int) -> jax.Array:
+def _in_blocks(waveforms: jax.Array, *, frames: int, dtype: DTypeLike, rows: int) -> jax.Array:
     """Log-mels ``(batch, frames, 128)``, about ``rows`` frames at a time, so that temporaries stay in the cache."""
     batch = waveforms.shape[0]
     blocks = -(-frames * batch // rows) or 1
@@ -113,9 +116,8 @@ def _in_blocks(waveforms: jax.Array, *, frames: int, dtype: jnp.dtype, rows: int
     blocks = -(-frames // size)
     samples = FRAME_SHIFT * (blocks * size + 2)
     waveforms = waveforms[:, :samples]
-    hops = jnp.pad(waveforms, ((0, 0), (0, samples - waveforms.shape[1]))).reshape(
-        batch, blocks * size + 2, FRAME_SHIFT
-    )
+    padded = jnp.pad(waveforms, ((0, 0), (0, samples - waveforms.shape[1])))
+    hops = padded.reshape(batch, blocks * size + 2, FRAME_SHIFT)
 
     def block(index: jax.Array) -> jax.Array:
         return _block(lax.dynamic_slice_in_dim(hops, index * size, size + 2, axis=1), dtype)
@@ -124,36 +126,35 @@ def _in_blocks(waveforms: jax.Array, *, frames: int, dtype: jnp.dtype, rows: int
     return jnp.moveaxis(mels, 0, 1).reshape(batch, blocks * size, NUM_MELS)[:, :frames]
 
 
-def _block(hops: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _block(hops: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Log-mels ``(batch, n - 2, 128)`` of hops ``(batch, n, 160)``: a frame is two hops and a half.
 
-    Frames stay in the last, contiguous axis throughout, so that neither of the two products of the transform needs a
-    transposed copy of its input.
+    Clips and frames are the last axes throughout: no product needs a transposed copy of its input, and a batch that is
+    split over devices stays split.
     """
-    batch, size = hops.shape[0], hops.shape[1] - 2
     with jax.enable_x64(dtype == jnp.float64):
         x = jnp.transpose(hops, (2, 0, 1)).astype(dtype)
         x = jnp.concatenate([x[..., :-2], x[..., 1:-1], x[: FRAME_LENGTH - 2 * FRAME_SHIFT, :, 2:]], axis=0)
         x = x - jnp.mean(x, axis=0)
-        x = x - dtype(_PRE_EMPHASIS) * jnp.concatenate([x[:1], x[:-1]], axis=0)
-        power = _power(x.reshape(FRAME_LENGTH, batch * size)).astype(jnp.float32)
-    energy = jnp.dot(_filters(), power, precision=lax.Precision.HIGHEST)
-    return jnp.log(jnp.maximum(energy, _FLOOR)).T.reshape(batch, size, NUM_MELS)
+        x = x - _PRE_EMPHASIS * jnp.concatenate([x[:1], x[:-1]], axis=0)
+        power = _power(x).astype(jnp.float32)
+    energy = jnp.tensordot(_filters(), power, 1, precision=lax.Precision.HIGHEST)
+    return jnp.log(jnp.maximum(energy, _FLOOR)).transpose(1, 2, 0)
 
 
-def _power(frames: jax.Array) -> jax.Array:
-    """Power ``(272, n)`` of frames ``(400, n)``: window, 512-point transform, squared magnitude.
+def _power(x: jax.Array) -> jax.Array:
+    """Power ``(272, batch, n)`` of frames ``(400, batch, n)``: window, 512-point transform, squared magnitude.
 
-    Sample ``16a + b`` and bin ``k + 32j``: the sum over ``a`` is the first product, which needs only 17 values of ``k``
-    because the input is real; the sum over ``b`` is the second. The order of the bins is that of :func:`_bins`.
+    Of sample ``16a + b`` and bin ``k + 32j``, the first product sums over ``a`` and needs only 17 values of ``k``,
+    because the input is real; the second sums over ``b``. The order of the bins is that of :func:`_bins`.
     """
-    first, second = (m.astype(frames.dtype) for m in _transforms())
-    n = frames.shape[1]
-    x = frames.reshape(FRAME_LENGTH // _RESIDUES, _RESIDUES, n)
+    first, second = (matrix.astype(x.dtype) for matrix in _transforms())
+    clips_and_frames = x.shape[1:]
+    x = x.reshape(FRAME_LENGTH // _RESIDUES, _RESIDUES, *clips_and_frames)
     x = lax.dot_general(first, x, (((2,), (0,)), ((0,), (1,))), precision=lax.Precision.HIGHEST)
-    x = jnp.dot(second, x.reshape(2 * _RESIDUES, _HALF * n), precision=lax.Precision.HIGHEST)
-    real, imaginary = x[:_RESIDUES], x[_RESIDUES:]
-    return (real * real + imaginary * imaginary).reshape(_RESIDUES * _HALF, n)
+    x = x.reshape(_RESIDUES, 2, _HALF, *clips_and_frames)
+    real, imaginary = jnp.tensordot(second, x, 2, precision=lax.Precision.HIGHEST)
+    return (real * real + imaginary * imaginary).reshape(_RESIDUES * _HALF, *clips_and_frames)
 
 
 def _bins() -> np.ndarray:
@@ -164,20 +165,19 @@ def _bins() -> np.ndarray:
 
 @functools.lru_cache
 def _transforms() -> tuple[np.ndarray, np.ndarray]:
-    """The two matrices of the transform: ``(16, 2 * 17, 25)`` with window and twiddles, and ``(2 * 16, 16 * 2)``."""
+    """The two matrices of the transform: ``(16, 2 * 17, 25)`` with window and twiddles, and ``(2, 16, 16, 2)``."""
     sample = np.arange(FRAME_LENGTH).reshape(-1, _RESIDUES).T
     window = 0.5 - 0.5 * np.cos(2 * np.pi * sample / (FRAME_LENGTH - 1))
     turns = np.arange(_HALF)[:, None] * sample[:, None] % _FFT / _FFT
     first = np.concatenate([np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)], axis=1) * window[:, None]
     turns = np.outer(np.arange(_RESIDUES), np.arange(_RESIDUES)) % _RESIDUES / _RESIDUES
     cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
-    second = np.stack([np.stack([cos, sin], axis=-1), np.stack([-sin, cos], axis=-1)])
-    return first, second.reshape(2 * _RESIDUES, 2 * _RESIDUES)
+    return first, np.stack([np.stack([cos, sin], axis=-1), np.stack([-sin, cos], axis=-1)])
 
 
 @functools.lru_cache
 def _mel_filters() -> np.ndarray:
-    """Triangular filters ``(128, 256)`` on Kaldi's mel scale, bins 0 to 255 (the last, at 8 kHz, weighs nothing).
+    """Triangular filters ``(128, 256)`` on Kaldi's mel scale, bins 0 to 255; bin 256, at 8 kHz, weighs nothing.
 
     Each step is rounded to float32 as in torchaudio: near the edge of a filter the rounding of the mel scale moves a
     weight by 0.16 %, which is more than the features may differ.

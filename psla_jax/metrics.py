@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _BLOCK = 16
-_WEIGHT_BYTES = 1 << 28
+_WEIGHT_BYTES = 1 << 26
 _T = TypeVar("_T")
 
 
@@ -155,8 +155,11 @@ def bootstrap(
 ) -> Interval:
     """Percentile interval of the mAP when the clips are drawn anew with replacement.
 
-    Resample ``r`` is a function of ``(seed, r)``. A class that a resample misses is left out of that resample, and so
-    is a resample without any positive label.
+    Resample ``r`` is a function of ``(seed, r)``. A class that a resample misses is left out of that resample, and a
+    resample without any positive label is left out altogether.
+
+    Clips drawn twice tie with themselves, which raises average precision where positives are few: in simulations with
+    a dozen positives per class the interval lies about 0.015 too high, with sixty 0.004. It need not hold the mAP.
 
     Args:
         scores: ``(clips, classes)``.
@@ -278,18 +281,16 @@ def _weighted_ap(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> 
     if not labels.any():
         return np.full(counts.shape[1], np.nan)
     thresholds, where = np.unique(-scores[labels], return_inverse=True)
-    segment = np.searchsorted(thresholds, -scores)
-    inside = np.flatnonzero(segment < len(thresholds))
 
     def cumulated(segments: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        shape = (len(thresholds), len(segments))
+        """Weights summed over the segments up to each threshold; the segment after the last one is dropped."""
+        shape = (len(thresholds) + 1, len(segments))
         ones = np.ones(len(segments), counts.dtype)
-        return np.cumsum(
-            sparse.csc_array((ones, segments, np.arange(len(segments) + 1)), shape=shape) @ weights, axis=0
-        )
+        sums = sparse.csc_array((ones, segments, np.arange(len(segments) + 1)), shape=shape) @ weights
+        return np.cumsum(sums[:-1], axis=0)
 
     hits = cumulated(where, counts[labels])
-    totals = cumulated(segment[inside], counts[inside])
+    totals = cumulated(np.searchsorted(thresholds, -scores), counts)
     gains = np.diff(hits, axis=0, prepend=0).astype(np.float64)
     with np.errstate(invalid="ignore"):
         return np.sum(gains * hits / np.maximum(totals, 1), axis=0) / hits[-1]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psla_jax.config import ConfigError, OptimizerConfig, RunConfig, SamplingConfig
@@ -86,7 +87,7 @@ def learning_rate(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedu
 
 
 def optimizer(config: OptimizerConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """PyTorch's Adam with ``weight_decay``: L2 added to the gradient before the moments, not decoupled from them."""
+    """PyTorch's Adam with ``weight_decay``, over all parameters as one vector: L2 added to the gradient before the moments, not decoupled from them."""
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_adam(b1=0.95, b2=0.999, eps=1e-8),
@@ -137,7 +138,7 @@ class Trainer:
     def init(self, model: nnx.Module) -> State:
         """The state before the first step, on the devices."""
         params, rest = split_model(model)
-        state = {"params": params, "rest": rest, "opt": self.transform.init(params), "progress": no_progress()}
+        state = {"params": params, "rest": rest, "opt": self.transform.init(ravel_pytree(params)[0]), "progress": no_progress()}
         return jax.device_put(jax.tree.map(jnp.asarray, state), self.placement.replicated)
 
     @functools.cached_property
@@ -150,11 +151,14 @@ class Trainer:
     def _step(self, state: State, batch: dict[str, jax.Array], number: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
         loss, rest, gradients = self._gradients(state["params"], state["rest"], batch, key)
-        updates, opt = self.transform.update(gradients, state["opt"], state["params"])
+        # One vector for all parameters: hundreds of small updates would each be compiled, and started, by itself.
+        flat, unravel = ravel_pytree(state["params"])
+        gradient, _ = ravel_pytree(gradients)
+        updates, opt = self.transform.update(gradient, state["opt"], flat)
         count = batch["valid"].sum()
         progress = {"loss": state["progress"]["loss"] + loss * count, "count": state["progress"]["count"] + count}
-        new = {"params": optax.apply_updates(state["params"], updates), "rest": rest, "opt": opt, "progress": progress}
-        return new, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        new = {"params": unravel(flat + updates), "rest": rest, "opt": opt, "progress": progress}
+        return new, {"loss": loss, "gradient_norm": jnp.linalg.norm(gradient)}
 
     def _gradients(self, params: Any, rest: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Any, Any, Any]:
         """Loss, new batch statistics and gradient of a batch, in one piece or in microbatches."""

@@ -23,7 +23,8 @@ def test_16_khz_pcm_is_read_as_it_is(tmp_path):
     pcm = np.random.default_rng(0).integers(-32768, 32768, 1000).astype(np.int16)
     scipy.io.wavfile.write(tmp_path / "a.wav", 16000, pcm)
     waveform = audio.read(tmp_path / "a.wav")
-    assert waveform.dtype == np.float32 and waveform.flags.c_contiguous
+    assert waveform.dtype == np.float32
+    assert waveform.flags.c_contiguous
     np.testing.assert_array_equal(waveform, pcm / 32768)
 
 
@@ -132,20 +133,24 @@ def test_what_gives_no_waveform_is_named(tmp_path, name, reason):
     with pytest.raises(audio.AudioError) as caught:
         audio.read(path)
     assert reason in caught.value.reason
-    assert str(caught.value) == f"{path} {caught.value.reason}" and str(caught.value).endswith(".")
+    assert str(caught.value) == f"{path} {caught.value.reason}"
+    assert str(caught.value).endswith(".")
     assert ": " in caught.value.reason, "the remedy is missing"
 
 
 def test_the_error_survives_a_process_boundary():
     error = pickle.loads(pickle.dumps(audio.AudioError("a.wav", "is missing.")))
-    assert str(error) == "a.wav is missing." and error.path == "a.wav" and isinstance(error, ValueError)
+    assert str(error) == "a.wav is missing."
+    assert error.path == "a.wav"
+    assert isinstance(error, ValueError)
 
 
 def test_written_pcm_is_what_another_reader_reads(tmp_path):
-    audio.write_pcm16(tmp_path / "a.wav", np.array([0.0, 0.5, -0.5, 1.0, 1.7, -1.0, -1.7], np.float32))
+    audio.write_pcm16(tmp_path / "a.wav", np.array([0.0, 0.5, -0.5, 1.0, 1.7, -1.0, -1.7, 2e-5, -2e-5], np.float32))
     rate, pcm = scipy.io.wavfile.read(tmp_path / "a.wav")
-    assert rate == 16000 and pcm.dtype == np.int16
-    np.testing.assert_array_equal(pcm, [0, 16384, -16384, 32767, 32767, -32768, -32768])
+    assert rate == 16000
+    assert pcm.dtype == np.int16
+    np.testing.assert_array_equal(pcm, [0, 16384, -16384, 32767, 32767, -32768, -32768, 1, -1])
 
 
 def test_reading_and_writing_changes_nothing(tmp_path):
@@ -159,7 +164,7 @@ def test_reading_and_writing_changes_nothing(tmp_path):
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path, bad):
     audio.write_pcm16(tmp_path / "a.wav", np.ones(10))
     before = (tmp_path / "a.wav").read_bytes()
-    with pytest.raises(audio.AudioError, match="a.wav"):
+    with pytest.raises(audio.AudioError, match=r"a.wav"):
         audio.write_pcm16(tmp_path / "a.wav", bad)
     assert (tmp_path / "a.wav").read_bytes() == before
 
@@ -181,15 +186,22 @@ def test_threads_return_in_order(workers):
     ]
 
 
-def test_an_interrupt_drops_what_has_not_begun(capfd):
+@pytest.mark.parametrize("in_worker", [True, False], ids=["in the work", "in the progress bar"])
+def test_an_interrupt_drops_what_has_not_begun(in_worker, monkeypatch, capfd):
     begun = []
 
     def work(i):
         begun.append(i)
-        if i == 0:
+        if i == 0 and in_worker:
             raise KeyboardInterrupt
         time.sleep(0.005)
 
+    def interrupted(done, *_, **__):
+        yield next(done)
+        raise KeyboardInterrupt
+
+    if not in_worker:
+        monkeypatch.setattr(audio, "track", interrupted)
     with pytest.raises(KeyboardInterrupt):
         audio.in_threads(work, range(500), "Working", workers=2)
     assert len(begun) < 500

@@ -30,12 +30,14 @@ def test_a_label_file_is_read_however_it_was_saved(tmp_path, data):
     (tmp_path / "labels.csv").write_bytes(data)
     vocabulary = Vocabulary.read(tmp_path / "labels.csv")
     assert vocabulary == Vocabulary(("/m/09x0r", "/m/05zppz", "/t/x"), NAMES)
-    assert len(vocabulary) == 3 and vocabulary.index("/m/05zppz") == 1
-    assert "/t/x" in vocabulary and "/t/y" not in vocabulary
+    assert len(vocabulary) == 3
+    assert vocabulary.index("/m/05zppz") == 1
+    assert "/t/x" in vocabulary
+    assert "/t/y" not in vocabulary
 
 
 def test_an_unknown_class_is_named():
-    with pytest.raises(VocabularyError, match="'/t/y'.*2 classes"):
+    with pytest.raises(VocabularyError, match=r"'/t/y'.*2 classes"):
         Vocabulary(("a", "b"), ("A", "B")).index("/t/y")
 
 
@@ -67,12 +69,12 @@ def test_a_label_file_of_another_form_is_refused(tmp_path, text, message):
 
 
 def test_a_label_file_that_is_no_text_is_refused(tmp_path):
-    with pytest.raises(VocabularyError, match="nowhere.csv cannot be read"):
+    with pytest.raises(VocabularyError, match=r"nowhere.csv cannot be read"):
         Vocabulary.read(tmp_path / "nowhere.csv")
     with pytest.raises(VocabularyError, match="cannot be read"):
         Vocabulary.read(tmp_path)
     (tmp_path / "latin.csv").write_bytes("index,mid,display_name\n0,a,Geräusch\n".encode("latin-1"))
-    with pytest.raises(VocabularyError, match="latin.csv is not a CSV file"):
+    with pytest.raises(VocabularyError, match=r"latin.csv is not a CSV file"):
         Vocabulary.read(tmp_path / "latin.csv")
 
 
@@ -132,8 +134,11 @@ def ontology_file(folder, entries):
 
 def test_children_ancestors_and_restrictions(tmp_path):
     ontology = Ontology.read(ontology_file(tmp_path, ENTRIES))
-    assert len(ontology) == 6 and "dog" in ontology and "cat" not in ontology
-    assert ontology.children("animal") == ("pet", "wild") and ontology.children("bark") == ()
+    assert len(ontology) == 6
+    assert "dog" in ontology
+    assert "cat" not in ontology
+    assert ontology.children("animal") == ("pet", "wild")
+    assert ontology.children("bark") == ()
     assert ontology.ancestors("bark") == ("dog", "pet", "wild", "animal")
     assert ontology.ancestors("animal") == ()
     assert ontology.restrictions("animal") == ("abstract",)
@@ -154,7 +159,7 @@ def test_a_hierarchy_that_is_none_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["", "not JSON", "{}x", '{"id": "a"}', "[1]", '[{"id": "a"}]', "3"])
 def test_an_ontology_of_another_form_is_refused(tmp_path, text):
     (tmp_path / "ontology.json").write_text(text, encoding="utf-8")
-    with pytest.raises(OntologyError, match="ontology.json"):
+    with pytest.raises(OntologyError, match=r"ontology.json"):
         Ontology.read(tmp_path / "ontology.json")
-    with pytest.raises(OntologyError, match="nowhere.json cannot be read"):
+    with pytest.raises(OntologyError, match=r"nowhere.json cannot be read"):
         Ontology.read(tmp_path / "nowhere.json")

@@ -1,6 +1,6 @@
 """The JSON datafile ``{"data": [{"wav": path, "labels": "mid,mid"}, ...]}``, held as arrays.
 
-As a list of dicts, the two million clips of AudioSet would fill gigabytes in every loader process. Here they are five
+As a list of dicts, the two million clips of AudioSet would fill a gigabyte in every loader process. Here they are four
 arrays, about 0.2 GB, that processes on one machine share through :meth:`Datafile.share`.
 """
 
@@ -62,7 +62,7 @@ class Datafile:
         return Datafile, tuple(getattr(self, field.name) for field in fields(self))
 
     def wav(self, i: int) -> str:
-        """The path of a clip's audio file; one that the file gives as relative is resolved against the file's directory.
+        """The path of a clip's audio file; a relative one is resolved against the directory of the datafile.
 
         Raises:
             IndexError: there is no such clip.
@@ -191,8 +191,8 @@ def _parse(file: _HashedFile, where: str, vocabulary: Vocabulary) -> Datafile:
             labels.extend(_indices_of(mids, vocabulary.indices))
         except KeyError as error:
             raise DatafileError(
-                f"clip {number} ({wav}) of the datafile {where} has the label {error.args[0]!r}, which is not among the "
-                f"{len(vocabulary)} classes: use the label file this datafile was made with, or remove the label."
+                f"clip {number} ({wav}) of the datafile {where} has the label {error.args[0]!r}, which is not among "
+                f"the {len(vocabulary)} classes: use the label file this datafile was made with, or remove the label."
             ) from None
         label_offsets.append(len(labels))
     if len(path_offsets) == 1:
@@ -230,10 +230,8 @@ def _fields_of(record: Any, number: int, where: str) -> tuple[str, str]:
     for key in ("wav", "labels"):
         if not isinstance(record.get(key), str) or (key == "wav" and not record[key]):
             kind = "a path" if key == "wav" else 'mids joined by commas, or ""'
-            raise DatafileError(
-                f"clip {number} of the datafile {where} has {f'{record[key]!r:.80} as' if key in record else 'no'} {key}: "
-                f"give it {kind}."
-            )
+            has = f"{record[key]!r:.80} as" if key in record else "no"
+            raise DatafileError(f"clip {number} of the datafile {where} has {has} {key}: give it {kind}.")
     return record["wav"], record["labels"]
 
 
@@ -260,7 +258,7 @@ def clip_weights(datafile: Datafile) -> np.ndarray:
 
 
 def write(path: str | os.PathLike[str], records: Iterable[tuple[str, Sequence[str]]]) -> int:
-    """Writes ``(wav, mids)`` pairs as a datafile, one at a time; it takes the place of one of that name once it is whole.
+    """Writes ``(wav, mids)`` pairs as a datafile, one at a time; it replaces a file of that name once it is whole.
 
     Returns:
         The number of clips.
@@ -274,7 +272,8 @@ def write(path: str | os.PathLike[str], records: Iterable[tuple[str, Sequence[st
         for wav, mids in records:
             if not _is_text(wav) or not all(mid and "," not in mid for mid in mids):
                 raise DatafileError(
-                    f"clip {count} is {wav!r} with the labels {list(mids)!r}: give a path in UTF-8, and mids without commas."
+                    f"clip {count} is {wav!r} with the labels {list(mids)!r}: "
+                    "give a path in UTF-8, and mids without commas."
                 )
             labels = ",".join(mids)
             file.write(
@@ -299,7 +298,7 @@ def weight_path(json_path: str | os.PathLike[str]) -> str:
 
 
 def write_weights(datafile_or_weights: Datafile | np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Writes clip weights, or those of a datafile, one to a line, as the reference does and :func:`numpy.loadtxt` reads."""
+    """Writes clip weights, or those of a datafile, one to a line, as the reference does; ``numpy.loadtxt`` reads it."""
     given = datafile_or_weights
     values = given.clip_weights() if isinstance(given, Datafile) else given
     with written_aside(path) as file:

@@ -86,9 +86,9 @@ def prepare(
         progress: whether to show progress bars on stderr.
 
     Raises:
-        FSD50KError: a folder or table is missing or has another form, a label is not in the data set's vocabulary, a set
-            has no clip that can be read, or the results cannot be written. Single recordings that are missing or broken
-            are left out instead.
+        FSD50KError: a folder or table is missing or has another form, a label is not in the data set's vocabulary, a
+            set has no clip that can be read, or the results cannot be written. Single recordings that are missing or
+            broken are left out instead.
     """
     if workers is not None and workers < 1:
         raise FSD50KError(f"workers is {workers}: use at least one thread.")
@@ -135,7 +135,7 @@ def _read_vocabulary(path: str) -> Vocabulary:
 def _read_clips(path: str, vocabulary: Vocabulary, splits: tuple[str, ...] = ()) -> list[_Clip]:
     """The clips of ``dev.csv`` (fname, labels, mids, split) or ``eval.csv`` (no split), in the order of the file."""
     (_, header), *rows = _read_table(path)
-    wanted = ["fname", "labels", "mids"] + ["split"] * bool(splits)
+    wanted = ["fname", "labels", "mids", *(["split"] if splits else [])]
     if header != wanted:
         raise FSD50KError(f"{path} starts with {','.join(header)!r}, not {','.join(wanted)}: {_DOWNLOAD}.")
     clips: dict[str, _Clip] = {}
@@ -202,9 +202,7 @@ def _write_datafiles(folder: str, vocabulary: Vocabulary, dev: _Recordings, held
     }
     for name, (recordings, clips) in sets.items():
         if not clips:
-            first = (
-                f", as {recordings.left_out[0].path} {recordings.left_out[0].reason}" if recordings.left_out else "."
-            )
+            first = next((f", as {clip.path} {clip.reason}" for clip in recordings.left_out), f": {_DOWNLOAD}.")
             raise FSD50KError(f"{name} would have no clip{first}")
     os.makedirs(folder, exist_ok=True)
     labels = os.path.join(folder, "class_labels_indices.csv")

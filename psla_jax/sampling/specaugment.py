@@ -59,8 +59,8 @@ def _masks(keys: jax.Array, stream: int, size: int, bound: int) -> jax.Array:
 
     def one(key: jax.Array) -> jax.Array:
         for_width, for_start = jax.random.uniform(jax.random.fold_in(key, stream), (2,))
-        width = jnp.floor(for_width * bound)
-        start = jnp.floor(for_start * (size - width))
+        width = jnp.floor(for_width * bound).astype(jnp.int32)
+        start = jnp.floor(for_start * (size - width)).astype(jnp.int32)
         position = jnp.arange(size)
         return (position >= start) & (position < start + width)
 

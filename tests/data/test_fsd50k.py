@@ -92,7 +92,8 @@ def test_datafiles_list_what_can_be_read(root):
 def test_what_cannot_be_read_is_left_out_with_its_reason(root):
     left_out = prepare(root).left_out
     assert [os.path.basename(clip.path) for clip in left_out] == ["13.wav", "14.wav"]
-    assert "cannot be read as audio" in left_out[0].reason and "is missing" in left_out[1].reason
+    assert "cannot be read as audio" in left_out[0].reason
+    assert "is missing" in left_out[1].reason
     assert sorted(os.listdir(root / "FSD50K.dev_audio_16k")) == ["10.wav", "11.wav", "12.wav"]
 
 
@@ -102,7 +103,9 @@ def test_audio_is_resampled(root, channel):
     samples, rate = soundfile.read(root / "FSD50K.dev_audio" / "12.wav")
     expected = soxr.resample(samples.mean(axis=1) if channel == "mean" else samples[:, 0], rate, 16000)
     written_rate, pcm = scipy.io.wavfile.read(root / "FSD50K.dev_audio_16k" / "12.wav")
-    assert written_rate == 16000 and pcm.dtype == np.int16 and pcm.shape == (1600,)
+    assert written_rate == 16000
+    assert pcm.dtype == np.int16
+    assert pcm.shape == (1600,)
     np.testing.assert_allclose(pcm / 32768, expected, atol=2**-15)
 
 
@@ -135,7 +138,8 @@ def test_a_finished_recording_is_not_made_again(root, monkeypatch):
     read = []
     monkeypatch.setattr(audio, "write_pcm16", lambda path, waveform: read.append(path))
     second = prepare(root)
-    assert read == [] and second.resampled == 0
+    assert read == []
+    assert second.resampled == 0
     assert contents(root / "datafiles") == before
     assert second.left_out == first.left_out
 
@@ -145,14 +149,16 @@ def test_an_empty_recording_of_a_power_cut_is_made_again(root):
     half = root / "FSD50K.dev_audio_16k" / "11.wav"
     whole = half.read_bytes()
     half.write_bytes(b"")
-    assert prepare(root).resampled == 1 and half.read_bytes() == whole
+    assert prepare(root).resampled == 1
+    assert half.read_bytes() == whole
 
 
 def test_a_recording_that_comes_later_is_taken_in(root):
     prepare(root)
     soundfile.write(root / "FSD50K.dev_audio" / "14.wav", np.zeros(4410), 44100)
     prepared = prepare(root)
-    assert prepared.resampled == 1 and len(prepared.left_out) == 1
+    assert prepared.resampled == 1
+    assert len(prepared.left_out) == 1
     assert list(clips(prepared.validation)) == ["11.wav", "14.wav"]
 
 
@@ -192,7 +198,7 @@ def test_a_full_disk_ends_it(root, monkeypatch):
         raise OSError(28, "No space left on device", path)
 
     monkeypatch.setattr(audio, "write_pcm16", full)
-    with pytest.raises(FSD50KError, match="16k.* cannot be written .No space left"):
+    with pytest.raises(FSD50KError, match=r"16k.* cannot be written .No space left"):
         prepare(root)
 
 
@@ -238,10 +244,10 @@ def test_tables_of_another_form_are_refused(root, name, text, message):
 
 
 def test_missing_folders_are_named(root):
-    with pytest.raises(FSD50KError, match="vocabulary.csv cannot be read .*zenodo"):
+    with pytest.raises(FSD50KError, match=r"vocabulary.csv cannot be read .*zenodo"):
         prepare(root / "nowhere")
     os.rename(root / "FSD50K.eval_audio", root / "elsewhere")
-    with pytest.raises(FSD50KError, match="no folder FSD50K.eval_audio: .*zenodo"):
+    with pytest.raises(FSD50KError, match=r"no folder FSD50K.eval_audio: .*zenodo"):
         prepare(root)
     assert not (root / "FSD50K.dev_audio_16k").exists()
 
@@ -249,7 +255,7 @@ def test_missing_folders_are_named(root):
 def test_no_readable_clip_at_all(root):
     for name in ("20.wav", "21.wav"):
         (root / "FSD50K.eval_audio" / name).unlink()
-    with pytest.raises(FSD50KError, match="fsd50k_eval_full would have no clip, as .*20.wav is missing"):
+    with pytest.raises(FSD50KError, match=r"fsd50k_eval_full would have no clip, as .*20.wav is missing"):
         prepare(root)
     assert not (root / "datafiles").exists()
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import pytest
 import torch
 from flax import nnx
+from torch_reference import FEATURES, ReferenceTagger
 
 from psla_jax.models.efficientnet import EfficientNet
 from psla_jax.models.tagger import AudioTagger, build_model
-from tests.torch_reference import FEATURES, ReferenceTagger
 
 VARIANTS = range(8)
 

@@ -52,7 +52,7 @@ def depthwise_cases() -> list[tuple[int, int, Pads, int, int]]:
     return cases
 
 
-@pytest.mark.parametrize("size, stride, padding, height, width", depthwise_cases())
+@pytest.mark.parametrize(("size", "stride", "padding", "height", "width"), depthwise_cases())
 def test_depthwise_convolution_and_its_gradient(size: int, stride: int, padding: Pads, height: int, width: int) -> None:
     rows, columns = ((n + sum(pad) - size) // stride + 1 for n, pad in zip((height, width), padding, strict=True))
     with jax.enable_x64(True):
@@ -102,16 +102,17 @@ def test_depthwise_convolution_is_that_of_pytorch() -> None:
     np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape, fan_in", [((40, 30), 30), ((3, 3, 1, 200), 9)])
+@pytest.mark.parametrize(("shape", "fan_in"), [((40, 30), 30), ((3, 3, 1, 200), 9)])
 def test_initial_values_have_the_range_and_spread_of_pytorch(shape: tuple[int, ...], fan_in: int) -> None:
     values = np.asarray(torch_uniform(jax.random.key(0), shape, fan_in))
     bound = fan_in**-0.5
     assert np.abs(values).max() <= bound
-    assert values.max() > 0.97 * bound and values.min() < -0.97 * bound
+    assert values.max() > 0.97 * bound
+    assert values.min() < -0.97 * bound
     np.testing.assert_allclose(values.std(), bound / np.sqrt(3), rtol=0.05)
 
 
-@pytest.mark.parametrize("depthwise, groups", [(False, 1), (True, 64)])
+@pytest.mark.parametrize(("depthwise", "groups"), [(False, 1), (True, 64)])
 def test_convolutions_start_in_the_range_of_pytorch(depthwise: bool, groups: int) -> None:
     conv = Conv(64, 64, 3, depthwise=depthwise, bias=True, rngs=nnx.Rngs(0))
     reference = torch.nn.Conv2d(64, 64, 3, groups=groups)
@@ -214,5 +215,5 @@ def test_drop_connect_acts_in_the_training_view_only() -> None:
     np.testing.assert_array_equal(layer(x, nnx.Rngs(drop=0)), x)
     np.testing.assert_array_equal(layer(x, None), x)
     np.testing.assert_array_equal(nnx.view(DropConnect(0.0), deterministic=False)(x, None), x)
-    with pytest.raises(ValueError, match="rngs=nnx.Rngs"):
+    with pytest.raises(ValueError, match=r"rngs=nnx\.Rngs"):
         nnx.view(layer, deterministic=False)(x, None)

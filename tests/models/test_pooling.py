@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch_reference
 from flax import nnx
 
 from psla_jax.models.pooling import build_pooling
-from tests import torch_reference
 
 BATCH, STEPS, CHANNELS, CLASSES = 3, 7, 24, 5
 
@@ -50,7 +50,8 @@ def test_scores_are_those_of_pytorch(heads: int, steps: int) -> None:
     ours, theirs = build_pair(heads)
     features = make_features(steps)
     scores = ours(jnp.asarray(features))
-    assert scores.shape == (BATCH, CLASSES) and scores.dtype == jnp.float32
+    assert scores.shape == (BATCH, CLASSES)
+    assert scores.dtype == jnp.float32
     np.testing.assert_allclose(scores, expected_scores(theirs, features), atol=1e-6)
 
 
@@ -90,7 +91,8 @@ def test_mean_and_single_head_start_as_the_reference(heads: int) -> None:
     for convolution in [pooling.cla, pooling.att] if heads else [pooling.cla]:
         kernel = np.asarray(convolution.kernel[...])
         bound = np.sqrt(6 / 600)
-        assert 0.99 * bound < kernel.max() <= bound and -bound <= kernel.min() < -0.99 * bound
+        assert 0.99 * bound < kernel.max() <= bound
+        assert -bound <= kernel.min() < -0.99 * bound
         np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
         np.testing.assert_array_equal(convolution.bias[...], 0)
 
@@ -101,7 +103,8 @@ def test_several_heads_start_as_pytorch_convolutions() -> None:
     bound = 600**-0.5
     for convolution in convolutions:
         kernel, bias = np.asarray(convolution.kernel[...]), np.asarray(convolution.bias[...])
-        assert 0.99 * bound < kernel.max() <= bound and -bound <= kernel.min() < -0.99 * bound
+        assert 0.99 * bound < kernel.max() <= bound
+        assert -bound <= kernel.min() < -0.99 * bound
         assert 0.8 * bound < np.abs(bias).max() <= bound
     assert len({float(convolution.kernel[...][0, 0, 0, 0]) for convolution in convolutions}) == 6
     np.testing.assert_allclose(pooling.head_weight[...], np.full(3, 1 / 3), rtol=1e-6)
@@ -115,7 +118,7 @@ def test_the_number_of_heads_is_honoured() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, heads, message", [("max", 4, "'max'.*mean or attention"), ("attention", 0, "heads is 0")]
+    ("name", "heads", "message"), [("max", 4, "'max'.*mean or attention"), ("attention", 0, "heads is 0")]
 )
 def test_a_pooling_that_does_not_exist(name: str, heads: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import sys
 import types
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
+import torch_reference
 from flax import nnx
+from jax.flatten_util import ravel_pytree
+from torch_reference import ReferenceTagger, make_reference, make_spectrograms
 
+from psla_jax.config import OptimizerConfig
 from psla_jax.models.tagger import apply, build_model, eval_view, statistics_view, train_view
 from psla_jax.pretraining import load_state_dict, to_state_dict
-from tests import torch_reference
-from tests.torch_reference import ReferenceTagger, make_reference, make_spectrograms
+from psla_jax.training import binary_cross_entropy, optimizer
 
 CLASSES = 20
 LIMIT = 1e-5
@@ -45,7 +48,8 @@ def call(model: nnx.Module, values: np.ndarray) -> jax.Array:
 def check(scores: jax.Array, reference: ReferenceTagger, spectrograms: np.ndarray) -> None:
     """The scores are the oracle's, and the oracle's depend on clip and class."""
     expected = torch_reference.evaluate(reference, spectrograms)
-    assert scores.shape == expected.shape and scores.dtype == jnp.float32
+    assert scores.shape == expected.shape
+    assert scores.dtype == jnp.float32
     assert np.abs(expected[0] - expected[1]).max() > 0.01
     assert expected.std(axis=1).min() > 0.05
     assert np.abs(np.asarray(scores) - expected).max() <= LIMIT
@@ -83,10 +87,9 @@ def test_static_padding_is_that_of_the_later_release() -> None:
     assert np.abs(np.asarray(scores) - symmetric).max() > 0.01
 
 
-@pytest.mark.parametrize("frames", [1, 40])
-def test_clips_of_any_length_can_be_scored(frames: int) -> None:
+def test_a_clip_of_one_frame_can_be_scored() -> None:
     reference = make_reference()
-    spectrograms = make_spectrograms(2, frames, seed=2)
+    spectrograms = make_spectrograms(2, frames=1, seed=2)
     scores = call(load(reference), spectrograms)
     assert np.abs(np.asarray(scores) - torch_reference.evaluate(reference, spectrograms)).max() <= LIMIT
 
@@ -97,31 +100,34 @@ def test_bfloat16_gives_float32_scores_near_those_of_float32() -> None:
     scores = call(load(reference, dtype=jnp.bfloat16), spectrograms)
     difference = np.abs(np.asarray(scores) - torch_reference.evaluate(reference, spectrograms))
     assert scores.dtype == jnp.float32
-    assert 1e-4 < difference.max() < 0.1 and difference.mean() < 0.02
+    assert 1e-4 < difference.max() < 0.1
+    assert difference.mean() < 0.02
 
 
-def training_step(model: nnx.Module):
-    """A compiled step of the reference's optimizer on the training view, and its first arguments."""
+def train(model: nnx.Module, batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
+    """One step of our optimizer on the training view per ``(spectrograms, labels, valid)``, in place; the losses.
+
+    The parameters are one vector to the optimizer: that is the same arithmetic, and compiles in no time.
+    """
     graphdef, params, statistics = nnx.split(train_view(model), nnx.Param, nnx.BatchStat)
-    adam = optax.chain(
-        optax.add_decayed_weights(5e-7),
-        optax.scale_by_adam(b1=0.95, b2=0.999, eps=1e-8),
-        optax.scale_by_learning_rate(1e-3),
-    )
-
-    def loss_of(params, statistics, spectrograms: jax.Array, labels: jax.Array, valid: jax.Array):
-        model = nnx.merge(graphdef, params, statistics, copy=True)
-        scores = jnp.clip(model(spectrograms, valid), 1e-7, 1 - 1e-7)
-        entropy = -(labels * jnp.log(scores) + (1 - labels) * jnp.log(1 - scores))
-        return jnp.sum(entropy.mean(axis=1) * valid) / jnp.sum(valid), nnx.state(model, nnx.BatchStat)
+    vector, unravel = ravel_pytree(params)
+    adam = optimizer(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), steps_per_epoch=100)
+    moments, losses = adam.init(vector), []
 
     @jax.jit
-    def step(params, statistics, moments, *batch: jax.Array):
-        (loss, statistics), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, statistics, *batch)
-        updates, moments = adam.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), statistics, moments, loss
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def differentiate(vector: jax.Array, statistics: nnx.State, spectrograms, labels, valid):
+        model = nnx.merge(graphdef, unravel(vector), statistics, copy=True)
+        losses = binary_cross_entropy(model(spectrograms, valid), labels)
+        return jnp.sum(losses * valid) / jnp.sum(valid), nnx.state(model, nnx.BatchStat)
 
-    return step, (params, statistics, adam.init(params))
+    for batch in batches:
+        (loss, statistics), gradient = differentiate(vector, statistics, *batch)
+        updates, moments = adam.update(gradient, moments, vector)
+        vector = optax.apply_updates(vector, updates)
+        losses.append(float(loss))
+    nnx.update(model, unravel(vector), statistics)
+    return losses
 
 
 def training_batches(steps: int = 5, clips: int = 4, frames: int = 96) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -130,25 +136,26 @@ def training_batches(steps: int = 5, clips: int = 4, frames: int = 96) -> list[t
     return [(make_spectrograms(clips, frames, seed=10 + step), labels[step]) for step in range(steps)]
 
 
+def with_masked_rows(spectrograms: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The batch and two rows of garbage, which `valid` masks out."""
+    valid = np.array([1] * len(labels) + [0, 0], np.float32)
+    garbage = np.full_like(spectrograms[:2], 50.0)
+    return np.concatenate([spectrograms, garbage]), np.pad(labels, ((0, 2), (0, 0))), valid
+
+
 def test_five_optimizer_steps_follow_pytorch() -> None:
-    """Losses and, after the last step, running statistics. Two rows of garbage are masked out of our batches only."""
+    """Losses and, after the last step, running statistics. Our batches alone have masked rows: they must not count."""
     reference = make_reference()
     model = load(reference)
-    step, state = training_step(model)
-    losses = []
-    for spectrograms, labels in training_batches():
-        padded = np.concatenate([spectrograms, np.full_like(spectrograms[:2], 50.0)])
-        *state, loss = step(*state, padded, np.pad(labels, ((0, 2), (0, 0))), np.array([1, 1, 1, 1, 0, 0], np.float32))
-        losses.append(float(loss))
+    losses = train(model, [with_masked_rows(*batch) for batch in training_batches()])
     expected = torch_reference.train(reference, training_batches())
-    np.testing.assert_allclose(losses, expected, atol=1e-4)
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
     assert max(expected) - min(expected) > 0.01
-    nnx.update(model, *state[:2])
     weights = torch_reference.to_numpy(reference.state_dict())
     for name, value in to_state_dict(model).items():
         if "running" in name:
-            spread = np.abs(weights[name]).max()
-            np.testing.assert_allclose(value, weights[name], atol=2e-3 * spread, err_msg=name)
+            allowed = 2e-4 * np.abs(weights[name]).max()
+            np.testing.assert_allclose(value, weights[name], rtol=0, atol=allowed, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +182,7 @@ def test_residual_branches_are_dropped_in_the_training_view_only(dropping: nnx.M
 
 def test_drop_connect_asks_for_random_numbers(dropping: nnx.Module) -> None:
     spectrograms = jax.ShapeDtypeStruct((1, 32, 128), jnp.float32)
-    with pytest.raises(ValueError, match="rngs=nnx.Rngs"):
+    with pytest.raises(ValueError, match=r"rngs=nnx\.Rngs"):
         nnx.eval_shape(lambda model, x: model(x), train_view(dropping), spectrograms)
     nnx.eval_shape(lambda model, x: model(x), dropping, spectrograms)
 
@@ -210,7 +217,8 @@ def test_statistics_view_leaves_those_of_one_batch() -> None:
     statistics_view(model)(x)
     np.testing.assert_allclose(model.mean[...], x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(model.var[...], x.var((0, 1, 2), ddof=1), rtol=1e-4)
-    assert model.momentum == 0.99 and model.use_running_average
+    assert model.momentum == 0.99
+    assert model.use_running_average
 
 
 def test_a_model_of_your_own_is_built_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +241,7 @@ def test_apply_hands_over_what_a_model_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, settings, message",
+    ("name", "settings", "message"),
     [
         ("efficientnet-b9", {}, "efficientnet-b9.*efficientnet-b0"),
         ("efficientnet-b0", {"padding": "same"}, "padding is 'same'.*symmetric or static"),
