@@ -90,7 +90,7 @@ def save_model(directory: Path, card: ModelCard, params: Any, rest: Any) -> None
     aside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    ocp.save_pytree(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
+    ocp.save(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
     (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)
@@ -130,7 +130,7 @@ def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | N
     wanted = {"params": _named(params), "rest": _named(rest)}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted)
     try:
-        found = ocp.load_pytree(directory.absolute() / WEIGHTS, abstract)
+        found = ocp.load(directory.absolute() / WEIGHTS, abstract)
     except Exception as error:  # Orbax and its storage raise many kinds; all of them mean the same to the user.
         raise CheckpointError(f"the weights of {directory} cannot be read: {_first_line(error)}.") from error
     return _unnamed(found["params"], params), _unnamed(found["rest"], rest)

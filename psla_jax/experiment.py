@@ -33,6 +33,7 @@ from psla_jax.evaluation import Scores, score
 from psla_jax.journal import Bar, Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
+from psla_jax.pretraining import start_from
 from psla_jax.results import EPOCH_COLUMNS, Measured, Row
 from psla_jax.training import (
     LOSSES,
@@ -47,6 +48,7 @@ from psla_jax.training import (
 from psla_jax.watch import Watch
 
 CONFIG, DATA, SUMMARY, LOG, LABELS = "config.json", "data.json", "summary.json", "log.txt", "labels.csv"
+CHECKPOINTS = "checkpoints"
 BEFORE_CONFIG = (LABELS, DATA)
 """What a run killed in its first moments may have left behind."""
 SINGLE_WITHOUT_VALIDATION = 5
@@ -89,6 +91,8 @@ def check_directory(directory: Path, config: RunConfig, data: DataSets) -> None:
         if all(entry.name in BEFORE_CONFIG or entry.name.startswith(".") for entry in directory.iterdir()):
             return
         raise RunError(f"{directory} holds files but no run ({CONFIG} is missing): choose another with --run-dir.")
+    if not any((directory / CHECKPOINTS).glob("[0-9]*")):
+        return  # Nothing was learned there yet, so a config that turned out wrong may be mended.
     changed = differences(from_json((directory / CONFIG).read_text(encoding="utf-8")), config)
     if changed:
         raise RunError(
@@ -146,7 +150,7 @@ class Run:
 
     def fit(self) -> None:
         """Trains the epochs that are missing."""
-        checkpoints = RunCheckpoints(self.directory / "checkpoints")
+        checkpoints = RunCheckpoints(self.directory / CHECKPOINTS)
         try:
             state, rows, step, failed = self._start(checkpoints)
             if len(rows) < self.epochs:
@@ -157,11 +161,12 @@ class Run:
 
     def _start(self, checkpoints: RunCheckpoints) -> tuple[State, list[Row], int, set[int]]:
         """The state to go on from, the rows of the epochs done, the steps done, the clips set aside in this epoch."""
-        state = self.trainer.init(self.model)
         step = checkpoints.latest()
         if step is None:
-            return state, [], 0, set()
-        state, notes = checkpoints.restore(step, state)
+            if self.config.pretraining.source:
+                self.journal.say(start_from(self.model, self.config.model.name, self.config.pretraining))
+            return self.trainer.init(self.model), [], 0, set()
+        state, notes = checkpoints.restore(step, self.trainer.init(self.model))
         return state, notes["rows"], step, set(notes["failed"])
 
     def _introduce(self, step: int) -> None:

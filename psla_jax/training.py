@@ -8,7 +8,7 @@ batch statistics come out global.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,9 +42,14 @@ class Placement:
     mesh: Mesh
 
     @classmethod
+    def over(cls, devices: Sequence[jax.Device]) -> Placement:
+        """A mesh of these devices."""
+        return cls(jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices))
+
+    @classmethod
     def over_all_devices(cls) -> Placement:
         """A mesh of every device JAX sees."""
-        return cls(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,)))
+        return cls.over(jax.devices())
 
     @property
     def replicated(self) -> NamedSharding:
@@ -139,7 +144,8 @@ class Trainer:
         """The state before the first step, on the devices."""
         params, rest = split_model(model)
         state = {"params": params, "rest": rest, "opt": self.transform.init(ravel_pytree(params)[0]), "progress": no_progress()}
-        return jax.device_put(jax.tree.map(jnp.asarray, state), self.placement.replicated)
+        # Copies: the step donates its state, and the model keeps its own arrays.
+        return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)
 
     @functools.cached_property
     def step(self) -> Callable[[State, dict[str, jax.Array], int], tuple[State, dict[str, jax.Array]]]:

@@ -1,0 +1,247 @@
+"""Who may import whom, how long a file and a function may be, and what an import may load."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import psla_jax
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "psla_jax"
+MAX_FILE, MAX_FUNCTION = 450, 60
+
+DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
+"""What host-side code must not import: loader workers run it."""
+HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
+OWN_IMPORTS_DEFERRED = {"cli"}
+"""Modules that import their own package inside functions: a command loads what it needs."""
+DEFERRED_LIBRARIES = {"absl", "platformdirs", "scipy", "torch"}
+"""Imported where they are used: optional, tied to a platform, or slow and needed once a run."""
+DYNAMIC = {"", "models.tagger"}
+"""Modules that import by name: the lazy table of the package, and models that a config names."""
+ROOMS = {
+    "config": (),
+    "ontology": (),
+    "metrics": (),
+    "audio": (),
+    "journal": (),
+    "frontend": ("config",),
+    "sampling": (),
+    "models": ("config", "models"),
+    "data": ("audio", "config", "data", "ontology", "sampling"),
+}
+"""What the rooms that others build on may import of this package."""
+DISTRIBUTIONS = {
+    "absl": "absl-py",
+    "orbax": "orbax-checkpoint",
+    "sklearn": "scikit-learn",
+    "array_record": "array-record",
+}
+"""Libraries whose name in the package index is another."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module; `line` is where, `deferred` whether inside a function."""
+
+    target: str
+    line: int
+    deferred: bool
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """The files of the package by module name; a package has the name of its folder."""
+    paths = sorted((ROOT / PACKAGE).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+@functools.cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(modules()[module].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(module: str) -> tuple[Import, ...]:
+    found: list[Import] = []
+
+    def visit(node: ast.AST, deferred: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, deferred) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}:{node.lineno} imports relatively; the house names modules in full"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.append(Import(inner if inner in modules() else str(node.module), node.lineno, deferred))
+        inside = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(tree(module), False)
+    return tuple(found)
+
+
+def own(module: str) -> set[str]:
+    """The modules of this package that a module imports, wherever it does."""
+    return {i.target for i in imports(module) if within(i.target, PACKAGE)}
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def short(module: str) -> str:
+    return module.removeprefix(PACKAGE).removeprefix(".")
+
+
+def library(target: str) -> str:
+    return target.partition(".")[0]
+
+
+def everything_under(module: str) -> dict[str, tuple[str, ...]]:
+    """All modules of this package that importing one brings in, each with the way that leads to it."""
+    ways: dict[str, tuple[str, ...]] = {module: (module,)}
+    waiting = [module]
+    while waiting:
+        at = waiting.pop()
+        for target in own(at) - set(ways):
+            ways[target] = (*ways[at], target)
+            waiting.append(target)
+    return ways
+
+
+every_module = pytest.mark.parametrize("module", modules())
+
+
+def test_the_package_was_found():
+    assert {"psla_jax", "psla_jax.config", "psla_jax.data.pipeline", "psla_jax.models.tagger"} <= set(modules())
+    assert all(target in modules() for module in modules() for target in own(module))
+    assert own("psla_jax.frontend") == {"psla_jax.config"}
+
+
+def test_imports_make_no_cycle():
+    order = TopologicalSorter({module: own(module) for module in modules()})
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail("a cycle of imports: " + " -> ".join(reversed(error.args[1])))
+
+
+@every_module
+def test_no_import_is_deferred(module: str):
+    for found in (i for i in imports(module) if i.deferred):
+        if within(found.target, PACKAGE):
+            assert short(module) in OWN_IMPORTS_DEFERRED, f"{module}:{found.line} defers {found.target}"
+        elif short(module) not in OWN_IMPORTS_DEFERRED:
+            assert library(found.target) in DEFERRED_LIBRARIES, f"{module}:{found.line} defers {found.target}"
+
+
+@every_module
+def test_no_import_by_name_hides_another_one(module: str):
+    names = {node.id for node in ast.walk(tree(module)) if isinstance(node, ast.Name)}
+    dynamic = "__import__" in names or any(library(i.target) == "importlib" for i in imports(module))
+    assert not dynamic or short(module) in DYNAMIC
+
+
+@every_module
+def test_host_side_code_reaches_no_device_library(module: str):
+    if not any(within(short(module), room) for room in HOST_SIDE):
+        return
+    for reached, way in everything_under(module).items():
+        bad = sorted({library(i.target) for i in imports(reached)} & DEVICE)
+        assert not bad, f"{' -> '.join(way)} imports {', '.join(bad)}"
+
+
+@every_module
+def test_a_room_imports_only_what_it_may(module: str):
+    room = next((room for room in ROOMS if within(short(module), room)), None)
+    if room is None:
+        return
+    for target in own(module):
+        assert any(within(short(target), other) for other in ROOMS[room]), f"{module} imports {target}"
+
+
+def test_nothing_imports_the_command_line():
+    assert [module for module in modules() if "psla_jax.cli" in own(module)] == []
+
+
+def test_the_command_line_loads_only_the_standard_library():
+    loaded = {library(i.target) for i in imports("psla_jax.cli") if not i.deferred}
+    assert loaded <= sys.stdlib_module_names
+
+
+@every_module
+def test_every_library_is_declared(module: str):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = distributions(project["dependencies"])
+    optional = needed | distributions(extras["cuda"]) | distributions(extras["convert"])
+    for found in imports(module):
+        name = library(found.target)
+        if name != PACKAGE and name not in sys.stdlib_module_names:
+            declared = DISTRIBUTIONS.get(name, name) in (optional if found.deferred else needed)
+            assert declared, f"{module}:{found.line} imports {name}, which pyproject.toml does not declare"
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    return {requirement.partition("[")[0].partition(">")[0].partition("=")[0].strip() for requirement in requirements}
+
+
+@every_module
+def test_a_file_and_its_functions_are_short(module: str):
+    lines = len(modules()[module].read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_FILE, f"{module} has {lines} lines: it has two jobs"
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = int(node.end_lineno or 0) - node.lineno + 1
+            assert length <= MAX_FUNCTION, f"{module}.{node.name} has {length} lines: it has two jobs"
+
+
+def test_the_inner_packages_are_empty():
+    inner = [path for path in modules().values() if path.name == "__init__.py" and path.parent.name != PACKAGE]
+    assert inner
+    assert [path for path in inner if path.read_text(encoding="utf-8").strip()] == []
+
+
+PROBE = """
+import json, sys
+before = set(sys.modules)
+import {module}
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+@pytest.mark.parametrize("module", ["psla_jax", "psla_jax.cli"])
+def test_importing_the_package_loads_nothing_heavy(module: str):
+    """The package and its command line load themselves and the standard library, no NumPy and no JAX."""
+    command = [sys.executable, "-c", PROBE.format(module=module)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True)
+    loaded = json.loads(done.stdout)
+    assert [name for name in loaded if within(name, PACKAGE)] == sorted({PACKAGE, module})
+    foreign = {library(name) for name in loaded} - sys.stdlib_module_names - {PACKAGE}
+    assert foreign == set()
+
+
+@pytest.mark.parametrize("name", psla_jax.__all__)
+def test_a_public_name_is_the_one_of_its_home(name: str):
+    found = getattr(psla_jax, name)
+    assert found.__name__ == name
+    assert found.__module__.startswith("psla_jax.")
+    assert found.__doc__
+    assert name in dir(psla_jax)
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'psla_jax' has no attribute 'build_modle'"):
+        psla_jax.build_modle  # noqa: B018 - asking for it is the test
+    assert psla_jax.__all__ == sorted(set(psla_jax.__all__))

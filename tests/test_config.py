@@ -1,0 +1,315 @@
+"""The settings of a run: what is refused and with which words, JSON, differences, and the recipes in configs/."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from psla_jax import config as module
+from psla_jax.config import (
+    FREE_FIELDS,
+    AggregationConfig,
+    ConfigError,
+    DataConfig,
+    FrontendConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+    RunConfig,
+    SamplingConfig,
+    differences,
+    flatten,
+    from_json,
+    to_json,
+)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SECTIONS = {
+    "data": DataConfig,
+    "frontend": FrontendConfig,
+    "model": ModelConfig,
+    "pretraining": PretrainingConfig,
+    "sampling": SamplingConfig,
+    "optimizer": OptimizerConfig,
+    "aggregation": AggregationConfig,
+}
+NAN = float("nan")
+
+REFUSED = [
+    ("frontend.target_length", 0, "use at least 1 frame"),
+    ("frontend.std", 0.0, "use a positive standard deviation"),
+    ("frontend.std", NAN, "use a positive standard deviation"),
+    ("model.pooling", "max", "choose one of mean, attention"),
+    ("model.padding", "same", "choose one of symmetric, static"),
+    ("model.heads", 0, "use at least one head, or model.pooling mean"),
+    ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
+    ("model.drop_connect", 1.0, "use a rate in [0, 1)"),
+    ("pretraining.stem", "mean", "choose sum or random"),
+    ("data.channel", "left", "choose one of mean, first"),
+    ("data.batch_size", 0, "use at least one clip"),
+    ("data.workers", -1, "use 0 or more processes"),
+    ("data.preflight", -1, "use 0 or more clips"),
+    ("data.unreadable", "ignore", "choose stop or skip"),
+    ("sampling.mixup", -0.1, "use a probability in [0, 1]"),
+    ("sampling.mixup", 1.1, "use a probability in [0, 1]"),
+    ("sampling.mixup", NAN, "use a probability in [0, 1]"),
+    ("sampling.freq_mask", -1, "use 0 to 128 mel bins"),
+    ("sampling.freq_mask", 129, "use 0 to 128 mel bins"),
+    ("sampling.time_mask", -1, "use 0 or more frames"),
+    ("optimizer.learning_rate", 0.0, "use a positive rate"),
+    ("optimizer.learning_rate", NAN, "use a positive rate"),
+    ("optimizer.epochs", 0, "train for at least one epoch"),
+    ("optimizer.warmup_steps", -1, "use 0 or more steps"),
+    ("optimizer.decay_start", 0, "use epoch 1 or later"),
+    ("optimizer.decay_every", 0, "use at least one epoch"),
+    ("optimizer.decay", 0.0, "use a factor in (0, 1]"),
+    ("optimizer.decay", 1.5, "use a factor in (0, 1]"),
+    ("optimizer.weight_decay", -1e-9, "use 0 or more"),
+    ("optimizer.accumulate", 0, "use at least one microbatch"),
+    ("optimizer.loss", "mse", "choose one of bce, ce"),
+    ("optimizer.compute", "float16", "choose one of float32, bfloat16"),
+    ("aggregation.first", 0, "epochs are counted from 1"),
+    ("aggregation.last", 15, "use 16 (aggregation.first) or later"),
+    ("seed", -1, "use 0 or a positive number"),
+    ("checkpoint_every", -1, "use 0 or more steps"),
+    ("bootstrap", -1, "use 0 or more resamples"),
+]
+
+AT_THE_EDGE = [
+    *[("frontend.target_length", 1), ("frontend.std", 1e-9), ("model.heads", 1), ("model.drop_connect", 0)],
+    *[("model.drop_connect", 0.999), ("data.batch_size", 1), ("data.workers", 0), ("data.preflight", 0)],
+    *[("sampling.mixup", 0), ("sampling.mixup", 1), ("sampling.freq_mask", 0), ("sampling.freq_mask", 128)],
+    *[("sampling.time_mask", 0), ("optimizer.epochs", 1), ("optimizer.warmup_steps", 0), ("optimizer.decay", 1)],
+    *[("optimizer.decay_start", 1), ("optimizer.decay_every", 1), ("optimizer.weight_decay", 0)],
+    *[("optimizer.accumulate", 1), ("aggregation.first", 1), ("aggregation.last", 16)],
+    *[("seed", 0), ("checkpoint_every", 0), ("bootstrap", 0)],
+]
+
+ACROSS_SECTIONS = [
+    (
+        {"optimizer": OptimizerConfig(epochs=20), "aggregation": AggregationConfig(first=5, last=21)},
+        "aggregation.last is 21: the run ends after epoch 20 (optimizer.epochs); average epochs up to that one.",
+    ),
+    (
+        {"data": DataConfig(batch_size=10), "optimizer": OptimizerConfig(accumulate=4)},
+        "optimizer.accumulate is 4: use a divisor of data.batch_size, 10.",
+    ),
+    (
+        {"frontend": FrontendConfig(target_length=100), "sampling": SamplingConfig(time_mask=101)},
+        "sampling.time_mask is 101: use at most frontend.target_length, 100 frames.",
+    ),
+]
+
+CHANGED = RunConfig(
+    run_dir="runs/Grüße",
+    seed=7,
+    data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, "first", 9, "skip"),
+    frontend=FrontendConfig(500, -1.25, 0.1),
+    model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
+    pretraining=PretrainingConfig("imagenet", "random"),
+    sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
+    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16"),
+    aggregation=AggregationConfig(2, 4, False),
+    checkpoint_every=50,
+    bootstrap=20,
+)
+"""A config in which no field has its default."""
+
+
+def make(name: str, value: object) -> object:
+    """The section (or, for a field without one, the run) in which one field is not the default."""
+    section, _, field = name.rpartition(".")
+    return SECTIONS[section](**{field: value}) if section else RunConfig(**{field: value})
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), REFUSED)
+def test_a_refusal_names_the_field_its_value_and_the_remedy(name, value, remedy):
+    with pytest.raises(ConfigError) as raised:
+        make(name, value)
+    message = str(raised.value)
+    assert message.startswith(f"{name} is {value!r}: {remedy}")
+    assert message.endswith(".")
+    assert not message.endswith("..")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("sections", "message"), ACROSS_SECTIONS)
+def test_a_refusal_names_both_fields_that_do_not_go_together(sections, message):
+    with pytest.raises(ConfigError) as raised:
+        RunConfig(**sections)
+    assert str(raised.value) == message
+
+
+def test_no_check_of_the_module_is_without_its_test():
+    checked = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_require"):
+            checked.update(a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str))
+    assert checked == {name for name, _, _ in REFUSED}
+
+
+@pytest.mark.parametrize(("name", "value"), AT_THE_EDGE)
+def test_a_value_at_the_edge_is_taken(name, value):
+    assert getattr(make(name, value), name.rpartition(".")[2]) == value
+
+
+def test_fields_that_just_go_together_are_taken():
+    RunConfig(optimizer=OptimizerConfig(epochs=20), aggregation=AggregationConfig(first=20, last=20))
+    RunConfig(data=DataConfig(batch_size=10), optimizer=OptimizerConfig(accumulate=5))
+    RunConfig(frontend=FrontendConfig(target_length=100), sampling=SamplingConfig(time_mask=100))
+
+
+def test_a_config_error_is_a_value_error():
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_a_config_cannot_be_changed_and_a_changed_copy_is_checked_again():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().optimizer.epochs = 1
+    with pytest.raises(ConfigError, match=r"aggregation\.last is 30"):
+        dataclasses.replace(RunConfig(), optimizer=OptimizerConfig(epochs=3))
+
+
+def test_flatten_gives_every_field_its_name_on_the_command_line():
+    flat = flatten(CHANGED)
+    names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
+    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "bootstrap"}
+    assert flat["optimizer.learning_rate"] == 3e-4
+    assert flat["seed"] == 7
+
+
+def test_json_brings_back_every_field():
+    before, after = flatten(RunConfig()), flatten(CHANGED)
+    assert [name for name in after if after[name] == before[name]] == []
+    assert from_json(to_json(CHANGED)) == CHANGED
+    assert from_json(to_json(RunConfig())) == RunConfig()
+
+
+def test_the_json_is_plain_sections_and_fields():
+    text = to_json(CHANGED)
+    values = json.loads(text)
+    assert values["run_dir"] == "runs/Grüße"
+    assert values["optimizer"]["loss"] == "ce"
+    assert set(values) == {f.name for f in dataclasses.fields(RunConfig)}
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ('{"seed": 1', "delimiter"),
+        ("[1]", "list"),
+        ('{"sead": 1}', "sead"),
+        ('{"optimizer": {"rate": 1}}', "rate"),
+        ('{"optimizer": 3}', "mapping"),
+        ('{"seed": "one"}', "str"),
+        ('{"seed": -1}', "seed is -1: use 0 or a positive number"),
+        ('{"data": {"workers": -2}}', "data.workers is -2: use 0 or more processes"),
+    ],
+)
+def test_text_that_is_no_config_is_refused_with_the_reason(text, reason):
+    with pytest.raises(ConfigError) as raised:
+        from_json(text)
+    assert str(raised.value).startswith("this is not the config of a run: ")
+    assert reason in str(raised.value)
+
+
+def test_equal_configs_have_no_differences():
+    assert differences(CHANGED, from_json(to_json(CHANGED))) == []
+
+
+def test_a_difference_tells_the_field_and_both_values():
+    old = RunConfig()
+    new = dataclasses.replace(old, seed=3, model=ModelConfig(padding="static"))
+    assert differences(old, new) == ["seed: 0 -> 3", "model.padding: 'symmetric' -> 'static'"]
+    assert differences(new, old) == ["seed: 3 -> 0", "model.padding: 'static' -> 'symmetric'"]
+
+
+def test_only_what_decides_no_result_is_free_to_change():
+    told = {line.partition(":")[0] for line in differences(RunConfig(), CHANGED)}
+    assert told == set(flatten(CHANGED)) - FREE_FIELDS
+    assert set(flatten(CHANGED)) >= FREE_FIELDS
+    where = {"data.train", "data.validation", "data.evaluation", "data.labels"}
+    how = {"run_dir", "checkpoint_every", "data.workers", "data.preflight", "data.unreadable"}
+    assert where | how == FREE_FIELDS
+
+
+# ---- The recipes -----------------------------------------------------------------------------------------------------
+
+EVERY_RECIPE = {
+    "model.name": "efficientnet-b2",
+    "model.pooling": "attention",
+    "model.heads": 4,
+    "model.padding": "symmetric",
+    "model.drop_connect": 0.2,
+    "pretraining.source": "imagenet",
+    "frontend.mean": -4.6476,
+    "frontend.std": 4.5699,
+    "sampling.mixup": 0.5,
+    "sampling.freq_mask": 48,
+    "sampling.time_mask": 192,
+    "optimizer.warmup_steps": 1000,
+    "optimizer.decay": 0.5,
+    "optimizer.decay_every": 5,
+    "optimizer.weight_decay": 5e-7,
+    "optimizer.loss": "bce",
+}
+COLUMNS = (
+    *("optimizer.learning_rate", "data.batch_size", "optimizer.epochs", "optimizer.decay_start"),
+    *("aggregation.first", "aggregation.last", "frontend.target_length", "sampling.balanced"),
+)
+RECIPES = {
+    "audioset_full": (1e-4, 100, 30, 10, 16, 30, 1056, True),
+    "audioset_balanced": (1e-3, 100, 60, 35, 41, 60, 1056, False),
+    "fsd50k": (5e-4, 24, 40, 10, 21, 40, 3000, True),
+}
+"""The published recipes."""
+
+
+def run_file(name: str) -> dict:
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_a_config_file_gives_a_run_of_its_own_and_says_how_to_start_it(name):
+    found = run_file(name)
+    assert isinstance(found["config"], RunConfig)
+    assert found["config"].run_dir == f"runs/{name}"
+    assert f"psla train configs/{name}.py" in found["__doc__"]
+    assert from_json(to_json(found["config"])) == found["config"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_published_numbers(name):
+    flat = flatten(run_file(name)["config"])
+    expected = {**EVERY_RECIPE, **dict(zip(COLUMNS, RECIPES[name], strict=True))}
+    assert {key: flat[key] for key in expected} == expected
+    assert flat["data.train"]
+    assert flat["data.evaluation"]
+    assert flat["data.labels"]
+
+
+def test_only_fsd50k_has_a_validation_set():
+    assert {name for name in RECIPES if run_file(name)["config"].data.validation} == {"fsd50k"}
+
+
+def test_the_defaults_are_the_recipe_of_full_audioset():
+    recipe = run_file("audioset_full")["config"]
+    # Differences leave out where the data are and how they are loaded.
+    assert differences(RunConfig(), recipe) == ["pretraining.source: '' -> 'imagenet'"]
+
+
+def test_the_demo_needs_no_file_and_no_network():
+    config = run_file("demo")["config"]
+    data = config.data
+    assert all(name.startswith("demo:") for name in (data.train, data.validation, data.evaluation, data.labels))
+    assert config.pretraining.source == ""

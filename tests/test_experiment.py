@@ -1,0 +1,236 @@
+"""Runs from datafiles to summary: what they leave, that they go on exactly, and how they fail."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sounds
+
+from psla_jax import experiment
+from psla_jax.checkpoints import load_model
+from psla_jax.config import AggregationConfig, OptimizerConfig
+from psla_jax.data import sets
+from psla_jax.data.sets import DataError
+from psla_jax.evaluation import Scores
+from psla_jax.experiment import RunError
+from psla_jax.training import TrainingError, split_model
+from psla_jax.watch import Watch
+
+RESULTS = ("result.csv", "best_single_result.csv", "wa_result.csv", "wa_plain_result.csv", "ensemble_result.csv")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return sounds.make(tmp_path_factory.mktemp("sounds"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """An uninterrupted run; the others are compared with it."""
+    config = sounds.config(data, tmp_path_factory.mktemp("runs") / "whole")
+    return config, experiment.train(config)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    for name in (*RESULTS, "summary.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for model in ("epoch_003", "average", "best"):
+        trees = [split_model(load_model(d / "models" / model, trust=True).network) for d in (one, other)]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def test_a_run_leaves_the_references_tables(whole_run):
+    config, _ = whole_run
+    directory = Path(config.run_dir)
+    rows = table(directory / "result.csv")
+    assert list(rows[0]) == [
+        "epoch", "mAP", "mAUC", "precision", "recall", "d_prime", "train_loss", "valid_loss", "ensemble_mAP",
+        "ensemble_mAUC", "learning_rate",
+    ]  # fmt: skip
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-2, 1e-2, 5e-3])
+    for name in RESULTS[1:]:
+        assert list(table(directory / name)[0]) == [
+            "validation_mAP", "validation_mAUC", "evaluation_mAP", "evaluation_mAUC",
+        ]  # fmt: skip
+    assert table(directory / "best_single_result.csv")[0]["validation_mAP"] == max(row["mAP"] for row in rows)
+
+
+def test_the_figures_are_those_of_the_scores(whole_run):
+    config, measured = whole_run
+    directory = Path(config.run_dir)
+    per_epoch = [Scores.load(directory / "scores" / f"evaluation_epoch_{e:03d}.npz") for e in (1, 2, 3)]
+    combined = Scores.load(directory / "scores" / "evaluation_ensemble.npz")
+    np.testing.assert_allclose(combined.scores, np.mean([s.scores for s in per_epoch], axis=0), rtol=1e-6)
+    assert measured[-1].sets["evaluation"].mAP == combined.metrics().mAP
+    assert combined.clips.tolist() == [str(p) for p in sorted(Path(config.data.evaluation).parent.glob("evaluation*.wav"))]
+    metrics = measured[0].sets["evaluation"]
+    assert (metrics.num_classes, metrics.num_scored) == (4, 3)
+    low, high = measured[0].intervals["evaluation"].low, measured[0].intervals["evaluation"].high
+    assert low <= metrics.mAP <= high
+
+
+def test_the_weight_average_is_the_mean_of_its_epochs_with_statistics_of_its_own(whole_run):
+    models = Path(whole_run[0].run_dir) / "models"
+    trees = {
+        name: split_model(load_model(models / name, trust=True).network)
+        for name in ("epoch_002", "epoch_003", "average", "plain_average")
+    }
+    mean = jax.tree.map(lambda a, b: (np.float64(a) + b) / 2, trees["epoch_002"], trees["epoch_003"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), trees["plain_average"], mean)
+    jax.tree.map(np.testing.assert_array_equal, trees["average"][0], trees["plain_average"][0])
+    assert np.any(trees["average"][1]["norm"]["mean"] != trees["plain_average"][1]["norm"]["mean"])
+
+
+def test_the_run_directory_stands_for_its_average(whole_run):
+    model = load_model(whole_run[0].run_dir, trust=True)
+    assert model.card.notes["epochs"] == [2, 3]
+    assert model.card.notes["statistics"] == "re-estimated"
+    assert model.card.vocabulary == sounds.VOCABULARY
+    assert model.frontend.target_length == 40
+
+
+def test_a_finished_run_started_again_changes_nothing(whole_run, tmp_path):
+    config, measured = whole_run
+    directory = Path(config.run_dir)
+    before = {name: (directory / name).read_bytes() for name in (*RESULTS, "summary.json")}
+    again = experiment.train(config)
+    assert [m.to_json() for m in again] == [m.to_json() for m in measured]
+    assert before == {name: (directory / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(("stop_at", "every"), [(2, 0), (5, 2), (9, 3)])
+def test_an_interrupted_run_goes_on_exactly(whole_run, data, tmp_path, monkeypatch, stop_at, every):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_every=every)
+    add = Watch.add
+
+    def interrupted(self, step, batch, metrics):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        add(self, step, batch, metrics)
+
+    monkeypatch.setattr(Watch, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.train(config)
+    monkeypatch.setattr(Watch, "add", add)
+    experiment.train(config)
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tmp_path):
+    config = sounds.config(data, tmp_path / "run")
+    fields = dataclasses.replace(config.data, validation="")
+    measured = experiment.train(
+        dataclasses.replace(config, data=fields, aggregation=AggregationConfig(first=2, last=3, reestimate=False))
+    )
+    rows = table(tmp_path / "run" / "result.csv")
+    assert [m.name for m in measured] == [
+        "single (mean of epochs 1-3)", "weight average (epochs 2-3)", "checkpoint ensemble (3 epochs)",
+    ]  # fmt: skip
+    assert measured[0].sets["evaluation"].mAP == pytest.approx(np.mean([float(r["mAP"]) for r in rows]), rel=1e-6)
+    assert not (tmp_path / "run" / "models" / "plain_average").exists()
+    assert list(table(tmp_path / "run" / "wa_result.csv")[0]) == ["evaluation_mAP", "evaluation_mAUC"]
+
+
+def test_cross_entropy_trains_single_labels_and_refuses_others(data, tmp_path):
+    config = sounds.config(data, tmp_path / "run")
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss="ce"))
+    measured = experiment.train(config)
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())[measured[0].name]["evaluation"]["accuracy"]
+    assert accuracy == measured[0].sets["evaluation"].accuracy
+    clips = json.loads((data / "train.json").read_text())["data"]
+    clips[3]["labels"] = "/t/low,/t/noise"
+    (tmp_path / "two.json").write_text(json.dumps({"data": clips}))
+    two = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "two.json")))
+    with pytest.raises(DataError, match=r"train03\.wav 2 labels: optimizer\.loss ce wants exactly one"):
+        experiment.train(two)
+
+
+def test_a_clip_lost_during_training_is_set_aside_and_reported(tmp_path, monkeypatch):
+    data = sounds.make(tmp_path / "sounds")
+    check = sets.check_clips
+
+    def then_lose_one(*arguments):
+        check(*arguments)
+        (data / "train04.wav").unlink()
+        (data / "evaluation03.wav").write_bytes(b"nothing")
+
+    monkeypatch.setattr(sets, "check_clips", then_lose_one)
+    config = sounds.config(data, tmp_path / "run")
+    plain = dataclasses.replace(config.sampling, balanced=False)
+    measured = experiment.train(dataclasses.replace(config, sampling=plain))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("set aside in this epoch") >= 3
+    assert "train04.wav is missing" in log
+    assert "evaluation03.wav" in log
+    assert measured[0].sets["evaluation"].num_clips == sounds.SIZES["evaluation"] - 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(data, tmp_path, monkeypatch):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_every=1)
+    check = Watch._check
+
+    def poisoned(self, step, clips, loss):
+        check(self, step, clips, loss * float("nan") if step == 6 else loss)
+
+    monkeypatch.setattr(Watch, "_check", poisoned)
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 6.*train\d\d\.wav"):
+        experiment.train(config)
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == 6
+    assert len(table(tmp_path / "run" / "result.csv")) == 1
+
+
+def test_parameters_that_explode_stop_the_run(data, tmp_path):
+    config = sounds.config(data, tmp_path / "run")
+    wild = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e38, epochs=3, warmup_steps=0))
+    with pytest.raises(TrainingError, match="the loss is nan at step"):
+        experiment.train(wild)
+
+
+def test_a_run_directory_of_another_config_is_refused_with_the_fields(whole_run):
+    config, _ = whole_run
+    other = dataclasses.replace(config, seed=3, sampling=dataclasses.replace(config.sampling, mixup=0.0))
+    with pytest.raises(RunError, match=r"another config \(seed: 0 -> 3; sampling\.mixup: 0\.5 -> 0\.0\).*--run-dir"):
+        experiment.train(other)
+
+
+def test_a_run_directory_of_other_data_is_refused(data, tmp_path):
+    copy = sounds.make(tmp_path / "sounds")
+    config = sounds.config(copy, tmp_path / "run")
+    experiment.train(config)
+    edited = json.loads((copy / "train.json").read_text())
+    edited["data"][0]["labels"] = "/t/noise"
+    (copy / "train.json").write_text(json.dumps(edited))
+    with pytest.raises(RunError, match=r"started on other data \(changed: train\)"):
+        experiment.train(config)
+
+
+def test_a_directory_that_is_no_run_is_left_alone(data, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(RunError, match=r"photos holds files but no run"):
+        experiment.train(sounds.config(data, tmp_path / "photos"))
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_unreadable_clips_stop_a_run_before_it_starts_or_are_left_out_on_request(tmp_path):
+    data = sounds.make(tmp_path / "sounds")
+    (data / "train02.wav").write_bytes(b"")
+    config = sounds.config(data, tmp_path / "run")
+    with pytest.raises(DataError, match=r"train02\.wav.*--data\.unreadable skip"):
+        experiment.train(config)
+    assert not (tmp_path / "run").exists()
+    experiment.train(dataclasses.replace(config, data=dataclasses.replace(config.data, unreadable="skip")))
+    assert (tmp_path / "run" / "summary.json").is_file()

@@ -1,0 +1,37 @@
+"""A tagger small enough that a run of it takes seconds; named in configs as ``tiny:build``."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psla_jax.models.layers import BatchNorm, Conv, DropConnect
+from psla_jax.models.pooling import build_pooling
+
+
+class TinyTagger(nnx.Module):
+    """Three strided convolutions, batch normalisation, drop-connect and an attention head."""
+
+    def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
+        pads = ((1, 1), (1, 1))
+        self.stem = Conv(1, 8, 3, stride=2, padding=pads, rngs=rngs)
+        self.norm = BatchNorm(8, momentum=0.9)
+        self.depthwise = Conv(8, 8, 3, stride=2, padding=pads, depthwise=True, rngs=rngs)
+        self.project = Conv(8, 8, rngs=rngs)
+        self.norm2 = BatchNorm(8, momentum=0.9)
+        self.drop = DropConnect(0.2)
+        self.head = build_pooling("attention", 8 * 16, num_classes, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+        x = jnp.swapaxes(x, 1, 2)[..., None]
+        x = jax.nn.swish(self.norm(self.stem(x), valid))
+        y = self.norm2(self.project(self.depthwise(x)), valid)
+        y = self.drop(y, rngs) + y
+        y = y[:, ::2]
+        y = jnp.swapaxes(y, 1, 2)
+        return self.head(y.reshape(*y.shape[:2], -1))
+
+
+def build(num_classes: int, rngs: nnx.Rngs) -> TinyTagger:
+    return TinyTagger(num_classes, rngs)
