@@ -12,7 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
+
+import tyro
+from tyro.conf import Positional
 
 USAGE = """\
 usage: psla COMMAND ...
@@ -33,8 +36,6 @@ class UsageError(ValueError):
 
 def train(arguments: list[str]) -> int:
     """psla train CONFIG.py [--section.field value ...]"""
-    import tyro
-
     from psla_jax.config import RunConfig
 
     path = next((a for a in arguments if not a.startswith("-")), None)
@@ -87,7 +88,7 @@ def read_config(path: str) -> Any:
 class Evaluate:
     """Figures of models and of their ensemble on a data set. Example: psla evaluate runs/demo --data demo:evaluation"""
 
-    models: Annotated[tuple[str, ...], "positional"]
+    models: Positional[tuple[str, ...]]
     """Model directories or run directories."""
     data: str
     """The datafile to score."""
@@ -117,7 +118,7 @@ def evaluate(arguments: list[str]) -> int:
 class PrepareFSD50K:
     """Datafiles from FSD50K, at 16 kHz. Example: psla prepare fsd50k /data/FSD50K"""
 
-    directory: Annotated[str, "positional"]
+    directory: Positional[str]
     """Where FSD50K.dev_audio, FSD50K.eval_audio and FSD50K.ground_truth are."""
     out: str = ""
     """Where resampled audio and datafiles go; empty: beside the originals."""
@@ -146,9 +147,6 @@ def prepare(arguments: list[str]) -> int:
 
 
 def _parse(kind: type, arguments: list[str], prog: str) -> Any:
-    import tyro
-
-    kind.__annotations__  # noqa: B018 - evaluated lazily by tyro
     return tyro.cli(kind, args=arguments, prog=prog, config=(tyro.conf.FlagConversionOff,))
 
 

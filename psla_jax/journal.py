@@ -15,7 +15,9 @@ class Journal:
     """Lines go to standard output and, with a time stamp, to the log file; the bar to standard error, if it is a screen."""
 
     def __init__(self, log: Path | None = None) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        screen = Console(highlight=False, soft_wrap=True)
+        # What is not a screen has no width: a table in a file is never cut.
+        self.console = screen if screen.is_terminal else Console(highlight=False, soft_wrap=True, width=160)
         self._log = log
 
     def say(self, text: str) -> None:

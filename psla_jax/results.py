@@ -73,19 +73,19 @@ def _figures(metrics: Metrics, interval: Interval | None) -> dict[str, Any]:
 
 
 def show_summary(console: Console, measured: Sequence[Measured], title: str) -> None:
-    """The table that a run ends with: a row per model, figures per set."""
-    kinds = list(measured[0].sets)
+    """The table that a run ends with: a row per set and model."""
     table = Table(title=title, title_justify="left")
-    table.add_column("model", no_wrap=True)
-    for kind in kinds:
-        for column in (f"{kind} mAP", "95% interval", "AUC", "d'"):
-            table.add_column(column, justify="right", no_wrap=True)
-    for row in measured:
-        cells = [cell for kind in kinds for cell in _cells(row.sets[kind], row.intervals.get(kind))]
-        table.add_row(row.name, *cells)
+    table.add_column("set")
+    table.add_column("model", overflow="fold")
+    for column in ("mAP", "95% interval", "AUC", "d'"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for kind in measured[0].sets:
+        for row in measured:
+            table.add_row(kind, row.name, *_cells(row.sets[kind], row.intervals.get(kind)))
+        table.add_section()
     console.print(table)
-    for kind in kinds:
-        console.print(counted(kind, measured[0].sets[kind]))
+    for kind, metrics in measured[0].sets.items():
+        console.print(counted(kind, metrics))
 
 
 def _cells(metrics: Metrics, interval: Interval | None) -> list[str]:

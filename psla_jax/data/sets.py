@@ -116,7 +116,7 @@ def check_clips(sets: DataSets, config: DataConfig, say: Callable[[str], None]) 
 def _problem_text(name: str, data: Datafile, problems: list[Problem]) -> str:
     shown = "; ".join(f"{p.path} {p.reason.rstrip('.')}" for p in problems[:SHOWN])
     more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    many = "clip that cannot" if len(problems) == 1 else f"{len(problems)} clips that cannot"
+    many = "a clip that cannot" if len(problems) == 1 else f"{len(problems)} clips that cannot"
     return (
         f"the {name} set {data.source} has {many} be used: {shown}{more}. Mend the files or take them out of the "
         "datafile, or train without them: --data.unreadable skip."

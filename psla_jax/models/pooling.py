@@ -16,6 +16,10 @@ from psla_jax.models.layers import Conv, uniform
 EPSILON = 1e-7
 
 
+class ModelError(ValueError):
+    """A model that cannot be built; the message names the setting, its value and the choices."""
+
+
 class _Linear(Conv):
     """A 1x1 convolution with bias over `(batch, steps, channels)`, in float32 whatever the backbone computes in."""
 
@@ -76,14 +80,14 @@ def build_pooling(
     """The head of that name: ``mean``, or ``attention`` with any number of heads.
 
     Raises:
-        ValueError: for another name, or for fewer than one head.
+        ModelError: for another name, or for fewer than one head.
     """
     if pooling == "mean":
         return MeanPooling(channels, classes, rngs=rngs)
     if pooling != "attention":
-        raise ValueError(f"pooling is {pooling!r}: choose mean or attention.")
+        raise ModelError(f"pooling is {pooling!r}: choose mean or attention.")
     if heads < 1:
-        raise ValueError(f"heads is {heads}: use at least one, or pooling 'mean' for none.")
+        raise ModelError(f"heads is {heads}: use at least one, or pooling 'mean' for none.")
     if heads == 1:
         return Attention(channels, classes, rngs=rngs)
     return MultiHeadAttention(channels, classes, heads, rngs=rngs)

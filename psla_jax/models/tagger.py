@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from psla_jax.config import ModelConfig
 from psla_jax.models.efficientnet import SCALES, EfficientNet
 from psla_jax.models.layers import BatchNorm
-from psla_jax.models.pooling import build_pooling
+from psla_jax.models.pooling import ModelError, build_pooling
 
 
 class AudioTagger(nnx.Module):
@@ -78,16 +78,16 @@ def build_model(
         rngs: ``rngs.params`` draws the weights.
 
     Raises:
-        ValueError: for an unknown name or padding, or an import that fails.
+        ModelError: for an unknown name or padding, or an import that fails.
     """
     if ":" in name:
         return _custom_model(name)(num_classes=num_classes, rngs=rngs)
     if name not in SCALES:
-        raise ValueError(
+        raise ModelError(
             f"there is no model {name!r}: choose one of {', '.join(SCALES)}, or name your own as module:callable."
         )
     if padding not in ("symmetric", "static"):
-        raise ValueError(f"padding is {padding!r}: choose symmetric or static.")
+        raise ModelError(f"padding is {padding!r}: choose symmetric or static.")
     return AudioTagger(name, num_classes, pooling, heads, padding, drop_connect, dtype, rngs)
 
 
@@ -96,7 +96,7 @@ def _custom_model(name: str):
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"the model {name!r} cannot be imported ({error}): name it as module:callable.") from error
+        raise ModelError(f"the model {name!r} cannot be imported ({error}): name it as module:callable.") from error
 
 
 def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
