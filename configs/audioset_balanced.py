@@ -3,7 +3,8 @@
     psla train configs/audioset_balanced.py --data.train TRAIN.json --data.evaluation EVAL.json --data.labels LABELS.csv
 
 Time: the reference takes about 12 hours on four 12 GB GPUs (published).
-Expected mAP on the evaluation set (published): 0.312 with the original labels, 0.316 with labels enhanced at the mean threshold (the recipe's).
+Expected mAP on the evaluation set (published):
+0.312 with the original labels, 0.316 with labels enhanced at the mean threshold (the recipe's).
 There is no validation set: "single" is the mean of the last five epochs, as in the paper.
 """
 

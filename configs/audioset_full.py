@@ -3,7 +3,8 @@
     psla train configs/audioset_full.py --data.train TRAIN.json --data.evaluation EVAL.json --data.labels LABELS.csv
 
 Time: the reference takes about a week on four 12 GB GPUs (published).
-Expected mAP on the evaluation set (published): single 0.440 (AUC 0.974, d-prime 2.75), weight average 0.444, checkpoint ensemble 0.453.
+Expected mAP on the evaluation set (published):
+single 0.440 (AUC 0.974, d-prime 2.75), weight average 0.444, checkpoint ensemble 0.453.
 There is no validation set: "single" is the mean of the last five epochs, as in the paper.
 """
 

@@ -30,14 +30,17 @@ def average(trees: Iterable[Any]) -> Any:
         if total is None:
             first, total = jax.tree.map(np.asarray, tree), jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
             continue
-        if jax.tree.structure(tree) != jax.tree.structure(total) or any(
-            np.shape(a) != np.shape(b) for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(total))
-        ):
+        if _layout(tree) != _layout(total):
             raise AggregationError("models of different architectures cannot be averaged: name models of one run.")
         total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, tree)
     if total is None:
         raise AggregationError("there is no model to average: name at least one.")
     return jax.tree.map(lambda x, like: (x / count).astype(like.dtype), total, first)
+
+
+def _layout(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [np.shape(leaf) for leaf in leaves]
 
 
 class RunningEnsemble:

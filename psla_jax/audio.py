@@ -159,7 +159,8 @@ def in_threads(
     with ThreadPoolExecutor(workers or None) as pool:
         try:
             done = pool.map(work, items)
-            return list(track(done, description, total=len(items), console=bar, transient=True, disable=not (progress and bar.is_terminal)))
+            hidden = not (progress and bar.is_terminal)
+            return list(track(done, description, total=len(items), console=bar, transient=True, disable=hidden))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

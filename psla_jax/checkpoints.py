@@ -111,13 +111,13 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
     card = read_card(directory)
     if ":" in card.model.name and not trust:
         raise CheckpointError(
-            f"{directory} is a model of somebody's own code, {card.model.name}: load it with trust (--trust True) if you "
-            "know that code."
+            f"{directory} is a model of somebody's own code, {card.model.name}: load it with trust (--trust True) if "
+            "you know that code."
         )
     abstract = nnx.eval_shape(lambda: tagger.from_config(card.model, len(card.vocabulary), jnp.float32, nnx.Rngs(0)))
-    graphdef, params, rest = nnx.split(abstract, nnx.Param, ...)
-    shapes = (nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
-    return Model(card, nnx.merge(graphdef, *load_weights(directory, *shapes)))
+    params, rest = nnx.state(abstract, nnx.Param, ...)
+    weights = load_weights(directory, nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+    return Model(card, nnx.merge(nnx.graphdef(abstract), *weights))
 
 
 def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | None = None) -> tuple[Any, Any]:
@@ -205,8 +205,8 @@ class RunCheckpoints:
             notes = self._orbax.checkpointables_metadata(step).custom_metadata
         except Exception as error:  # As in load_weights.
             raise CheckpointError(
-                f"the checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): delete it to go on "
-                "from the one before."
+                f"the checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): delete it to go "
+                "on from the one before."
             ) from error
         model = {k: _unnamed(found["model"][k], like[k]) for k in ("params", "rest")}
         leaves = [found["opt"]["leaves"][str(i)] for i in range(len(found["opt"]["leaves"]))]

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a run that failed, 2 bad usage or input, 130 interrupted.
 from __future__ import annotations
 
 import dataclasses
-import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence

@@ -96,8 +96,8 @@ def check_directory(directory: Path, config: RunConfig, data: DataSets) -> None:
     changed = differences(from_json((directory / CONFIG).read_text(encoding="utf-8")), config)
     if changed:
         raise RunError(
-            f"{directory} holds a run of another config ({'; '.join(changed)}): choose another directory with --run-dir, "
-            "or start it with its own settings."
+            f"{directory} holds a run of another config ({'; '.join(changed)}): choose another directory with "
+            "--run-dir, or start it with its own settings."
         )
     known, found = json.loads((directory / DATA).read_text(encoding="utf-8")), data.identity()
     edited = [name for name in found if known.get(name) != found[name]]
@@ -365,9 +365,8 @@ class Run:
         return Measured(name, {k: s.metrics() for k, s in scores.items()}, intervals)
 
     def _write_summary(self, measured: list[Measured]) -> None:
-        single, weight_average, *plain, together = measured
-        files = {"best_single_result": single, "wa_result": weight_average, "ensemble_result": together}
-        for name, row in (files | {"wa_plain_result": row for row in plain}).items():
+        names = ["best_single_result", "wa_result", *["wa_plain_result"] * (len(measured) - 3), "ensemble_result"]
+        for name, row in zip(names, measured):
             results.write_csv(self.directory / f"{name}.csv", list(row.columns()), [row.columns()])
         text = json.dumps({row.name: row.to_json() for row in measured}, indent=1)
         results.write_text(self.directory / SUMMARY, text + "\n")

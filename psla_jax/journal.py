@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Journal:
-    """Lines go to standard output and, with a time stamp, to the log file; the bar to standard error, if it is a screen."""
+    """Lines go to standard output and, with a time stamp, to the log file; the bar to standard error."""
 
     def __init__(self, log: Path | None = None) -> None:
         screen = Console(highlight=False, soft_wrap=True)

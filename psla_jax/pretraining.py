@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def official_names(model: nnx.Module) -> dict[str, nnx.Variable]:
     return {_official_name(path): variable for path, variable in variables}
 
 
-def _official_name(path: tuple[str | int, ...]) -> str:
+def _official_name(path: tuple[Any, ...]) -> str:
     *modules, leaf = (str(part) for part in path)
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
@@ -114,7 +115,9 @@ def start_from(model: nnx.Module, name: str, config: PretrainingConfig) -> str:
     """
     backbone = getattr(model, "effnet", None)
     if backbone is None:
-        raise PretrainingError(f"pretraining.source is {config.source!r}, but {name} has no such weights: leave it empty.")
+        raise PretrainingError(
+            f"pretraining.source is {config.source!r}, but {name} has no such weights: leave it out."
+        )
     path = imagenet_file(name) if config.source == "imagenet" else Path(config.source)
     weights = read_state_dict(path)
     stem = weights.get("_conv_stem.weight")
@@ -127,7 +130,8 @@ def start_from(model: nnx.Module, name: str, config: PretrainingConfig) -> str:
         report = load_state_dict(backbone, weights)
     except PretrainingError as error:
         raise PretrainingError(f"{path} is not for {name}: {error}") from error
-    return f"backbone from {path}: {len(report.loaded)} arrays loaded, {len(report.ignored)} ignored, stem {config.stem}"
+    counts = f"{len(report.loaded)} arrays loaded, {len(report.ignored)} ignored"
+    return f"backbone from {path}: {counts}, stem {config.stem}"
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -156,7 +160,7 @@ def imagenet_file(name: str) -> Path:
         PretrainingError: there are none for `name`, the download fails, or the content is not what its name says.
     """
     if name not in IMAGENET_FILES:
-        raise PretrainingError(f"there are no ImageNet weights for {name!r}: choose one of {', '.join(IMAGENET_FILES)}.")
+        raise PretrainingError(f"{name!r} has no ImageNet weights: choose one of {', '.join(IMAGENET_FILES)}.")
     path = cache_directory() / "imagenet" / IMAGENET_FILES[name]
     if not path.is_file():
         _download(IMAGENET_URL + path.name, path)
@@ -174,6 +178,6 @@ def _download(url: str, path: Path) -> None:
         pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent)
     except Exception as error:  # Every kind of network failure means the same here.
         raise PretrainingError(
-            f"{url} cannot be downloaded ({type(error).__name__}): put the file at {path}, or train from random weights "
-            "with --pretraining.source ''."
+            f"{url} cannot be downloaded ({type(error).__name__}): put the file at {path}, or train from random "
+            "weights with --pretraining.source ''."
         ) from error

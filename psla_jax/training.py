@@ -79,7 +79,7 @@ class Placement:
 def learning_rate(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedule:
     """Linear warm-up to the peak, and a decay after epoch `decay_start` and every `decay_every` epochs from there on.
 
-    The reference holds the rate for 50 steps at a time while it warms up, the first 50 at zero; here it rises each step.
+    The reference holds the rate for 50 steps at a time while it warms up, the first 50 at zero; here it always rises.
     """
 
     def schedule(step: jax.Array | int) -> jax.Array:
@@ -92,7 +92,10 @@ def learning_rate(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedu
 
 
 def optimizer(config: OptimizerConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """PyTorch's Adam with ``weight_decay``, over all parameters as one vector: L2 added to the gradient before the moments, not decoupled from them."""
+    """PyTorch's Adam with ``weight_decay``, over all parameters as one vector.
+
+    L2 is added to the gradient before the moments, not decoupled from them.
+    """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_adam(b1=0.95, b2=0.999, eps=1e-8),
@@ -143,13 +146,14 @@ class Trainer:
     def init(self, model: nnx.Module) -> State:
         """The state before the first step, on the devices."""
         params, rest = split_model(model)
-        state = {"params": params, "rest": rest, "opt": self.transform.init(ravel_pytree(params)[0]), "progress": no_progress()}
+        opt = self.transform.init(ravel_pytree(params)[0])
+        state = {"params": params, "rest": rest, "opt": opt, "progress": no_progress()}
         # Copies: the step donates its state, and the model keeps its own arrays.
         return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)
 
     @functools.cached_property
-    def step(self) -> Callable[[State, dict[str, jax.Array], int], tuple[State, dict[str, jax.Array]]]:
-        """``step(state, batch, number) -> (state, metrics)``; donates the state. `number` counts from the run's start."""
+    def step(self) -> Callable[[State, dict[str, jax.Array], np.int32], tuple[State, dict[str, jax.Array]]]:
+        """``step(state, batch, number) -> (state, metrics)``; donates the state. `number` is of the whole run."""
         return jax.jit(
             self._step, donate_argnums=0, out_shardings=(self.placement.replicated, self.placement.replicated)
         )
@@ -176,7 +180,7 @@ class Trainer:
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
             loss, rest, gradients = carry
-            (part_loss, rest), part_gradients = self._part(params, rest, *part, total)
+            (part_loss, rest), part_gradients = self._part(params, rest, part[0], part[1], total)
             return (loss + part_loss, rest, jax.tree.map(jnp.add, gradients, part_gradients)), None
 
         # Row i goes to part i % parts, so that every device keeps the rows it has.
@@ -200,7 +204,7 @@ class Trainer:
 
     @functools.cached_property
     def statistics(self) -> Callable[[Any, Any, dict[str, jax.Array]], Any]:
-        """``statistics(params, rest, batch) -> rest`` with the batch statistics of that batch alone, no augmentation."""
+        """``statistics(params, rest, batch) -> rest``, with the batch statistics of that batch alone, unaugmented."""
         return jax.jit(self._statistics, out_shardings=self.placement.replicated)
 
     def _statistics(self, params: Any, rest: Any, batch: dict[str, jax.Array]) -> Any:
@@ -212,7 +216,7 @@ class Trainer:
 
 def split_model(model: nnx.Module) -> tuple[dict, dict]:
     """A model's parameters, and its other variables (batch statistics), as plain nested dictionaries of arrays."""
-    _, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.state(model, nnx.Param, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: four simulated devices, and one compilation cache for the whole run, its subprocesses included."""
+"""Shared by all tests: four simulated devices, and one compilation cache for the run and its subprocesses."""
 
 from __future__ import annotations
 

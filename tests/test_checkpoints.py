@@ -54,7 +54,7 @@ def test_saving_again_replaces_and_leaves_nothing_beside(network, tmp_path):
 
 
 def test_what_is_no_model_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no model at .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"there is no model at .*nowhere"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"neither a model directory \(model\.json is missing\) nor a run"):
         load_model(tmp_path)

@@ -53,10 +53,11 @@ def trained(tmp_path_factory) -> Path:
 def complaint(capsys, arguments: list[str], code: int = 2) -> str:
     """Runs a command that has to fail; its one sentence on standard error."""
     try:
-        assert cli.main(arguments) == code
+        ended = cli.main(arguments)
     except SystemExit as stopped:  # the argument parser's own way out, with the sentence in a frame
-        assert stopped.code == code
-        return " ".join(capsys.readouterr().err.replace("│", " ").split())
+        ended, framed = stopped.code, " ".join(capsys.readouterr().err.replace("│", " ").split())
+        return framed if ended == code else pytest.fail(framed)
+    assert ended == code
     error = capsys.readouterr().err
     assert error.startswith("psla: ")
     assert "Traceback" not in error

@@ -74,7 +74,9 @@ def test_the_figures_are_those_of_the_scores(whole_run):
     combined = Scores.load(directory / "scores" / "evaluation_ensemble.npz")
     np.testing.assert_allclose(combined.scores, np.mean([s.scores for s in per_epoch], axis=0), rtol=1e-6)
     assert measured[-1].sets["evaluation"].mAP == combined.metrics().mAP
-    assert combined.clips.tolist() == [str(p) for p in sorted(Path(config.data.evaluation).parent.glob("evaluation*.wav"))]
+    assert combined.clips.tolist() == [
+        str(p) for p in sorted(Path(config.data.evaluation).parent.glob("evaluation*.wav"))
+    ]
     metrics = measured[0].sets["evaluation"]
     assert (metrics.num_classes, metrics.num_scored) == (4, 3)
     low, high = measured[0].intervals["evaluation"].low, measured[0].intervals["evaluation"].high

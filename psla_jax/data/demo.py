@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from psla_jax import audio
+from psla_jax.cache import cache_directory
 from psla_jax.data import datafile, sounds
 from psla_jax.ontology import Vocabulary
 
@@ -119,15 +120,6 @@ class Recipe:
 
 RECIPE = Recipe()
 """The demo set that ``configs/demo.py`` trains on."""
-
-
-def cache_directory() -> str:
-    """Where things are kept that can be made again: the environment variable ``PSLA_CACHE``, or the user's cache."""
-    if given := os.environ.get("PSLA_CACHE"):
-        return os.path.abspath(given)
-    import platformdirs
-
-    return platformdirs.user_cache_dir("psla_jax", appauthor=False)
 
 
 def vocabulary() -> Vocabulary:

@@ -47,6 +47,17 @@ class Prepared:
     """Recordings that were resampled this time; those of a run before are kept."""
     left_out: tuple[LeftOut, ...]
 
+    def report(self) -> str:
+        """What was made, and what was left out, in lines for the screen."""
+        lines = [
+            f"{self.train}: {self.train_clips:,} clips",
+            f"{self.validation}: {self.validation_clips:,} clips",
+            f"{self.evaluation}: {self.evaluation_clips:,} clips",
+            f"{self.labels}: the vocabulary; {self.weights}: sampling weights",
+            f"{self.resampled:,} recordings resampled now, {len(self.left_out):,} left out",
+        ]
+        return "\n".join([*lines, *(f"left out: {clip.path} {clip.reason}" for clip in self.left_out)])
+
 
 @dataclass(frozen=True)
 class _Clip:

@@ -19,6 +19,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import grain
 import numpy as np
@@ -30,6 +31,8 @@ from psla_jax.sampling.balance import epoch_order
 from psla_jax.sampling.mixup import draw_mix, mix_waveforms
 
 Batch = dict[str, np.ndarray]
+Row = dict[str, Any]
+"""One clip of a batch: arrays, and scalars that become arrays in the batch."""
 READ_AHEAD = 4
 """Batches held ready per reader."""
 
@@ -47,7 +50,7 @@ class ClipReader:
         samples = read(self.datafile.wav(clip), channel=self.channel)
         return samples - samples.mean()
 
-    def row(self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1) -> Batch:
+    def row(self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1) -> Row:
         """One row, cut or padded to the fixed length."""
         kept = waveform[: self.num_samples]
         padded = np.zeros(self.num_samples, np.float32)
@@ -61,7 +64,7 @@ class ClipReader:
             "failed": np.int64(failed),
         }
 
-    def empty(self, clip: int = -1) -> Batch:
+    def empty(self, clip: int = -1) -> Row:
         """A row that counts for nothing: no clip, or one (`clip`) that cannot be read."""
         silence = self.row(clip, np.zeros(0, np.float32), np.zeros(self.datafile.num_classes, np.float32), failed=clip)
         return {**silence, "valid": np.float32(0.0)}
@@ -81,7 +84,7 @@ class EvaluationSource:
     def num_batches(self) -> int:
         return math.ceil(len(self.reader.datafile) / self.batch_size)
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Row:
         clip = int(item)
         if clip >= len(self.reader.datafile):
             return self.reader.empty()
@@ -128,7 +131,7 @@ class TrainSource:
             self._orders[epoch] = order
         return order
 
-    def __getitem__(self, item: int) -> Batch:
+    def __getitem__(self, item: int) -> Row:
         epoch, sample = divmod(int(item), self.num_batches * self.batch_size)
         if sample >= len(self.reader.datafile):
             return self.reader.empty()
@@ -139,7 +142,7 @@ class TrainSource:
             return self.reader.empty(clip)
         return self._mixed(clip, waveform, epoch, sample)
 
-    def _mixed(self, clip: int, waveform: np.ndarray, epoch: int, sample: int) -> Batch:
+    def _mixed(self, clip: int, waveform: np.ndarray, epoch: int, sample: int) -> Row:
         data, labels = self.reader.datafile, self.reader.datafile.multi_hot(clip)
         mix = draw_mix(self.sampling.mixup, len(data), seed=self.seed, epoch=epoch, sample=sample)
         if mix is None:

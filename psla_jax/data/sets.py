@@ -94,8 +94,8 @@ def _require_single_labels(data: Datafile) -> None:
     if len(wrong):
         clip = int(wrong[0])
         raise DataError(
-            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels: optimizer.loss ce wants exactly one per clip, "
-            "use bce."
+            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels: optimizer.loss ce wants exactly one per "
+            "clip, use bce."
         )
 
 

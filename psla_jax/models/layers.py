@@ -245,7 +245,7 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        """Args: x: `(batch, ..., channels)`; valid: `(batch,)`, 1 for clips that count towards the statistics, else 0."""
+        """Normalises `x (batch, ..., channels)`; clips where `valid (batch,)` is 0 do not count."""
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:

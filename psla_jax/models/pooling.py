@@ -27,7 +27,7 @@ class _Linear(Conv):
         super().__init__(channels, classes, bias=True, rngs=rngs)
         if reference_init:
             self.kernel[...] = uniform(rngs.params(), self.kernel.shape, math.sqrt(6.0 / channels))
-            self.bias[...] = jnp.zeros((classes,))
+            self.bias = nnx.Param(jnp.zeros((classes,)))
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
         """`(batch, steps, channels)` to scores `(batch, steps, classes)` in [0, 1]."""

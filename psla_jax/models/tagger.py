@@ -71,7 +71,8 @@ def build_model(
             is called with ``num_classes`` and ``rngs`` and returns an NNX module that maps `(batch, frames, mels)` to
             scores `(batch, classes)`.
         num_classes: size of the vocabulary.
-        pooling, heads: mean, or attention with that many heads.
+        pooling: ``mean`` or ``attention``.
+        heads: of the attention.
         padding: ``symmetric`` (efficientnet_pytorch 0.7.0) or ``static`` (0.7.1); shapes agree, values do not.
         drop_connect: rate at the end of the network, in training.
         dtype: of the backbone's activations.

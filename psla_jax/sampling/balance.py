@@ -15,7 +15,8 @@ def epoch_order(num_clips: int, weights: np.ndarray | None, *, seed: int, epoch:
         num_clips: size of the training set; also the number of draws.
         weights: `(num_clips,)` sampling weights for draws with replacement (the reference's
             WeightedRandomSampler), or None for every clip once in a random order.
-        seed, epoch: key of the draw; epochs are counted from 0.
+        seed: key of the draw, of the run,
+        epoch: and of the epoch, counted from 0.
 
     Returns:
         `(num_clips,)` int64 clip indices.

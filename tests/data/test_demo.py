@@ -299,9 +299,9 @@ def test_the_cache_is_the_users_unless_the_environment_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
-    assert demo.cache_directory() == str(tmp_path)
+    assert demo.cache_directory() == tmp_path
     monkeypatch.delenv("PSLA_CACHE")
-    assert "psla_jax" in demo.cache_directory()
+    assert "psla_jax" in str(demo.cache_directory())
     assert os.path.isabs(demo.cache_directory())
 
 
