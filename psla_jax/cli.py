@@ -1,4 +1,4 @@
-"""``psla``: arguments and nothing else. Each command imports what it needs when it runs.
+"""``psla``: arguments and nothing else. Each command imports what is heavy when it runs.
 
 Exit codes: 0 done, 1 a run that failed, 2 bad usage or input, 130 interrupted.
 """

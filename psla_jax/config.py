@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -45,7 +46,8 @@ class FrontendConfig:
 
     def __post_init__(self) -> None:
         _require(self.target_length >= 1, "frontend.target_length", self.target_length, "use at least 1 frame")
-        _require(self.std > 0, "frontend.std", self.std, "use a positive standard deviation")
+        _require(0 < self.std < math.inf, "frontend.std", self.std, "use a positive standard deviation")
+        _require(math.isfinite(self.mean), "frontend.mean", self.mean, "use a number")
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,15 @@ class OptimizerConfig:
     """Arithmetic of the backbone; parameters, statistics, frontend and head stay in float32."""
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "use a positive rate")
+        _require(
+            0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, "use a positive rate"
+        )
         _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "train for at least one epoch")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "use 0 or more steps")
         _require(self.decay_start >= 1, "optimizer.decay_start", self.decay_start, "use epoch 1 or later")
         _require(self.decay_every >= 1, "optimizer.decay_every", self.decay_every, "use at least one epoch")
         _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "use a factor in (0, 1]")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
+        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
         _require(self.accumulate >= 1, "optimizer.accumulate", self.accumulate, "use at least one microbatch")
         _require_one_of("optimizer.loss", self.loss, Loss)
         _require_one_of("optimizer.compute", self.compute, Compute)

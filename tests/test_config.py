@@ -45,6 +45,7 @@ REFUSED = [
     ("frontend.target_length", 0, "use at least 1 frame"),
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
+    ("frontend.mean", NAN, "use a number"),
     ("model.pooling", "max", "choose one of mean, attention"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),

@@ -83,13 +83,13 @@ class Recipe:
     """Share of the leaf labels of training clips that are missing."""
     seconds: tuple[float, float] = (0.6, 1.3)
     """Shortest and longest clip."""
-    snr_db: tuple[float, float] = (-3.0, 15.0)
+    snr_db: tuple[float, float] = (3.0, 20.0)
     """Lowest and highest level of the first event over the background noise."""
-    second_db: tuple[float, float] = (-8.0, 0.0)
+    second_db: tuple[float, float] = (-6.0, 0.0)
     """Lowest and highest level of the second event against the first."""
     peak_db: tuple[float, float] = (-30.0, -3.0)
     """Lowest and highest peak of a clip against full scale."""
-    equaliser_db: float = 6.0
+    equaliser_db: float = 4.0
     """Standard deviation of each of the broad peaks and dips that the recording chain adds."""
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ def locate(
     """
     if name not in _FILES:
         raise DemoError(f"the demo set has no file {name!r}: ask for one of {', '.join(_FILES)}.")
-    folder = os.path.join(cache_directory(), f"demo-{recipe.digest()}") if root is None else os.path.abspath(root)
+    folder = os.path.abspath(cache_directory() / f"demo-{recipe.digest()}" if root is None else root)
     if not _is_whole(folder, recipe):
         if root is not None and not _may_replace(folder, recipe):
             raise DemoError(f"the folder {folder} holds something else than this demo set: name a new folder.")

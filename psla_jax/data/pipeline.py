@@ -126,7 +126,7 @@ class TrainSource:
         if order is None:
             order = epoch_order(len(self.reader.datafile), self._weights, seed=self.seed, epoch=epoch)
             # Two epochs are in flight at most: the readers run a few batches ahead.
-            for old in [e for e in self._orders if e < epoch - 1]:
+            for old in [e for e in list(self._orders) if e < epoch - 1]:
                 self._orders.pop(old, None)
             self._orders[epoch] = order
         return order

@@ -82,6 +82,10 @@ def load(config: DataConfig, loss: Loss, say: Callable[[str], None] | None = Non
     vocabulary = Vocabulary.read(locate(config.labels, say))
     paths = {name: getattr(config, name) for name in (TRAIN, VALIDATION, EVALUATION)}
     sets = {name: Datafile.read(locate(path, say), vocabulary) for name, path in paths.items() if path}
+    if not sets[TRAIN].class_counts().any():
+        raise DataError(
+            f"no clip of the training set {sets[TRAIN].source} has a label: there is nothing to learn from."
+        )
     if loss == "ce":
         for data in sets.values():
             _require_single_labels(data)

@@ -1,0 +1,67 @@
+"""What each ingredient of PSLA adds on the embedded data set: trains with and without, and prints the README's table.
+
+python scripts/ingredients.py [--seeds 0 1 2] [--directory runs/ingredients]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from psla_jax import experiment
+from psla_jax.config import RunConfig, SamplingConfig
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each kind per seed."""
+    directory: str = "runs/ingredients"
+    """Where the runs go; finished ones are not trained again."""
+
+
+def without_sampling(config: RunConfig) -> RunConfig:
+    """The same run without balanced sampling, mixup and masks."""
+    return dataclasses.replace(config, sampling=SamplingConfig(balanced=False, mixup=0.0, freq_mask=0, time_mask=0))
+
+
+def evaluation_maps(config: RunConfig) -> list[float]:
+    """Evaluation mAP of every row of the summary: best single, weight average, plain average, ensemble."""
+    experiment.train(config)
+    summary = json.loads((Path(config.run_dir) / experiment.SUMMARY).read_text(encoding="utf-8"))
+    return [figures["evaluation"]["mAP"] for figures in summary.values()]
+
+
+def main(options: Options) -> None:
+    """Trains what is missing and prints the table."""
+    demo: RunConfig = runpy.run_path(str(DEMO))["config"]
+    plain, psla = [], []
+    for seed in options.seeds:
+        for kind, change, maps in (("plain", without_sampling, plain), ("psla", lambda config: config, psla)):
+            run_dir = str(Path(options.directory) / f"{kind}-{seed}")
+            maps.append(evaluation_maps(change(dataclasses.replace(demo, seed=seed, run_dir=run_dir))))
+    rows = {
+        "no PSLA: best single epoch, no balancing, mixup or masks": np.array(plain)[:, 0],
+        "+ sampling and mixup": np.array(psla)[:, 0],
+        "+ weight average, batch statistics re-estimated": np.array(psla)[:, 1],
+        "(weight average with plainly averaged statistics)": np.array(psla)[:, 2],
+        "+ checkpoint ensemble": np.array(psla)[:, 3],
+    }
+    print("\n| | " + " | ".join(f"seed {seed}" for seed in options.seeds) + " | mean |")
+    print("|---|" + "---|" * (len(options.seeds) + 1))
+    for name, maps in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in maps) + f" | **{maps.mean():.3f}** |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
