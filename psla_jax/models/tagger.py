@@ -67,7 +67,7 @@ def build_model(
     """Builds a model with fresh weights, in evaluation view.
 
     Args:
-        name: ``efficientnet-b0`` to ``efficientnet-b7``, the small ``efficientnet-tiny``, or ``package.module:callable``
+        name: ``efficientnet-b0`` to ``-b7``, the small ``efficientnet-tiny``, or ``package.module:callable``
             for your own: the callable is called with ``num_classes`` and ``rngs`` and returns an NNX module that maps
             `(batch, frames, mels)` to scores `(batch, classes)`.
         num_classes: size of the vocabulary.
