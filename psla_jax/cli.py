@@ -171,6 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("psla: interrupted; start it again to go on.", file=sys.stderr)
         return 130
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"psla: {error.strerror or error}: {error.filename or 'the disk'}.", file=sys.stderr)
+        return 1
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("psla_jax."):
             raise

@@ -99,7 +99,8 @@ def check_directory(directory: Path, config: RunConfig, data: DataSets) -> None:
             f"{directory} holds a run of another config ({'; '.join(changed)}): choose another directory with "
             "--run-dir, or start it with its own settings."
         )
-    known, found = json.loads((directory / DATA).read_text(encoding="utf-8")), data.identity()
+    found = data.identity()
+    known = json.loads((directory / DATA).read_text(encoding="utf-8")) if (directory / DATA).is_file() else {}
     edited = [name for name in found if known.get(name) != found[name]]
     if edited:
         raise RunError(

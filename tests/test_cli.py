@@ -166,6 +166,12 @@ def test_an_interrupt_says_how_to_go_on(home, capsys, monkeypatch):
     assert "start it again" in complaint(capsys, ["train", str(home / "config.py")], code=130)
 
 
+def test_a_folder_that_cannot_be_written_is_named(home, capsys):
+    (home / "file").write_text("not a folder")
+    arguments = ["train", str(home / "config.py"), "--run-dir", str(home / "file" / "run")]
+    assert str(home / "file" / "run") in complaint(capsys, arguments, code=1)
+
+
 def test_training_ends_with_the_summary(trained, capsys):
     assert cli.main(["train", str(trained / "config.py")]) == 0
     shown = capsys.readouterr().out
