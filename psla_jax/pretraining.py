@@ -67,10 +67,12 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
         PretrainingError: if an entry is missing, has no place in the model, or has another shape; all are listed.
     """
     given = {name.removeprefix("module."): np.asarray(value) for name, value in state_dict.items()}
+    plain = [name.removeprefix("module.") for name in state_dict]
     wanted = official_names(model)
     ignored = tuple(name for name in given if IGNORED.search(name))
     values = {name: _from_torch(value) for name, value in given.items() if name not in ignored}
-    problems = [f"missing: {name}" for name in wanted if name not in values]
+    problems = [f"given twice: {name}" for name in given if plain.count(name) > 1]
+    problems += [f"missing: {name}" for name in wanted if name not in values]
     problems += [f"has no place in the model: {name}" for name in values if name not in wanted]
     problems += [
         f"{name} has shape {given[name].shape}, the model wants {_to_torch(np.empty(wanted[name].shape)).shape}"
