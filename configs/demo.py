@@ -1,6 +1,9 @@
 """The whole method on the embedded data set.
 
-psla train configs/demo.py
+    psla train configs/demo.py
+
+Time: just under four minutes on two CPU cores, compilation included; the synthesis of the data takes a few seconds more
+the first time. Expected evaluation mAP: single 0.43 to 0.45, weight average 0.42 to 0.43, checkpoint ensemble 0.43.
 """
 
 from psla_jax.config import (
