@@ -17,6 +17,12 @@ import tyro
 from psla_jax import experiment
 from psla_jax.config import RunConfig, SamplingConfig
 
+ROWS = (
+    "best single epoch",
+    "+ weight average, batch statistics re-estimated",
+    "weight average with plainly averaged statistics",
+    "+ checkpoint ensemble",
+)
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
 
@@ -50,17 +56,12 @@ def main(options: Options) -> None:
         for kind, change, maps in (("plain", without_sampling, plain), ("psla", lambda config: config, psla)):
             run_dir = str(Path(options.directory) / f"{kind}-{seed}")
             maps.append(evaluation_maps(change(dataclasses.replace(demo, seed=seed, run_dir=run_dir))))
-    rows = {
-        "no PSLA: best single epoch, no balancing, mixup or masks": np.array(plain)[:, 0],
-        "+ sampling and mixup": np.array(psla)[:, 0],
-        "+ weight average, batch statistics re-estimated": np.array(psla)[:, 1],
-        "(weight average with plainly averaged statistics)": np.array(psla)[:, 2],
-        "+ checkpoint ensemble": np.array(psla)[:, 3],
-    }
-    print("\n| | " + " | ".join(f"seed {seed}" for seed in options.seeds) + " | mean |")
-    print("|---|" + "---|" * (len(options.seeds) + 1))
-    for name, maps in rows.items():
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in maps) + f" | **{maps.mean():.3f}** |")
+    print(
+        f"\n| evaluation mAP, mean of seeds {options.seeds} | no sampling, mixup or masks | + sampling, mixup and masks |"
+    )
+    print("|---|---|---|")
+    for row, name in enumerate(ROWS):
+        print(f"| {name} | {np.mean(plain, axis=0)[row]:.3f} | {np.mean(psla, axis=0)[row]:.3f} |")
 
 
 if __name__ == "__main__":
