@@ -197,7 +197,7 @@ class Trainer:
             model = tagger.train_view(nnx.merge(self.graphdef, params, rest))
             scores = tagger.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=drop_key))
             losses = LOSSES[self.config.optimizer.loss](scores, batch["labels"])
-            # A row without a clip may score anything, even NaN: it is replaced, not multiplied away.
+            # What a row without a clip scores counts for nothing.
             return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)) / total, split_model(model)[1]
 
         return jax.value_and_grad(loss_of, has_aux=True)(params, rest)

@@ -56,9 +56,8 @@ def main(options: Options) -> None:
         for kind, change, maps in (("plain", without_sampling, plain), ("psla", lambda config: config, psla)):
             run_dir = str(Path(options.directory) / f"{kind}-{seed}")
             maps.append(evaluation_maps(change(dataclasses.replace(demo, seed=seed, run_dir=run_dir))))
-    print(
-        f"\n| evaluation mAP, mean of seeds {options.seeds} | no sampling, mixup or masks | + sampling, mixup and masks |"
-    )
+    print(f"\nevaluation mAP, mean of seeds {options.seeds}\n")
+    print("| | no sampling, mixup or masks | + sampling, mixup and masks |")
     print("|---|---|---|")
     for row, name in enumerate(ROWS):
         print(f"| {name} | {np.mean(plain, axis=0)[row]:.3f} | {np.mean(psla, axis=0)[row]:.3f} |")
