@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from psla_jax.aggregation import RunningEnsemble
 from psla_jax.checkpoints import Model, load_model
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.pipeline import Batch, batches, evaluation_source
+from psla_jax.data.pipeline import batches, evaluation_source
 from psla_jax.data.sets import DataError, locate
 from psla_jax.evaluation import Scores, score
-from psla_jax.journal import Bar, Journal
+from psla_jax.journal import Journal
 from psla_jax.metrics import Metrics, bootstrap
 from psla_jax.ontology import Vocabulary, VocabularyError
 from psla_jax.results import counted, ensemble_lines
@@ -85,7 +84,7 @@ def _scored(
     config = DataConfig(batch_size=request.batch_size, channel=request.channel)
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with journal.progress(f"scoring {path}", source.num_batches) as bar:
-        stream = _counted(batches(source), bar)
+        stream = bar.over(batches(source))
         found = score((graphdef, *weights), model.frontend, stream, placement.put, data.wav)
     if found.skipped:
         journal.say(f"{len(found.skipped)} clips cannot be read: {', '.join(found.skipped[:5])}")
@@ -105,12 +104,6 @@ def class_order(own: Vocabulary, wanted: Vocabulary, path: str) -> np.ndarray:
             "evaluate it on labels that it was trained for."
         )
     return np.array([own.index(mid) for mid in wanted.mids])
-
-
-def _counted(stream: Iterator[Batch], bar: Bar) -> Iterator[Batch]:
-    for batch in stream:
-        yield batch
-        bar.advance()
 
 
 def _show(request: Request, members: list[Metrics], combined: Scores, journal: Journal) -> None:

@@ -30,7 +30,7 @@ from psla_jax.data import sets
 from psla_jax.data.pipeline import Batch, TrainSource, batches, evaluation_source, plain_source, train_source
 from psla_jax.data.sets import EVALUATION, DataSets
 from psla_jax.evaluation import Scores, score
-from psla_jax.journal import Bar, Journal
+from psla_jax.journal import Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
 from psla_jax.pretraining import start_from
@@ -288,7 +288,7 @@ class Run:
         placed = jax.device_put(weights, self.trainer.placement.replicated)
         with self.journal.progress(description, source.num_batches) as bar:
             model = (self.trainer.graphdef, *placed)
-            scores = score(model, self.trainer.frontend, _counted(stream, bar), self.trainer.placement.put, data.wav)
+            scores = score(model, self.trainer.frontend, bar.over(stream), self.trainer.placement.put, data.wav)
         if scores.skipped:
             self.journal.say(f"{kind} set: {len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
         return scores
@@ -351,7 +351,7 @@ class Run:
         stream = batches(source, threads=max(2, self.config.data.workers))
         with self.journal.progress("re-estimating batch statistics", source.num_batches) as bar:
             put = self.trainer.placement.put
-            return params, average(self.trainer.statistics(params, rest, put(b)) for b in _counted(stream, bar))
+            return params, average(self.trainer.statistics(params, rest, put(b)) for b in bar.over(stream))
 
     def _ensembles(self, epochs: int) -> dict[str, Scores]:
         combined = {}
@@ -377,12 +377,6 @@ class Run:
 def epoch_name(epoch: int) -> str:
     """Name of an epoch's model and scores; epochs are counted from 1."""
     return f"epoch_{epoch:03d}"
-
-
-def _counted(stream: Iterator[Batch], bar: Bar) -> Iterator[Batch]:
-    for batch in stream:
-        yield batch
-        bar.advance()
 
 
 def _read_rows(path: Path) -> list[Row]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -52,6 +55,12 @@ class Bar:
     def advance(self, note: str = "") -> None:
         """One piece of work is done; `note` stands behind the bar."""
         self._progress.update(self._task, advance=1, note=note)
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; each counts as done when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance()
 
     def describe(self, note: str) -> None:
         """Changes what stands behind the bar."""

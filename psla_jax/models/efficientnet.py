@@ -18,6 +18,7 @@ from psla_jax.models.layers import (
     BatchNorm,
     Conv,
     DropConnect,
+    ModelError,
     Pads,
     squeeze_excite,
     static_padding,
@@ -47,6 +48,8 @@ STAGES = (
     Stage(1, 3, 1, 6, 192, 320),
 )
 STEM, HEAD = 32, 1280
+STATIC_MINIMUM = 32
+"""Frames that static padding needs: it was made for larger images, and a shorter one vanishes on the way."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ class EfficientNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         scale = SCALES[name]
+        self.padding = padding
         stem, self.features = round_channels(STEM, scale.width), round_channels(HEAD, scale.width)
         pads = Padder(padding, scale.image_size)
         self._conv_stem = Conv(1, stem, 3, stride=2, padding=pads(3, 2), dtype=dtype, rngs=rngs)
@@ -170,6 +174,10 @@ class EfficientNet(nnx.Module):
 
         Frequency is the image's height and time its width, as in the reference.
         """
+        if self.padding == "static" and spectrograms.shape[1] < STATIC_MINIMUM:
+            raise ModelError(
+                f"spectrograms have {spectrograms.shape[1]} frames: static padding needs at least {STATIC_MINIMUM}."
+            )
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = jax.nn.swish(self._bn0(self._conv_stem(x), valid))
         for block in self._blocks:

@@ -19,6 +19,10 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 """Zeros (above, below) and (left, right) of an image."""
 
 
+class ModelError(ValueError):
+    """A model that cannot be built or called; the message names the setting, its value and the choices."""
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _draw(key: jax.Array, size: int) -> jax.Array:
     return jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)

@@ -11,13 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psla_jax.models.layers import Conv, uniform
+from psla_jax.models.layers import Conv, ModelError, uniform
 
 EPSILON = 1e-7
-
-
-class ModelError(ValueError):
-    """A model that cannot be built; the message names the setting, its value and the choices."""
 
 
 class _Linear(Conv):

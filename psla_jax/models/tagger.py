@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 
 from psla_jax.config import ModelConfig
 from psla_jax.models.efficientnet import SCALES, EfficientNet
-from psla_jax.models.layers import BatchNorm
-from psla_jax.models.pooling import ModelError, build_pooling
+from psla_jax.models.layers import BatchNorm, ModelError
+from psla_jax.models.pooling import build_pooling
 
 
 class AudioTagger(nnx.Module):

@@ -112,3 +112,9 @@ def test_steps_for_any_number_of_frames(frames: int) -> None:
 def test_other_numbers_of_mel_bins_are_averaged_too() -> None:
     features = nnx.eval_shape(lambda model, x: model(x), abstract_backbone(0), jnp.zeros((1, 100, 64)))
     assert features.shape == (1, 4, 1280)
+
+
+def test_static_padding_says_how_many_frames_it_needs() -> None:
+    model = abstract_backbone(0, "static")
+    with pytest.raises(ValueError, match="spectrograms have 31 frames: static padding needs at least 32"):
+        model(jnp.zeros((1, 31, 128)))
