@@ -81,7 +81,7 @@ class Recipe:
     """Share of the parent labels of training clips that are missing."""
     leaves_removed: float = 0.08
     """Share of the leaf labels of training clips that are missing."""
-    seconds: tuple[float, float] = (0.6, 1.3)
+    seconds: tuple[float, float] = (0.5, 0.95)
     """Shortest and longest clip."""
     snr_db: tuple[float, float] = (3.0, 20.0)
     """Lowest and highest level of the first event over the background noise."""
@@ -136,7 +136,7 @@ def locate(
 ) -> str:
     """The path of a file of the demo set, which is synthesised first where it is not there as a whole.
 
-    That takes some seconds and 25 MB. Any number of processes may ask at once.
+    That takes some seconds and 20 MB. Any number of processes may ask at once.
 
     Args:
         name: ``train``, ``validation`` or ``evaluation`` for a datafile; ``truth`` for the training set without missing

@@ -59,11 +59,14 @@ class Scale:
     width: float
     depth: float
     image_size: int
+    statistics_decay: float = 0.99
+    """Of the running batch statistics, per step."""
 
 
 SCALES = {
-    # Not a member of the published family: a twentieth of B0's work, for small data sets and quick tests.
-    "efficientnet-tiny": Scale(0.25, 0.4, 224),
+    # Not a member of the published family: a fraction of B0's work, for small data sets and quick tests. Where a run
+    # has some hundred steps, statistics over the last hundred would lag behind the weights by epochs.
+    "efficientnet-tiny": Scale(0.25, 0.4, 224, statistics_decay=0.9),
     "efficientnet-b0": Scale(1.0, 1.0, 224),
     "efficientnet-b1": Scale(1.0, 1.1, 240),
     "efficientnet-b2": Scale(1.1, 1.2, 260),
@@ -100,20 +103,22 @@ class Padder:
 class MBConv(nnx.Module):
     """Inverted bottleneck: expand, depthwise convolution, squeeze-excite, project, and the input added back."""
 
-    def __init__(self, stage: Stage, padding: Pads, drop_rate: float, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, stage: Stage, padding: Pads, drop_rate: float, decay: float, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         channels, inner = stage.channels, stage.channels * stage.expand
         squeezed = max(1, channels // 4)
         if stage.expand != 1:
             self._expand_conv = Conv(channels, inner, dtype=dtype, rngs=rngs)
-            self._bn0 = BatchNorm(inner)
+            self._bn0 = BatchNorm(inner, momentum=decay)
         self._depthwise_conv = Conv(
             inner, inner, stage.kernel, stride=stage.stride, padding=padding, depthwise=True, dtype=dtype, rngs=rngs
         )
-        self._bn1 = BatchNorm(inner)
+        self._bn1 = BatchNorm(inner, momentum=decay)
         self._se_reduce = Conv(inner, squeezed, bias=True, rngs=rngs)
         self._se_expand = Conv(squeezed, inner, bias=True, rngs=rngs)
         self._project_conv = Conv(inner, stage.features, dtype=dtype, rngs=rngs)
-        self._bn2 = BatchNorm(stage.features)
+        self._bn2 = BatchNorm(stage.features, momentum=decay)
         self.expands = stage.expand != 1
         self.residual = stage.stride == 1 and channels == stage.features
         self.drop_connect = DropConnect(drop_rate)
@@ -139,7 +144,7 @@ class EfficientNet(nnx.Module):
         dtype: of the activations; parameters and batch statistics are float32.
 
     Attributes:
-        features: channels of the output, 1408 for B2.
+        num_features: channels of the output, 1408 for B2.
     """
 
     def __init__(
@@ -152,20 +157,21 @@ class EfficientNet(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         scale = SCALES[name]
+        decay = scale.statistics_decay
         self.padding = padding
-        stem, self.features = round_channels(STEM, scale.width), round_channels(HEAD, scale.width)
+        stem, self.num_features = round_channels(STEM, scale.width), round_channels(HEAD, scale.width)
         pads = Padder(padding, scale.image_size)
         self._conv_stem = Conv(1, stem, 3, stride=2, padding=pads(3, 2), dtype=dtype, rngs=rngs)
-        self._bn0 = BatchNorm(stem)
-        blocks = _blocks(scale)
+        self._bn0 = BatchNorm(stem, momentum=decay)
+        blocks = blocks_of(scale)
         self._blocks = nnx.List(
             [
-                MBConv(block, pads(block.kernel, block.stride), drop_connect * i / len(blocks), dtype, rngs)
+                MBConv(block, pads(block.kernel, block.stride), drop_connect * i / len(blocks), decay, dtype, rngs)
                 for i, block in enumerate(blocks)
             ]
         )
-        self._conv_head = Conv(blocks[-1].features, self.features, dtype=dtype, rngs=rngs)
-        self._bn1 = BatchNorm(self.features)
+        self._conv_head = Conv(blocks[-1].features, self.num_features, dtype=dtype, rngs=rngs)
+        self._bn1 = BatchNorm(self.num_features, momentum=decay)
 
     def __call__(
         self, spectrograms: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None
@@ -186,7 +192,7 @@ class EfficientNet(nnx.Module):
         return jnp.mean(x, axis=1, dtype=jnp.float32)
 
 
-def _blocks(scale: Scale) -> list[Stage]:
+def blocks_of(scale: Scale) -> list[Stage]:
     """The table's rows, scaled and repeated: one row a block."""
     blocks = []
     for stage in STAGES:
