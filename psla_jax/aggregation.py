@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from psla_jax.evaluation import Scores
+from psla_jax.evaluation import Put, Scores
+from psla_jax.frontend import Frontend
+from psla_jax.models import tagger
 
 
 class AggregationError(ValueError):
@@ -36,6 +40,31 @@ def average(trees: Iterable[Any]) -> Any:
     if total is None:
         raise AggregationError("there is no model to average: name at least one.")
     return jax.tree.map(lambda x, like: (x / count).astype(like.dtype), total, first)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _statistics(graphdef: Any, frontend: Frontend, params: Any, rest: Any, batch: dict[str, jax.Array]) -> Any:
+    """The batch statistics of one batch alone, unaugmented."""
+    model = tagger.statistics_view(nnx.merge(graphdef, params, rest))
+    tagger.apply(model, frontend(batch["waveform"], batch["num_samples"]), batch["valid"], nnx.Rngs(drop=0))
+    return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+
+def reestimate(
+    model: tuple[Any, Any, Any], frontend: Frontend, batches: Iterable[dict[str, np.ndarray]], put: Put
+) -> Any:
+    """Fresh batch statistics for averaged weights: those of the weights averaged do not fit them.
+
+    Args:
+        model: graphdef, parameters and other variables, in evaluation view.
+        frontend: waveforms to spectrograms.
+        batches: one pass over the training set, without augmentation.
+        put: moves a batch to the devices.
+
+    Returns:
+        The mean of the batches' statistics, in place of the other variables.
+    """
+    return average(jax.device_get(_statistics(model[0], frontend, model[1], model[2], put(b))) for b in batches)
 
 
 def _layout(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:

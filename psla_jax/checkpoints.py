@@ -7,11 +7,12 @@ and the vocabulary, ``weights/`` the parameters and batch statistics. Nothing of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from psla_jax.models import tagger
 from psla_jax.ontology import Vocabulary
 
 FORMAT = 1
-DESCRIPTION, WEIGHTS = "model.json", "weights"
+DESCRIPTION, WEIGHTS, REPORT = "model.json", "weights", "report.json"
 AVERAGE, PLAIN_AVERAGE, BEST = "average", "plain_average", "best"
 
 
@@ -43,13 +44,17 @@ class ModelCard:
         model: its architecture.
         frontend: what its spectrograms are.
         vocabulary: its classes, in the order of its scores.
-        notes: where it comes from: run, epochs, data, metrics.
+        notes: where it comes from: run, epochs, data, metrics; or file and SHA-256.
+        licence: of the weights, where it is known.
+        golden: what it scored on the test sound when it was saved (``verification``); empty if it was not asked.
     """
 
     model: ModelConfig
     frontend: FrontendConfig
     vocabulary: Vocabulary
     notes: Mapping[str, Any]
+    licence: str = ""
+    golden: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of ``model.json``."""
@@ -59,6 +64,8 @@ class ModelCard:
             "frontend": dataclasses.asdict(self.frontend),
             "vocabulary": self.vocabulary.to_json(),
             "notes": dict(self.notes),
+            "licence": self.licence,
+            "golden": dict(self.golden),
         }
         return json.dumps(sections, indent=1, ensure_ascii=False) + "\n"
 
@@ -69,7 +76,8 @@ class ModelCard:
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']}, this version reads {FORMAT}")
         vocabulary = Vocabulary.from_json(values["vocabulary"])
-        return cls(ModelConfig(**values["model"]), FrontendConfig(**values["frontend"]), vocabulary, values["notes"])
+        model, frontend = ModelConfig(**values["model"]), FrontendConfig(**values["frontend"])
+        return cls(model, frontend, vocabulary, values["notes"], values["licence"], values["golden"])
 
 
 @dataclass(frozen=True)
@@ -85,13 +93,20 @@ class Model:
         return Frontend.from_config(self.card.frontend)
 
 
-def save_model(directory: Path, card: ModelCard, params: Any, rest: Any) -> None:
-    """Writes a model directory; it appears whole or not at all, and replaces one of the same name."""
+def save_model(
+    directory: Path, card: ModelCard, params: Any, rest: Any, *, report: Mapping[str, Any] | None = None
+) -> None:
+    """Writes a model directory; it appears whole or not at all, and replaces one of the same name.
+
+    `report` says what became of the entries of a converted file; it goes into ``report.json``.
+    """
     aside = directory.with_name(f".{directory.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     ocp.save(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
     (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
+    if report is not None:
+        (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(aside, directory)
@@ -114,10 +129,21 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
             f"{directory} is a model of somebody's own code, {card.model.name}: load it with trust (--trust True) if "
             "you know that code."
         )
-    abstract = nnx.eval_shape(lambda: tagger.from_config(card.model, len(card.vocabulary), jnp.float32, nnx.Rngs(0)))
+    abstract = _abstract(card.model, len(card.vocabulary))
     params, rest = nnx.state(abstract, nnx.Param, ...)
     weights = load_weights(directory, nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
     return Model(card, nnx.merge(nnx.graphdef(abstract), *weights))
+
+
+def _abstract(config: ModelConfig, num_classes: int) -> nnx.Module:
+    """A model in float32 without values in its variables."""
+    return nnx.eval_shape(lambda: tagger.from_config(config, num_classes, jnp.float32, nnx.Rngs(0)))
+
+
+@functools.lru_cache
+def exact_graphdef(config: ModelConfig, num_classes: int) -> nnx.GraphDef:
+    """The structure of a model that computes in float32, whatever it was trained in."""
+    return nnx.graphdef(_abstract(config, num_classes))
 
 
 def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | None = None) -> tuple[Any, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from psla_jax import __version__
 from psla_jax.aggregation import RunningEnsemble
-from psla_jax.checkpoints import Model, load_model
+from psla_jax.cache import cache_directory
+from psla_jax.checkpoints import find_model, load_model, read_card
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.pipeline import batches, evaluation_source
@@ -34,6 +39,7 @@ class Request:
     channel: Channel = "mean"
     bootstrap: int = 200
     trust: bool = False
+    keep_scores: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,27 +64,61 @@ def evaluate(request: Request) -> Comparison:
     vocabulary: Vocabulary | None = Vocabulary.read(locate(request.labels, journal.say)) if request.labels else None
     running, members = RunningEnsemble(), []
     for path in request.models:
-        model = load_model(path, trust=request.trust)
-        vocabulary = vocabulary or model.card.vocabulary
+        card = read_card(find_model(Path(path)))
+        vocabulary = vocabulary or card.vocabulary
         data = Datafile.read(locate(request.data, journal.say), vocabulary)
-        scores = _scored(model, path, vocabulary, data, request, placement, journal)
+        order = class_order(card.vocabulary, vocabulary, path)
+        scores = _kept(path, order, vocabulary, data, request, placement, journal)
         running.add(scores)
         members.append(scores.metrics())
     _show(request, members, running.mean(), journal)
     return Comparison(tuple(members), running.mean().metrics())
 
 
-def _scored(
-    model: Model,
+def _kept(
     path: str,
+    order: np.ndarray,
     vocabulary: Vocabulary,
     data: Datafile,
     request: Request,
     placement: Placement,
     journal: Journal,
 ) -> Scores:
-    """A model's scores, its classes brought by mid into the order of the vocabulary."""
-    order = class_order(model.card.vocabulary, vocabulary, path)
+    """A model's scores from an earlier call, if model and data are the same as then; else made, and kept."""
+    if not request.keep_scores:
+        return _scored(path, order, data, request, placement, journal)
+    name = _identity(find_model(Path(path)), vocabulary, data, request.channel)
+    file = cache_directory() / "scores" / f"{name}.npz"
+    if file.is_file():
+        journal.say(f"{path}: scores kept from an earlier call (--keep-scores False makes them anew)")
+        return Scores.load(file)
+    scores = _scored(path, order, data, request, placement, journal)
+    scores.save(file)
+    return scores
+
+
+def _identity(model: Path, vocabulary: Vocabulary, data: Datafile, channel: Channel) -> str:
+    """A hash of all that scores depend on: the model's files, the datafile, every clip's size and date, the classes."""
+    digest = hashlib.sha256(json.dumps([__version__, vocabulary.to_json(), data.sha256, channel]).encode())
+    for file in sorted(model.rglob("*")):
+        if file.is_file():
+            digest.update(str(file.relative_to(model)).encode())
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    for clip in range(len(data)):
+        try:
+            found = os.stat(data.wav(clip))
+            digest.update(f"{data.wav(clip)} {found.st_size} {found.st_mtime_ns}".encode("utf-8", "surrogatepass"))
+        except OSError:
+            digest.update(b"absent")
+    return digest.hexdigest()[:32]
+
+
+def _scored(
+    path: str, order: np.ndarray, data: Datafile, request: Request, placement: Placement, journal: Journal
+) -> Scores:
+    """A model's scores, its classes brought into the order asked for."""
+    model = load_model(path, trust=request.trust)
     graphdef = nnx.graphdef(model.network)
     weights = jax.device_put(split_model(model.network), placement.replicated)
     config = DataConfig(batch_size=request.batch_size, channel=request.channel)

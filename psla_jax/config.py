@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Pooling = Literal["mean", "attention"]
+Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
 Loss = Literal["bce", "ce"]
 Channel = Literal["mean", "first"]
@@ -55,11 +55,11 @@ class ModelConfig:
     """The network: a backbone with a pooling head, or any NNX module named as ``module:callable``."""
 
     name: str = "efficientnet-b2"
-    """``efficientnet-b0`` to ``efficientnet-b7``, or ``package.module:callable`` for a model of your own."""
+    """``efficientnet-b0`` to ``-b7``, ``resnet50``, ``mobilenet-v2``, or ``package.module:callable`` for your own."""
     pooling: Pooling = "attention"
-    """How steps become one score per class."""
+    """How steps become one score per class: ``attention``, ``mean`` of the scores, or ``linear`` on mean features."""
     heads: int = 4
-    """Attention heads; ignored with mean pooling."""
+    """Attention heads; ignored without attention."""
     padding: Padding = "symmetric"
     """``symmetric`` as efficientnet_pytorch 0.7.0, ``static`` as 0.7.1."""
     drop_connect: float = 0.2
@@ -77,12 +77,31 @@ class PretrainingConfig:
     """The P of PSLA: what the backbone starts from."""
 
     source: str = ""
-    """Empty for random weights, ``imagenet`` for those of efficientnet_pytorch, or the path of such a ``.pth`` file."""
+    """Empty for random weights; ``imagenet``; a backbone's ``.pth`` file; or a model or run directory, to fine-tune."""
     stem: Literal["sum", "random"] = "sum"
-    """The one-channel stem: the sum of the three colours' kernels, or random as in the reference."""
+    """The one-channel stem of ImageNet weights: the sum of the colours' kernels, or random as in the reference."""
+    head: Literal["match", "new"] = "match"
+    """Fine-tuning: classes that the source knows by their mid keep their rows of the head, or all are new."""
+    freeze: bool = False
+    """Train the head alone: backbone and its batch statistics stay what they are."""
+    backbone_rate: float = 1.0
+    """Learning rate of the backbone, as a factor of that of the head."""
 
     def __post_init__(self) -> None:
         _require(self.stem in ("sum", "random"), "pretraining.stem", self.stem, "choose sum or random")
+        _require(self.head in ("match", "new"), "pretraining.head", self.head, "choose match or new")
+        _require(
+            0 < self.backbone_rate < math.inf,
+            "pretraining.backbone_rate",
+            self.backbone_rate,
+            "use a positive factor, or pretraining.freeze",
+        )
+        _require(
+            bool(self.source) or not self.freeze,
+            "pretraining.freeze",
+            self.freeze,
+            "name what the backbone is to stay with pretraining.source",
+        )
 
 
 @dataclass(frozen=True)

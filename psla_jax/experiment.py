@@ -23,8 +23,17 @@ from flax import nnx
 from tensorboardX import SummaryWriter
 
 from psla_jax import results
-from psla_jax.aggregation import RunningEnsemble, average, ensemble
-from psla_jax.checkpoints import AVERAGE, BEST, PLAIN_AVERAGE, ModelCard, RunCheckpoints, load_weights, save_model
+from psla_jax.aggregation import RunningEnsemble, average, ensemble, reestimate
+from psla_jax.checkpoints import (
+    AVERAGE,
+    BEST,
+    PLAIN_AVERAGE,
+    ModelCard,
+    RunCheckpoints,
+    exact_graphdef,
+    load_weights,
+    save_model,
+)
 from psla_jax.config import RunConfig, differences, flatten, from_json, to_json
 from psla_jax.data import sets
 from psla_jax.data.pipeline import Batch, TrainSource, batches, evaluation_source, plain_source, train_source
@@ -33,7 +42,7 @@ from psla_jax.evaluation import Scores, score
 from psla_jax.journal import Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
-from psla_jax.pretraining import start_from
+from psla_jax.pretraining.start import start_from
 from psla_jax.results import EPOCH_COLUMNS, Measured, Row
 from psla_jax.training import (
     LOSSES,
@@ -45,6 +54,7 @@ from psla_jax.training import (
     no_progress,
     split_model,
 )
+from psla_jax.verification import golden, golden_scores
 from psla_jax.watch import Watch
 
 CONFIG, DATA, SUMMARY, LOG, LABELS = "config.json", "data.json", "summary.json", "log.txt", "labels.csv"
@@ -165,7 +175,9 @@ class Run:
         step = checkpoints.latest()
         if step is None:
             if self.config.pretraining.source:
-                self.journal.say(start_from(self.model, self.config.model.name, self.config.pretraining))
+                self.journal.say(
+                    start_from(self.model, self.config.model, self.config.pretraining, self.data.vocabulary)
+                )
             return self.trainer.init(self.model), [], 0, set()
         state, notes = checkpoints.restore(step, self.trainer.init(self.model))
         return state, notes["rows"], step, set(notes["failed"])
@@ -262,9 +274,16 @@ class Run:
 
     # ---- models and scores, each by a name under models/ and scores/
 
-    def _save_model(self, name: str, weights: Weights, notes: dict[str, Any]) -> None:
+    def _save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
+        """Writes a model directory; a finished model carries its scores of the test sound."""
         origin = {"seed": self.config.seed, "data": self.data.identity(), "config": flatten(self.config)}
-        card = ModelCard(self.config.model, self.config.frontend, self.data.vocabulary, {**notes, **origin})
+        checked = {}
+        if finished:
+            graphdef = exact_graphdef(self.config.model, len(self.data.vocabulary))
+            checked = golden(golden_scores(nnx.merge(graphdef, *weights), self.config.frontend))
+        card = ModelCard(
+            self.config.model, self.config.frontend, self.data.vocabulary, {**notes, **origin}, golden=checked
+        )
         save_model(self.directory / "models" / name, card, *weights)
 
     def _weights(self, name: str) -> Weights:
@@ -324,7 +343,7 @@ class Run:
         )
 
     def _keep_best(self, epoch: int) -> None:
-        self._save_model(BEST, self._weights(epoch_name(epoch)), {"epochs": [epoch]})
+        self._save_model(BEST, self._weights(epoch_name(epoch)), {"epochs": [epoch]}, finished=True)
 
     def _averages(self) -> list[tuple[str, str]]:
         """Makes the weight averages; their model names and their labels in the summary."""
@@ -332,26 +351,24 @@ class Run:
         label = f"weight average (epochs {first}-{last})"
         plain = average(self._weights(epoch_name(e)) for e in range(first, last + 1))
         notes = {"epochs": list(range(first, last + 1))}
-        if not self.config.aggregation.reestimate:
-            self._save_model(AVERAGE, plain, {**notes, "statistics": "averaged"})
+        # A frozen backbone has the statistics that it came with, in every epoch.
+        if not self.config.aggregation.reestimate or self.config.pretraining.freeze:
+            self._save_model(AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)
             return [(AVERAGE, label)]
-        self._save_model(PLAIN_AVERAGE, plain, {**notes, "statistics": "averaged"})
-        self._save_model(AVERAGE, self._reestimated(plain), {**notes, "statistics": "re-estimated"})
+        self._save_model(PLAIN_AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)
+        self._save_model(AVERAGE, self._reestimated(plain), {**notes, "statistics": "re-estimated"}, finished=True)
         return [(AVERAGE, f"{label}, statistics re-estimated"), (PLAIN_AVERAGE, f"{label}, plain")]
 
     def _reestimated(self, weights: Weights) -> Weights:
-        """Fresh batch statistics for averaged weights: those of the weights averaged do not fit them.
-
-        One pass over the training set without augmentation or drop-connect; the mean of the batches' statistics.
-        """
+        """The same parameters with batch statistics of their own, by one pass over the training set."""
+        frontend, put = self.trainer.frontend, self.trainer.placement.put
         source = plain_source(
-            self.data.train, self.config.data, num_samples=self.trainer.frontend.num_samples, seed=self.config.seed
+            self.data.train, self.config.data, num_samples=frontend.num_samples, seed=self.config.seed
         )
         params, rest = jax.device_put(weights, self.trainer.placement.replicated)
         stream = batches(source, threads=max(2, self.config.data.workers))
         with self.journal.progress("re-estimating batch statistics", source.num_batches) as bar:
-            put = self.trainer.placement.put
-            return params, average(self.trainer.statistics(params, rest, put(b)) for b in bar.over(stream))
+            return params, reestimate((self.trainer.graphdef, params, rest), frontend, bar.over(stream), put)
 
     def _ensembles(self, epochs: int) -> dict[str, Scores]:
         combined = {}

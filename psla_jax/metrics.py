@@ -191,7 +191,7 @@ def bootstrap(
     if means.size == 0:
         raise MetricsError(f"none of the {resamples} resamples holds a positive label: use more resamples or clips.")
     means += evaluate(scores, labels).mAP - means.mean()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.clip(means, 0.0, 1.0), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
 

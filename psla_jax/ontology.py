@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any, TextIO
 
 _HEADER = ["index", "mid", "display_name"]
+RELEASED = ("audioset", "fsd50k")
+"""Class lists that come with the package, by the name that stands for their file (both CC BY 4.0)."""
 
 
 class VocabularyError(ValueError):
@@ -80,10 +82,12 @@ class Vocabulary:
     def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
         """Reads a label CSV: the header ``index,mid,display_name``, then one line per class, numbered from 0 in order.
 
+        ``audioset`` and ``fsd50k`` mean the class lists of these data sets, which come with the package.
+
         Raises:
             VocabularyError: the file is missing, empty or not such a file.
         """
-        where = os.fspath(path)
+        where = _released(os.fspath(path))
         try:
             with open(where, encoding="utf-8-sig", newline="") as file:
                 rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(map(str.strip, row))]
@@ -131,6 +135,13 @@ class Vocabulary:
             if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(item, str) for item in pair)):
                 raise VocabularyError(f"a vocabulary is a list of [mid, name], and one item is {pair!r:.80}.")
         return cls(tuple(pair[0] for pair in value), tuple(pair[1] for pair in value))
+
+
+def _released(path: str) -> str:
+    """The file that a path means: that of a released class list, where one is named and no such file is there."""
+    if path in RELEASED and not os.path.exists(path):
+        return os.path.join(os.path.dirname(__file__), "vocabularies", f"{path}.csv")
+    return path
 
 
 def _class_of(path: str, number: int, row: list[str], index: int) -> tuple[str, str]:

@@ -142,11 +142,13 @@ class Trainer:
     graphdef: Any
     transform: optax.GradientTransformation
     placement: Placement
+    backbone: str = ""
+    """Name of the backbone among the parameters, where it is frozen or learns at a rate of its own."""
 
     def init(self, model: nnx.Module) -> State:
         """The state before the first step, on the devices."""
         params, rest = split_model(model)
-        opt = self.transform.init(ravel_pytree(params)[0])
+        opt = self.transform.init(ravel_pytree(self._trained(params))[0])
         state = {"params": params, "rest": rest, "opt": opt, "progress": no_progress()}
         # Copies: the step donates its state, and the model keeps its own arrays.
         return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)
@@ -162,13 +164,38 @@ class Trainer:
         key = jax.random.fold_in(jax.random.key(self.config.seed), number)
         loss, rest, gradients = self._gradients(state["params"], state["rest"], batch, key)
         # One vector for all parameters: hundreds of small updates would each be compiled, and started, by itself.
-        flat, unravel = ravel_pytree(state["params"])
-        gradient, _ = ravel_pytree(gradients)
+        flat, unravel = ravel_pytree(self._trained(state["params"]))
+        gradient, _ = ravel_pytree(self._trained(gradients))
         updates, opt = self.transform.update(gradient, state["opt"], flat)
+        params = self._merged(unravel(flat + self._rates(updates, state["params"]) * updates), state["params"])
         count = batch["valid"].sum()
         progress = {"loss": state["progress"]["loss"] + loss * count, "count": state["progress"]["count"] + count}
-        new = {"params": unravel(flat + updates), "rest": rest, "opt": opt, "progress": progress}
+        new = {"params": params, "rest": rest, "opt": opt, "progress": progress}
         return new, {"loss": loss, "gradient_norm": jnp.linalg.norm(gradient)}
+
+    def _trained(self, params: Any) -> Any:
+        """What the optimizer sees of a tree of parameters: the backbone first where it has a rate of its own."""
+        if not self.backbone:
+            return params
+        head = {name: part for name, part in params.items() if name != self.backbone}
+        return (
+            {"2 head": head}
+            if self.config.pretraining.freeze
+            else {"1 backbone": params[self.backbone], "2 head": head}
+        )
+
+    def _merged(self, trained: Any, params: Any) -> Any:
+        """The whole tree again; what is not trained comes from `params`."""
+        if not self.backbone:
+            return trained
+        return {self.backbone: trained.get("1 backbone", params[self.backbone]), **trained["2 head"]}
+
+    def _rates(self, updates: jax.Array, params: Any) -> jax.Array | float:
+        """Factor of each parameter's update."""
+        if not self.backbone or self.config.pretraining.freeze:
+            return 1.0
+        size = sum(leaf.size for leaf in jax.tree.leaves(params[self.backbone]))
+        return jnp.where(jnp.arange(updates.size) < size, self.config.pretraining.backbone_rate, 1.0)
 
     def _gradients(self, params: Any, rest: Any, batch: dict[str, jax.Array], key: jax.Array) -> tuple[Any, Any, Any]:
         """Loss, new batch statistics and gradient of a batch, in one piece or in microbatches."""
@@ -194,24 +221,16 @@ class Trainer:
         spectrograms = augment(self.frontend, self.config.sampling, batch, augment_key)
 
         def loss_of(params: Any, rest: Any) -> tuple[jax.Array, Any]:
-            model = tagger.train_view(nnx.merge(self.graphdef, params, rest))
+            frozen = self.config.pretraining.freeze
+            if frozen:  # No gradient is wanted of it, so none is computed.
+                params = {**params, self.backbone: jax.lax.stop_gradient(params[self.backbone])}
+            model = tagger.train_view(nnx.merge(self.graphdef, params, rest), frozen=frozen)
             scores = tagger.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=drop_key))
             losses = LOSSES[self.config.optimizer.loss](scores, batch["labels"])
             # What a row without a clip scores counts for nothing.
             return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)) / total, split_model(model)[1]
 
         return jax.value_and_grad(loss_of, has_aux=True)(params, rest)
-
-    @functools.cached_property
-    def statistics(self) -> Callable[[Any, Any, dict[str, jax.Array]], Any]:
-        """``statistics(params, rest, batch) -> rest``, with the batch statistics of that batch alone, unaugmented."""
-        return jax.jit(self._statistics, out_shardings=self.placement.replicated)
-
-    def _statistics(self, params: Any, rest: Any, batch: dict[str, jax.Array]) -> Any:
-        model = tagger.statistics_view(nnx.merge(self.graphdef, params, rest))
-        spectrograms = self.frontend(batch["waveform"], batch["num_samples"])
-        tagger.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=0))
-        return split_model(model)[1]
 
 
 def split_model(model: nnx.Module) -> tuple[dict, dict]:
@@ -230,8 +249,11 @@ def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, pla
 
     Raises:
         ConfigError: if the devices do not divide the batch.
+        ModelError: if the backbone is to be treated apart, and the model has none.
     """
     placement.check_batch(config.data.batch_size, config.optimizer.accumulate)
     graphdef = nnx.graphdef(model)
     transform = optimizer(config.optimizer, steps_per_epoch)
-    return Trainer(config, Frontend.from_config(config.frontend), graphdef, transform, placement)
+    apart = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
+    backbone = tagger.backbone_attribute(model) if apart else ""
+    return Trainer(config, Frontend.from_config(config.frontend), graphdef, transform, placement, backbone)

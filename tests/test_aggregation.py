@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from tiny import build
 
-from psla_jax.aggregation import AggregationError, RunningEnsemble, average, ensemble
+from psla_jax.aggregation import AggregationError, RunningEnsemble, average, ensemble, reestimate
 from psla_jax.evaluation import Scores
+from psla_jax.frontend import Frontend
+from psla_jax.training import Placement, split_model
 
 
 def tree(seed: int) -> dict:
@@ -63,3 +69,29 @@ def test_ensemble_refuses_other_clips_and_nothing():
         ensemble([scores(0), Scores(shuffled.clips[::-1], shuffled.scores, shuffled.labels)])
     with pytest.raises(AggregationError, match="at least one"):
         ensemble([])
+
+
+def batch(seed: int, frontend: Frontend) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "waveform": rng.normal(size=(8, frontend.num_samples)).astype(np.float32) * 0.1 * (1 + seed),
+        "num_samples": np.full(8, frontend.num_samples, np.int32),
+        "labels": np.zeros((8, 5), np.float32),
+        "valid": np.ones(8, np.float32),
+    }
+
+
+def test_reestimated_statistics_are_the_mean_of_the_batches_own_and_leave_the_model_alone():
+    frontend, model = Frontend(40), build(5, nnx.Rngs(0))
+    params, rest = split_model(model)
+    placement = Placement.over(jax.devices()[:1])
+    given = [batch(seed, frontend) for seed in range(3)]
+    found = reestimate((nnx.graphdef(model), params, rest), frontend, given, placement.put)
+    wanted = []
+    for one in given:
+        spectrograms = frontend(one["waveform"], one["num_samples"])
+        first = np.asarray(model.stem(jnp.swapaxes(spectrograms, 1, 2)[..., None]))
+        wanted.append((first.mean((0, 1, 2)), first.var((0, 1, 2), ddof=1)))
+    np.testing.assert_allclose(found["norm"]["mean"], np.mean([w[0] for w in wanted], axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["norm"]["var"], np.mean([w[1] for w in wanted], axis=0), rtol=1e-4)
+    assert float(np.abs(model.norm.mean[...]).max()) == 0.0

@@ -27,7 +27,7 @@ HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch
 HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
 OWN_IMPORTS_DEFERRED = {"cli"}
 """Modules that import their own package inside functions: a command loads what it needs."""
-DEFERRED_LIBRARIES = {"absl", "platformdirs", "pooch", "scipy", "torch"}
+DEFERRED_LIBRARIES = {"absl", "platformdirs", "pooch", "requests", "scipy", "torch"}
 """Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
 DYNAMIC = {"", "models.tagger"}
 """Modules that import by name: the lazy table of the package, and models that a config names."""

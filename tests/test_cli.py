@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 import sounds
 
 from psla_jax import cli
+from psla_jax.checkpoints import load_model
+from psla_jax.training import split_model
 
 TEMPLATE = """
 from psla_jax.config import *
@@ -206,20 +209,80 @@ def test_evaluate_matches_classes_by_mid(trained, tmp_path, capsys):
     for labels in (trained / "data" / "labels.csv", tmp_path / "labels.csv"):
         arguments = [str(trained / "run"), "--data", data, "--labels", str(labels), "--batch-size", "4"]
         assert cli.main(["evaluate", *arguments, "--trust", "True"]) == 0
-        figures.append(capsys.readouterr().out.splitlines()[1])
+        figures.append(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Model 0")))
     assert figures[0] == figures[1]
     (tmp_path / "more.csv").write_text((trained / "data" / "labels.csv").read_text() + "4,/t/cow,Cow\n")
     more = ["evaluate", str(trained / "run"), "--data", data, "--labels", str(tmp_path / "more.csv"), "--trust", "True"]
     assert "'/t/cow'" in complaint(capsys, [*more, "--batch-size", "4"])
 
 
-def test_evaluate_complains_of_models_that_are_none(trained, capsys):
+def test_a_second_evaluation_takes_the_scores_kept_and_notices_what_changed(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path / "cache"))
+    data = sounds.make(tmp_path / "data")
+    models = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002", "best")]
+    arguments = ["evaluate", *models, "--data", str(data / "evaluation.json"), "--batch-size", "4", "--trust", "True"]
+    shown = []
+    for _ in range(2):
+        assert cli.main(arguments) == 0
+        shown.append(capsys.readouterr().out.splitlines())
+    assert [line.endswith("(--keep-scores False makes them anew)") for line in shown[1][:3]] == [True] * 3
+    assert shown[1][3:] == shown[0]
+    assert not any("kept" in line for line in shown[0])
+    assert cli.main([*arguments, "--keep-scores", "False"]) == 0
+    assert capsys.readouterr().out.splitlines() == shown[0]
+    samples, rate = soundfile.read(data / "evaluation03.wav")
+    soundfile.write(data / "evaluation03.wav", samples[::-1], rate)
+    assert cli.main(arguments) == 0
+    assert "kept" not in capsys.readouterr().out
+
+
+def test_average_is_that_of_the_run_plain_and_with_statistics_of_its_own(trained, tmp_path, capsys):
+    epochs = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002")]
+    common = ["--trust", "True"]
+    assert cli.main(["average", *epochs, str(tmp_path / "plain"), *common]) == 0
+    data = ["--data", str(trained / "data" / "train.json"), "--batch-size", "8"]
+    assert cli.main(["average", *epochs, str(tmp_path / "own"), *data, *common]) == 0
+    assert "average of 2 models, statistics re-estimated" in capsys.readouterr().out
+    for mine, theirs in (("plain", "plain_average"), ("own", "average")):
+        trees = [
+            split_model(load_model(path, trust=True).network)
+            for path in (tmp_path / mine, trained / "run" / "models" / theirs)
+        ]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *trees)
+    assert cli.main(["check-model", str(tmp_path / "own"), *common]) == 0
+    assert "verified: 4 scores" in capsys.readouterr().out
+    assert "is there already" in complaint(capsys, ["average", *epochs, str(tmp_path / "plain"), *common])
+    assert "psla average wants" in complaint(capsys, ["average", epochs[0]])
+    described = json.loads((tmp_path / "own" / "model.json").read_text())
+    described["vocabulary"].reverse()
+    (tmp_path / "own" / "model.json").write_text(json.dumps(described))
+    mixed = ["average", epochs[0], str(tmp_path / "own"), str(tmp_path / "mixed"), *common]
+    assert "has another vocabulary than" in complaint(capsys, mixed)
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_a_runs_finished_models_can_be_verified(trained, capsys):
+    for name in ("average", "plain_average", "best"):
+        assert cli.main(["check-model", str(trained / "run" / "models" / name), "--trust", "True"]) == 0
+    assert "verified: 4 scores" in capsys.readouterr().out
+    epoch = ["check-model", str(trained / "run" / "models" / "epoch_001"), "--trust", "True"]
+    assert "carries no scores of the test sound" in complaint(capsys, epoch)
+
+
+def test_export_wants_a_model_with_official_names(trained, tmp_path, capsys):
+    custom = ["export", str(trained / "run"), str(tmp_path / "out.pth")]
+    assert "--trust" in complaint(capsys, custom)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_complains_of_models_that_are_none(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path / "cache"))
     data = str(trained / "data" / "evaluation.json")
     assert "no model at" in complaint(capsys, ["evaluate", "nowhere", "--data", data])
     assert "--trust" in complaint(capsys, ["evaluate", str(trained / "run"), "--data", data])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", ""])
+@pytest.mark.parametrize("command", [*cli.COMMANDS, ""])
 def test_help_loads_nothing_heavy(command):
     code = (
         "import sys\nfrom psla_jax import cli\n"

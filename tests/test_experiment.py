@@ -14,7 +14,7 @@ import sounds
 
 from psla_jax import experiment
 from psla_jax.checkpoints import load_model
-from psla_jax.config import AggregationConfig, OptimizerConfig
+from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig, PretrainingConfig
 from psla_jax.data import sets
 from psla_jax.data.sets import DataError
 from psla_jax.evaluation import Scores
@@ -236,3 +236,24 @@ def test_unreadable_clips_stop_a_run_before_it_starts_or_are_left_out_on_request
     assert not (tmp_path / "run").exists()
     experiment.train(dataclasses.replace(config, data=dataclasses.replace(config.data, unreadable="skip")))
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_fine_tuning_starts_from_a_run_and_can_leave_its_backbone_as_it_is(data, tmp_path):
+    small = dataclasses.replace(
+        sounds.config(data, tmp_path / "first"),
+        model=ModelConfig(name="efficientnet-tiny", heads=1),
+        optimizer=OptimizerConfig(learning_rate=1e-2, epochs=1, warmup_steps=0),
+        aggregation=AggregationConfig(first=1, last=1),
+    )
+    experiment.train(small)
+    tuned = dataclasses.replace(
+        small, run_dir=str(tmp_path / "tuned"), pretraining=PretrainingConfig(str(tmp_path / "first"), freeze=True)
+    )
+    rows = experiment.train(tuned)
+    # There is nothing to re-estimate: one row for the average.
+    assert [row.name.split(" (")[0] for row in rows] == ["best single", "weight average", "checkpoint ensemble"]
+    log = (tmp_path / "tuned" / "log.txt").read_text()
+    assert "head: 4 of 4 classes taken over by mid, 0 new" in log
+    before, after = (load_model(tmp_path / name).network for name in ("first", "tuned"))
+    jax.tree.map(np.testing.assert_array_equal, split_model(before.backbone), split_model(after.backbone))
+    assert np.any(split_model(before.head)[0]["cla"]["kernel"] != split_model(after.head)[0]["cla"]["kernel"])

@@ -31,7 +31,6 @@ from psla_jax.training import (
     learning_rate,
     make_trainer,
     optimizer,
-    split_model,
 )
 
 CLASSES, BATCH, FRAMES = 5, 8, 40
@@ -234,17 +233,6 @@ def test_augmentation_masks_before_normalisation_and_depends_on_the_step_alone()
     masked = np.asarray(one) != np.asarray(plain)
     assert masked.any()
     np.testing.assert_allclose(np.asarray(one)[masked], 4.6476 / 4.5699, rtol=1e-5)
-
-
-def test_statistics_are_those_of_the_batch_and_leave_the_model_alone():
-    which = trainer()
-    params, rest = split_model(model_without_drop_connect())
-    found = which.statistics(params, rest, which.placement.put(batch()))
-    spectrograms = which.frontend(batch()["waveform"], batch()["num_samples"])
-    first = build(CLASSES, nnx.Rngs(0)).stem(jnp.swapaxes(spectrograms, 1, 2)[..., None])
-    np.testing.assert_allclose(found["norm"]["mean"], first.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["norm"]["var"], np.asarray(first).var((0, 1, 2), ddof=1), rtol=1e-4)
-    assert float(np.abs(rest["norm"]["mean"]).max()) == 0.0
 
 
 def test_bfloat16_computes_the_backbone_and_keeps_parameters_in_float32():

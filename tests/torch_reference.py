@@ -122,6 +122,110 @@ class ReferenceTagger(nn.Module):
         return self.attention(self.features(spectrograms).unsqueeze(3))
 
 
+class Bottleneck(nn.Module):
+    """The block of ResNet-50 under torchvision's names."""
+
+    def __init__(self, channels: int, inner: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, 4 * inner, 1, bias=False), nn.BatchNorm2d(4 * inner)
+        if stride != 1 or channels != 4 * inner:
+            shortcut = nn.Conv2d(channels, 4 * inner, 1, stride, bias=False)
+            self.downsample: nn.Module = nn.Sequential(shortcut, nn.BatchNorm2d(4 * inner))
+        else:
+            self.downsample = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """ResNet-50 without classifier; ``channels`` is 1 for spectrograms and 3 for images."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        width = 64
+        for index, (blocks, inner) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 1):
+            layers = []
+            for block in range(blocks):
+                layers.append(Bottleneck(width, inner, 2 if block == 0 and index > 1 else 1))
+                width = 4 * inner
+            setattr(self, f"layer{index}", nn.Sequential(*layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+def convolution(channels: int, features: int, size: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, features, size, stride, size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(features), nn.ReLU6())
+
+
+class InvertedResidual(nn.Module):
+    """The block of MobileNetV2 under torchvision's names."""
+
+    def __init__(self, channels: int, features: int, stride: int, expand: int) -> None:
+        super().__init__()
+        inner = channels * expand
+        layers: list[nn.Module] = [] if expand == 1 else [convolution(channels, inner)]
+        layers += [convolution(inner, inner, 3, stride, inner)]
+        layers += [nn.Conv2d(inner, features, 1, bias=False), nn.BatchNorm2d(features)]
+        self.conv, self.residual = nn.Sequential(*layers), stride == 1 and channels == features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class MobileNet(nn.Module):
+    """MobileNetV2 with a single linear layer as its classifier."""
+
+    def __init__(self, num_classes: int, channels: int = 1) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [convolution(channels, 32, 3, 2)]
+        width = 32
+        table = (
+            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        )  # fmt: skip
+        for expand, features, blocks, stride in table:
+            for block in range(blocks):
+                layers.append(InvertedResidual(width, features, stride if block == 0 else 1, expand))
+                width = features
+        self.features = nn.Sequential(*layers, convolution(width, 1280))
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+
+class ResNetAttention(nn.Module):
+    """The reference's ResNet-50: a single attention head on its features."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.model = ResNet()
+        self.attention = Attention(2048, num_classes)
+
+    def forward(self, spectrograms: Tensor) -> Tensor:
+        image = spectrograms.unsqueeze(1).transpose(2, 3)
+        return self.attention(self.model(image).mean(dim=2).unsqueeze(3))
+
+
+class MBNet(nn.Module):
+    """The reference's MobileNetV2."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.model = MobileNet(num_classes)
+
+    def forward(self, spectrograms: Tensor) -> Tensor:
+        return torch.sigmoid(self.model(spectrograms.unsqueeze(1).transpose(2, 3)))
+
+
 def make_spectrograms(batch: int, frames: int, seed: int, mels: int = 128) -> np.ndarray:
     """Patchy noise ``(batch, frames, mels)`` float32: it differs between clips and along both axes."""
     rng = np.random.default_rng(seed)
@@ -138,7 +242,7 @@ def measure_statistics(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None
     norm.running_var = variance * torch.exp(0.2 * noise[1])
 
 
-def randomise(model: ReferenceTagger) -> None:
+def randomise(model: nn.Module, gains: tuple[float, float] = (0.5, 1.5)) -> None:
     """Give the model weights and statistics under which every part of it shows in the output.
 
     With PyTorch's initial values activations die out over the depth and any head would do. Here the running
@@ -146,13 +250,14 @@ def randomise(model: ReferenceTagger) -> None:
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.weight, *gains)
         nn.init.normal_(norm.bias, 0, 0.3)
-    for name, parameter in model.attention.named_parameters():
+    head = model.attention if hasattr(model, "attention") else model.model.classifier
+    for name, parameter in head.named_parameters():
         if name == "head_weight":
             nn.init.uniform_(parameter, 0.1, 0.5)
         else:
-            nn.init.normal_(parameter, 0, 2 / math.sqrt(model.effnet._bn1.num_features))
+            nn.init.normal_(parameter, 0, 2 / math.sqrt(norms[-1].num_features))
     hooks = [norm.register_forward_pre_hook(measure_statistics) for norm in norms]
     evaluate(model, make_spectrograms(batch=2, frames=333, seed=99))
     for hook in hooks:
@@ -174,18 +279,28 @@ def make_reference(
     return model
 
 
+def make_network(name: str, num_classes: int = 20) -> nn.Module:
+    """A :func:`randomise`d ``resnet50`` or ``mobilenet-v2`` tagger in evaluation mode; the same one on every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = ResNetAttention(num_classes) if name == "resnet50" else MBNet(num_classes)
+        # Sixteen residual branches of gain one add up until PyTorch's own rounding is more than 1e-5.
+        randomise(model, gains=(0.2, 0.8))
+    return model.eval()
+
+
 def to_numpy(state_dict: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """A copy of a state dict as arrays."""
     return {name: tensor.detach().numpy().copy() for name, tensor in state_dict.items()}
 
 
-def evaluate(model: ReferenceTagger, spectrograms: np.ndarray) -> np.ndarray:
+def evaluate(model: nn.Module, spectrograms: np.ndarray) -> np.ndarray:
     """The model's probabilities in evaluation mode."""
     with torch.no_grad():
         return model.eval()(torch.from_numpy(spectrograms)).numpy()
 
 
-def train(model: ReferenceTagger, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+def train(model: nn.Module, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     """One step of the reference's optimizer per batch of ``(spectrograms, labels)``, at a rate of 1e-3; the losses."""
     adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7)
     model.train()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,10 @@ from jax.typing import DTypeLike
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Zeros (above, below) and (left, right) of an image."""
+
+
+STEM_CHANNELS = 4
+"""Up to so many input channels, a dense convolution is a product over patches."""
 
 
 class ModelError(ValueError):
@@ -43,6 +48,11 @@ def uniform(key: jax.Array, shape: tuple[int, ...], bound: float) -> jax.Array:
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
     """PyTorch's default for convolutions and their biases: uniform in +-1/sqrt(fan_in)."""
     return uniform(key, shape, 1.0 / math.sqrt(fan_in))
+
+
+def kaiming_normal(key: jax.Array, shape: tuple[int, ...], fan_out: int) -> jax.Array:
+    """What torchvision's networks start from: normal values of standard deviation sqrt(2/fan_out)."""
+    return jax.random.normal(key, shape, jnp.float32) * math.sqrt(2.0 / fan_out)
 
 
 def symmetric_padding(kernel: int) -> Pads:
@@ -83,6 +93,22 @@ def patches_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) ->
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     taps = [_shifted(padded, i, j, height, width, stride) for i in range(size) for j in range(size)]
     return pointwise_conv(jnp.concatenate(taps, axis=-1), kernel.reshape(1, 1, -1, kernel.shape[3]))
+
+
+def dense_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Dense convolution; a stem with its one or three input channels is a product over patches."""
+    if kernel.shape[2] <= STEM_CHANNELS:
+        return patches_conv(x, kernel, stride, padding)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """The largest value of every window; what lies outside the image is no value."""
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads)
 
 
 def depthwise_conv_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
@@ -195,7 +221,7 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Conv(nnx.Module):
-    """A convolution of one of the three kinds that the backbone has: 1x1, depthwise, or dense (the stem)."""
+    """A convolution of one of the three kinds that the backbones have: 1x1, depthwise, or dense."""
 
     def __init__(
         self,
@@ -207,12 +233,17 @@ class Conv(nnx.Module):
         padding: Pads = ((0, 0), (0, 0)),
         depthwise: bool = False,
         bias: bool = False,
+        init: Literal["torch", "kaiming"] = "torch",
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
         group = 1 if depthwise else channels
-        fan_in = group * size * size
-        self.kernel = nnx.Param(torch_uniform(rngs.params(), (size, size, group, features), fan_in))
+        fan_in, shape = group * size * size, (size, size, group, features)
+        if init == "torch":
+            self.kernel = nnx.Param(torch_uniform(rngs.params(), shape, fan_in))
+        else:
+            fan_out = size * size * (1 if depthwise else features)
+            self.kernel = nnx.Param(kaiming_normal(rngs.params(), shape, fan_out))
         self.bias = nnx.Param(torch_uniform(rngs.params(), (features,), fan_in)) if bias else None
         self.stride, self.padding, self.depthwise, self.dtype = stride, padding, depthwise, dtype
 
@@ -222,9 +253,9 @@ class Conv(nnx.Module):
         if self.depthwise:
             y = depthwise_conv(x, kernel, self.stride, self.padding)
         elif kernel.shape[0] == 1:
-            y = pointwise_conv(x, kernel)
+            y = pointwise_conv(x[:, :: self.stride, :: self.stride] if self.stride > 1 else x, kernel)
         else:
-            y = patches_conv(x, kernel, self.stride, self.padding)
+            y = dense_conv(x, kernel, self.stride, self.padding)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

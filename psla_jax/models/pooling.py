@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psla_jax.models.layers import Conv, ModelError, uniform
+from psla_jax.models.layers import Conv, ModelError, torch_uniform, uniform
 
 EPSILON = 1e-7
 
@@ -46,6 +46,17 @@ class MeanPooling(nnx.Module):
         return jnp.mean(self.cla.sigmoid(features), axis=1)
 
 
+class LinearPooling(nnx.Module):
+    """One linear layer on the mean of the features over the steps: the head of the reference's MobileNetV2."""
+
+    def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(torch_uniform(rngs.params(), (channels, classes), channels))
+        self.bias = nnx.Param(torch_uniform(rngs.params(), (classes,), channels))
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(jnp.mean(features, axis=1) @ self.kernel[...] + self.bias[...])
+
+
 class Attention(nnx.Module):
     """One head: a class's score at each step, weighted by how much that class attends to the step."""
 
@@ -70,18 +81,21 @@ class MultiHeadAttention(nnx.Module):
         return jnp.tensordot(self.head_weight[...], jnp.stack(outputs), axes=1)
 
 
-def build_pooling(
-    pooling: str, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs
-) -> MeanPooling | Attention | MultiHeadAttention:
-    """The head of that name: ``mean``, or ``attention`` with any number of heads.
+Pooling = MeanPooling | LinearPooling | Attention | MultiHeadAttention
+
+
+def build_pooling(pooling: str, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> Pooling:
+    """The head of that name: ``mean``, ``linear``, or ``attention`` with any number of heads.
 
     Raises:
         ModelError: for another name, or for fewer than one head.
     """
     if pooling == "mean":
         return MeanPooling(channels, classes, rngs=rngs)
+    if pooling == "linear":
+        return LinearPooling(channels, classes, rngs=rngs)
     if pooling != "attention":
-        raise ModelError(f"pooling is {pooling!r}: choose mean or attention.")
+        raise ModelError(f"pooling is {pooling!r}: choose mean, linear or attention.")
     if heads < 1:
         raise ModelError(f"heads is {heads}: use at least one, or pooling 'mean' for none.")
     if heads == 1:

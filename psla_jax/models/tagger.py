@@ -14,13 +14,22 @@ from jax.typing import DTypeLike
 from psla_jax.config import ModelConfig
 from psla_jax.models.efficientnet import SCALES, EfficientNet
 from psla_jax.models.layers import BatchNorm, ModelError
-from psla_jax.models.pooling import build_pooling
+from psla_jax.models.mobilenet import MobileNetV2
+from psla_jax.models.pooling import Pooling, build_pooling
+from psla_jax.models.resnet import ResNet50
+
+Backbone = EfficientNet | ResNet50 | MobileNetV2
+Padding = Literal["symmetric", "static"]
+NAMES = (*SCALES, "resnet50", "mobilenet-v2")
+"""The backbones."""
 
 
 class AudioTagger(nnx.Module):
-    """PSLA's model: EfficientNet features, averaged over frequency, pooled over time.
+    """PSLA's model: features of a backbone, averaged over frequency, pooled over time.
 
-    As built it is its evaluation view; :func:`train_view` gives the training view of the same variables.
+    As built it is its evaluation view; :func:`train_view` gives the training view of the same variables. Attributes
+    carry the names of the released checkpoints: ``effnet`` or ``model`` for the backbone, ``attention`` or
+    ``classifier`` for the head.
     """
 
     def __init__(
@@ -29,13 +38,30 @@ class AudioTagger(nnx.Module):
         num_classes: int,
         pooling: str,
         heads: int,
-        padding: Literal["symmetric", "static"],
+        padding: Padding,
         drop_connect: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
-        self.effnet = EfficientNet(name, padding=padding, drop_connect=drop_connect, dtype=dtype, rngs=rngs)
-        self.attention = build_pooling(pooling, self.effnet.features, num_classes, heads, rngs=rngs)
+        if name in SCALES:
+            self.effnet = EfficientNet(name, padding=padding, drop_connect=drop_connect, dtype=dtype, rngs=rngs)
+        else:
+            self.model = (ResNet50 if name == "resnet50" else MobileNetV2)(dtype=dtype, rngs=rngs)
+        head = build_pooling(pooling, self.backbone.num_features, num_classes, heads, rngs=rngs)
+        if pooling == "linear":
+            self.classifier = head
+        else:
+            self.attention = head
+
+    @property
+    def backbone(self) -> Backbone:
+        """Spectrograms `(batch, frames, mels)` to features `(batch, steps, channels)`, a step every 32 frames."""
+        return self.effnet if hasattr(self, "effnet") else self.model
+
+    @property
+    def head(self) -> Pooling:
+        """Features `(batch, steps, channels)` to scores `(batch, classes)`."""
+        return self.attention if hasattr(self, "attention") else self.classifier
 
     def __call__(
         self, spectrograms: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None
@@ -50,16 +76,16 @@ class AudioTagger(nnx.Module):
         Returns:
             `(batch, classes)` float32.
         """
-        return self.attention(self.effnet(spectrograms, valid, rngs))
+        return self.head(self.backbone(spectrograms, valid, rngs))
 
 
 def build_model(
     name: str,
     *,
     num_classes: int,
-    pooling: Literal["mean", "attention"] = "attention",
+    pooling: Literal["mean", "linear", "attention"] = "attention",
     heads: int = 4,
-    padding: Literal["symmetric", "static"] = "symmetric",
+    padding: Padding = "symmetric",
     drop_connect: float = 0.2,
     dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
@@ -67,14 +93,16 @@ def build_model(
     """Builds a model with fresh weights, in evaluation view.
 
     Args:
-        name: ``efficientnet-b0`` to ``-b7``, the small ``efficientnet-tiny``, or ``package.module:callable``
-            for your own: the callable is called with ``num_classes`` and ``rngs`` and returns an NNX module that maps
-            `(batch, frames, mels)` to scores `(batch, classes)`.
+        name: ``efficientnet-b0`` to ``-b7``, the small ``efficientnet-tiny``, ``resnet50``, ``mobilenet-v2``, or
+            ``package.module:callable`` for your own: the callable is called with ``num_classes`` and ``rngs`` and
+            returns an NNX module that maps `(batch, frames, mels)` to scores `(batch, classes)`.
         num_classes: size of the vocabulary.
-        pooling: ``mean`` or ``attention``.
+        pooling: ``attention``; ``mean`` of each step's scores; ``linear`` on the mean of the features. The reference
+            has four heads with EfficientNet, one with ResNet-50 and ``linear`` with MobileNetV2.
         heads: of the attention.
-        padding: ``symmetric`` (efficientnet_pytorch 0.7.0) or ``static`` (0.7.1); shapes agree, values do not.
-        drop_connect: rate at the end of the network, in training.
+        padding: of an EfficientNet, ``symmetric`` (efficientnet_pytorch 0.7.0) or ``static`` (0.7.1); shapes agree,
+            values do not.
+        drop_connect: of an EfficientNet, the rate at the end of the network, in training.
         dtype: of the backbone's activations.
         rngs: ``rngs.params`` draws the weights.
 
@@ -83,12 +111,14 @@ def build_model(
     """
     if ":" in name:
         return _custom_model(name)(num_classes=num_classes, rngs=rngs)
-    if name not in SCALES:
+    if name not in NAMES:
         raise ModelError(
-            f"there is no model {name!r}: choose one of {', '.join(SCALES)}, or name your own as module:callable."
+            f"there is no model {name!r}: choose one of {', '.join(NAMES)}, or name your own as module:callable."
         )
     if padding not in ("symmetric", "static"):
         raise ModelError(f"padding is {padding!r}: choose symmetric or static.")
+    if padding == "static" and name not in SCALES:
+        raise ModelError(f"padding is 'static' for {name}: only EfficientNets have two schemes, use symmetric.")
     return AudioTagger(name, num_classes, pooling, heads, padding, drop_connect, dtype, rngs)
 
 
@@ -114,9 +144,31 @@ def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: n
     )
 
 
-def train_view(model: nnx.Module) -> nnx.Module:
-    """The training view of a model: batch statistics in use and tracked, drop-connect on. The variables are shared."""
-    return nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+def train_view(model: nnx.Module, *, frozen: bool = False) -> nnx.Module:
+    """The training view of a model: batch statistics in use and tracked, drop-connect on. The variables are shared.
+
+    With `frozen`, the backbone stays in its evaluation view; see :func:`backbone_attribute`.
+    """
+    view = nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+    if frozen:
+        name = backbone_attribute(view)
+        setattr(view, name, eval_view(getattr(view, name)))
+    return view
+
+
+def backbone_attribute(model: nnx.Module) -> str:
+    """The attribute that holds a model's backbone: ``effnet`` or ``model``; a model of your own may have one too.
+
+    Raises:
+        ModelError: the model has no such part.
+    """
+    for name in ("effnet", "model"):
+        if hasattr(model, name):
+            return name
+    raise ModelError(
+        f"{type(model).__name__} has no backbone that could be frozen or learn at a rate of its own: give it an "
+        "attribute named model, or leave pretraining.freeze and pretraining.backbone_rate out."
+    )
 
 
 def eval_view(model: nnx.Module) -> nnx.Module:

@@ -51,7 +51,7 @@ def test_parameter_count(variant: int) -> None:
     reference = abstract_reference(variant)
     for ours, theirs in ((abstract_tagger(variant), reference), (abstract_backbone(variant), reference.effnet)):
         assert count_parameters(ours) == sum(parameter.numel() for parameter in theirs.parameters())
-    assert abstract_backbone(variant).features == FEATURES[variant]
+    assert abstract_backbone(variant).num_features == FEATURES[variant]
 
 
 def test_parameter_count_of_the_published_model() -> None:

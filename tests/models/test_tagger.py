@@ -19,7 +19,7 @@ from torch_reference import ReferenceTagger, make_reference, make_spectrograms
 
 from psla_jax.config import OptimizerConfig
 from psla_jax.models.tagger import apply, build_model, eval_view, statistics_view, train_view
-from psla_jax.pretraining import load_state_dict, to_state_dict
+from psla_jax.pretraining.names import load_state_dict, to_state_dict
 from psla_jax.training import binary_cross_entropy, optimizer
 
 CLASSES = 20

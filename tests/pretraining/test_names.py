@@ -9,7 +9,7 @@ from flax import nnx
 from torch_reference import ReferenceTagger, make_reference, to_numpy
 
 from psla_jax.models.tagger import build_model
-from psla_jax.pretraining import PretrainingError, load_state_dict, to_state_dict
+from psla_jax.pretraining.names import PretrainingError, load_state_dict, to_state_dict
 
 CLASSES = 3
 COUNTER = "num_batches_tracked"

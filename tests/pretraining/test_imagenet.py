@@ -1,0 +1,153 @@
+"""ImageNet starts: from a file, by name from a server, and what happens when either is wrong."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from efficientnet_pytorch import EfficientNet
+from flax import nnx
+from sounds import VOCABULARY
+from torch_reference import MobileNet, ResNet
+
+from psla_jax.config import ModelConfig, PretrainingConfig
+from psla_jax.models.tagger import AudioTagger, from_config
+from psla_jax.pretraining import imagenet
+from psla_jax.pretraining.names import PretrainingError, to_state_dict
+from psla_jax.pretraining.start import start_from
+
+NAMES = ("efficientnet-b0", "resnet50", "mobilenet-v2")
+STEMS = dict(zip(NAMES, imagenet.STEMS))
+
+
+@functools.cache
+def reference(name: str) -> torch.nn.Module:
+    """A backbone for colour images as its library builds it, with a classifier for a thousand kinds of things."""
+    torch.manual_seed(0)
+    if name == "resnet50":
+        model: torch.nn.Module = ResNet(channels=3)
+        model.fc = torch.nn.Linear(2048, 1000)
+    elif name == "mobilenet-v2":
+        model = MobileNet(1000, channels=3)
+        model.classifier = torch.nn.Sequential(torch.nn.Dropout(), model.classifier)
+    else:
+        model = EfficientNet.from_name(name)
+    return model.eval()
+
+
+def features(name: str, image: torch.Tensor) -> torch.Tensor:
+    model = reference(name)
+    if name == "resnet50":
+        return model(image)
+    return model.features(image) if name == "mobilenet-v2" else model.extract_features(image)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a file of weights per backbone."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    for name in NAMES:
+        torch.save(reference(name).state_dict(), folder / f"{name}.pth")
+    return folder
+
+
+def config(name: str) -> ModelConfig:
+    return ModelConfig(name=name, heads=1)
+
+
+def fresh(name: str = NAMES[0]) -> AudioTagger:
+    return from_config(config(name), len(VOCABULARY), jnp.float32, nnx.Rngs(0))
+
+
+def start(model: AudioTagger, name: str, source: object, stem: str = "sum") -> str:
+    return start_from(model, config(name), PretrainingConfig(source=str(source), stem=stem), VOCABULARY)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grey_image_gives_what_it_gave_in_colour(folder: Path, name: str) -> None:
+    model = fresh(name)
+    head = to_state_dict(model.attention)
+    assert "arrays loaded" in start(model, name, folder / f"{name}.pth")
+    image = np.random.default_rng(0).normal(size=(1, 64, 128)).astype(np.float32)
+    with torch.no_grad():
+        colour = torch.from_numpy(image).transpose(1, 2)[:, None].expand(-1, 3, -1, -1)
+        wanted = features(name, colour).mean(dim=2).transpose(1, 2).numpy()
+    np.testing.assert_allclose(model.backbone(jnp.asarray(image)), wanted, atol=1e-5)
+    for key, value in to_state_dict(model.attention).items():
+        np.testing.assert_array_equal(value, head[key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stem_can_stay_random_as_in_the_reference(folder: Path, name: str) -> None:
+    model = fresh(name)
+    own = to_state_dict(model.backbone)[STEMS[name]]
+    start(model, name, folder / f"{name}.pth", stem="random")
+    np.testing.assert_array_equal(to_state_dict(model.backbone)[STEMS[name]], own)
+
+
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(folder: Path, tmp_path: Path) -> None:
+    model = fresh("efficientnet-b1")
+    before = to_state_dict(model)
+    weights = folder / "efficientnet-b0.pth"
+    with pytest.raises(PretrainingError, match=r"b0\.pth is not for efficientnet-b1: .*missing: _blocks"):
+        start(model, "efficientnet-b1", weights)
+    for name, value in to_state_dict(model).items():
+        np.testing.assert_array_equal(value, before[name])
+    with pytest.raises(PretrainingError, match=r"there is no file .*nowhere\.pth"):
+        start(model, "efficientnet-b1", "nowhere.pth")
+    with pytest.raises(PretrainingError, match=r"resnet50\.pth does not hold ImageNet weights of efficientnet-b1"):
+        start(model, "efficientnet-b1", folder / "resnet50.pth")
+
+
+@pytest.fixture
+def server(folder: Path, tmp_path: Path, monkeypatch) -> Iterator[Path]:
+    """A local server of the file for B0, under a name of the official form."""
+    source = folder / "efficientnet-b0.pth"
+    served = tmp_path / "server"
+    served.mkdir()
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+    file = served / f"efficientnet-b0-{digest}.pth"
+    file.write_bytes(source.read_bytes())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/{file.name}"
+        monkeypatch.setattr(imagenet, "URLS", {"efficientnet-b0": url})
+        monkeypatch.setenv("PSLA_CACHE", str(tmp_path / "cache"))
+        yield file
+        running.shutdown()
+
+
+def test_by_name_they_are_downloaded_once_verified_and_loaded(server: Path) -> None:
+    path = imagenet.imagenet_file("efficientnet-b0")
+    assert path.read_bytes() == server.read_bytes()
+    server.unlink()
+    assert imagenet.imagenet_file("efficientnet-b0") == path
+    assert str(path) in start(fresh(), "efficientnet-b0", "imagenet")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PretrainingError, match=r"is damaged.* delete it"):
+        imagenet.imagenet_file("efficientnet-b0")
+
+
+def test_without_a_server_the_error_says_which_file_to_put_where(server: Path) -> None:
+    server.unlink()
+    with pytest.raises(PretrainingError, match=rf"put the file at .*imagenet.*{server.name}.*--pretraining\.source ''"):
+        imagenet.imagenet_file("efficientnet-b0")
+    with pytest.raises(PretrainingError, match="'efficientnet-tiny' has no ImageNet weights"):
+        imagenet.imagenet_file("efficientnet-tiny")
+
+
+def test_every_published_backbone_has_a_file_whose_name_ends_with_its_hash() -> None:
+    assert set(imagenet.URLS) == {*(f"efficientnet-b{i}" for i in range(8)), "resnet50", "mobilenet-v2"}
+    for url in imagenet.URLS.values():
+        digest = url.removesuffix(".pth").rsplit("-", 1)[1]
+        assert len(digest) == 8
+        int(digest, 16)
