@@ -96,20 +96,44 @@ class Model:
 def save_model(
     directory: Path, card: ModelCard, params: Any, rest: Any, *, report: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes a model directory; it appears whole or not at all, and replaces one of the same name.
+    """Writes a model directory; it appears whole or not at all, and replaces a model of the same name.
 
     `report` says what became of the entries of a converted file; it goes into ``report.json``.
+
+    Raises:
+        CheckpointError: something else than a model has that name.
     """
+    require_place(directory, overwrite=True)
     aside = directory.with_name(f".{directory.name}.{os.getpid()}")
+    before = directory.with_name(f".{directory.name}.before.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    ocp.save(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
-    (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
-    if report is not None:
-        (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(aside, directory)
+    try:
+        aside.mkdir(parents=True)
+        ocp.save(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
+        (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
+        if report is not None:
+            (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if directory.exists():
+            os.replace(directory, before)
+        os.replace(aside, directory)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_place(directory: Path, *, overwrite: bool) -> None:
+    """Raises CheckpointError if a model cannot be written there without losing something, or at all."""
+    folder = next((parent for parent in directory.absolute().parents if parent.exists()), None)
+    if folder is not None and not folder.is_dir():
+        raise CheckpointError(f"{directory} lies in {folder}, which is a file: name another place.")
+    if not directory.exists():
+        return
+    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / DESCRIPTION).is_file()):
+        raise CheckpointError(
+            f"{directory} is there already and is no model, so it is not replaced: name another place."
+        )
+    if not overwrite:
+        raise CheckpointError(f"{directory} is there already: name another place, or replace it with --overwrite True.")
 
 
 def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
@@ -158,7 +182,10 @@ def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | N
     try:
         found = ocp.load(directory.absolute() / WEIGHTS, abstract)
     except Exception as error:  # Orbax and its storage raise many kinds; all of them mean the same to the user.
-        raise CheckpointError(f"the weights of {directory} cannot be read: {_first_line(error)}.") from error
+        raise CheckpointError(
+            f"the weights of {directory} cannot be read, or are of another architecture than its {DESCRIPTION} says: "
+            "make the model again."
+        ) from error
     return _unnamed(found["params"], params), _unnamed(found["rest"], rest)
 
 
@@ -181,7 +208,8 @@ def read_card(directory: Path) -> ModelCard:
     try:
         return ModelCard.from_json((directory / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory / DESCRIPTION} cannot be read: {_first_line(error)}.") from error
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else _first_line(error)
+        raise CheckpointError(f"{directory / DESCRIPTION} cannot be read ({what}): make the model again.") from error
 
 
 def _first_line(error: Exception) -> str:

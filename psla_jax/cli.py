@@ -16,6 +16,8 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from psla_jax import runtime
+
 USAGE = """\
 usage: psla COMMAND ...
 
@@ -234,6 +236,8 @@ def models(arguments: list[str]) -> int:
     from psla_jax.pretraining import official
 
     if not options.name:
+        if options.out or options.overwrite:
+            raise UsageError("psla models wants the name of what to download: psla models audioset-single")
         official.show()
         return 0
     destination = Path(options.out or f"models/{options.name}")
@@ -263,8 +267,8 @@ def average(arguments: list[str]) -> int:
     """psla average MODEL... DEST"""
     options = dataclasses.asdict(_parse(Average, arguments, "psla average"))
     *paths, destination = options.pop("models") or [""]
-    if not paths:
-        raise UsageError("psla average wants models and the name of the one to make: psla average A B models/mean")
+    if len(paths) < 2:
+        raise UsageError("psla average wants two models or more and the name of the one to make: A B models/mean")
 
     from psla_jax import averaging
 
@@ -310,9 +314,15 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+COMPUTES = {"train", "evaluate", "convert", "export", "models", "average", "check-model"}
+"""Commands that are faster with what ``runtime`` asks of the machine."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point. A user's mistake is one sentence on standard error, never a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and given and given[0] in COMPUTES and not {"-h", "--help"} & set(given):
+        runtime.restart_with_huge_pages()
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if given else 2
@@ -325,6 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"psla: there is no command {given[0]!r}: choose {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
     try:
+        if given[0] in COMPUTES and not {"-h", "--help"} & set(given):
+            runtime.keep_compiled_programs()
         return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt:
         print("psla: interrupted; start it again to go on.", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.pipeline import batches, evaluation_source
 from psla_jax.data.sets import DataError, locate
-from psla_jax.evaluation import Scores, score
+from psla_jax.evaluation import Scores, ScoresError, score
 from psla_jax.journal import Journal
 from psla_jax.metrics import Metrics, bootstrap
 from psla_jax.ontology import Vocabulary, VocabularyError
@@ -60,15 +61,15 @@ def evaluate(request: Request) -> Comparison:
         raise DataError("there is no model to evaluate: name at least one.")
     journal = Journal()
     placement = Placement.over_all_devices()
-    placement.check_batch(request.batch_size)
+    placement.check_batch(DataConfig(batch_size=request.batch_size).batch_size)
+    cards = {path: read_card(find_model(Path(path))) for path in request.models}
     vocabulary: Vocabulary | None = Vocabulary.read(locate(request.labels, journal.say)) if request.labels else None
+    vocabulary = vocabulary or cards[request.models[0]].vocabulary
+    orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
+    data = Datafile.read(locate(request.data, journal.say), vocabulary)
     running, members = RunningEnsemble(), []
     for path in request.models:
-        card = read_card(find_model(Path(path)))
-        vocabulary = vocabulary or card.vocabulary
-        data = Datafile.read(locate(request.data, journal.say), vocabulary)
-        order = class_order(card.vocabulary, vocabulary, path)
-        scores = _kept(path, order, vocabulary, data, request, placement, journal)
+        scores = _kept(path, orders[path], vocabulary, data, request, placement, journal)
         running.add(scores)
         members.append(scores.metrics())
     _show(request, members, running.mean(), journal)
@@ -90,8 +91,10 @@ def _kept(
     name = _identity(find_model(Path(path)), vocabulary, data, request.channel)
     file = cache_directory() / "scores" / f"{name}.npz"
     if file.is_file():
-        journal.say(f"{path}: scores kept from an earlier call (--keep-scores False makes them anew)")
-        return Scores.load(file)
+        with contextlib.suppress(ScoresError):  # Damaged ones are made again.
+            kept = Scores.load(file)
+            journal.say(f"{path}: scores kept from an earlier call (--keep-scores False makes them anew)")
+            return kept
     scores = _scored(path, order, data, request, placement, journal)
     scores.save(file)
     return scores
@@ -141,7 +144,7 @@ def class_order(own: Vocabulary, wanted: Vocabulary, path: str) -> np.ndarray:
     if lacking:
         raise VocabularyError(
             f"the model {path} does not know {len(lacking)} of the {len(wanted)} classes, such as {lacking[0]!r}: "
-            "evaluate it on labels that it was trained for."
+            "name those that all models know with --labels L.csv."
         )
     return np.array([own.index(mid) for mid in wanted.mids])
 

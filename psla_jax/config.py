@@ -181,6 +181,9 @@ class OptimizerConfig:
     compute: Compute = "float32"
     """Arithmetic of the backbone; parameters, statistics, frontend and head stay in float32."""
 
+    remat: bool = False
+    """Compute the backbone's blocks again in the backward pass: half the memory or less, a third more work."""
+
     def __post_init__(self) -> None:
         _require(
             0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, "use a positive rate"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,7 @@ class Scores:
             with np.load(path, allow_pickle=False) as file:
                 labels = file["labels"].astype(np.float32)
                 return cls(file["clips"], file["scores"], labels, tuple(file["skipped"].tolist()))
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ScoresError(f"{path} does not hold scores ({error}): delete it and run again.") from error
 
 

@@ -176,7 +176,13 @@ class Run:
         if step is None:
             if self.config.pretraining.source:
                 self.journal.say(
-                    start_from(self.model, self.config.model, self.config.pretraining, self.data.vocabulary)
+                    start_from(
+                        self.model,
+                        self.config.model,
+                        self.config.pretraining,
+                        self.data.vocabulary,
+                        self.config.frontend,
+                    )
                 )
             return self.trainer.init(self.model), [], 0, set()
         state, notes = checkpoints.restore(step, self.trainer.init(self.model))
@@ -280,7 +286,8 @@ class Run:
         checked = {}
         if finished:
             graphdef = exact_graphdef(self.config.model, len(self.data.vocabulary))
-            checked = golden(golden_scores(nnx.merge(graphdef, *weights), self.config.frontend))
+            scores = golden_scores(nnx.merge(graphdef, *weights), self.config.frontend)
+            checked = golden(scores, self.data.vocabulary)
         card = ModelCard(
             self.config.model, self.config.frontend, self.data.vocabulary, {**notes, **origin}, golden=checked
         )

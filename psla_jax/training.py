@@ -177,6 +177,7 @@ class Trainer:
         """What the optimizer sees of a tree of parameters: the backbone first where it has a rate of its own."""
         if not self.backbone:
             return params
+        # Flattening sorts by name: _rates counts on the backbone coming first.
         head = {name: part for name, part in params.items() if name != self.backbone}
         return (
             {"2 head": head}
@@ -224,7 +225,9 @@ class Trainer:
             frozen = self.config.pretraining.freeze
             if frozen:  # No gradient is wanted of it, so none is computed.
                 params = {**params, self.backbone: jax.lax.stop_gradient(params[self.backbone])}
-            model = tagger.train_view(nnx.merge(self.graphdef, params, rest), frozen=frozen)
+            model = tagger.train_view(
+                nnx.merge(self.graphdef, params, rest), frozen=frozen, remat=self.config.optimizer.remat
+            )
             scores = tagger.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=drop_key))
             losses = LOSSES[self.config.optimizer.loss](scores, batch["labels"])
             # What a row without a clip scores counts for nothing.
@@ -248,12 +251,17 @@ def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, pla
     """The trainer of a run.
 
     Raises:
-        ConfigError: if the devices do not divide the batch.
+        ConfigError: if the devices do not divide the batch, or the model has no blocks to compute again.
         ModelError: if the backbone is to be treated apart, and the model has none.
     """
     placement.check_batch(config.data.batch_size, config.optimizer.accumulate)
     graphdef = nnx.graphdef(model)
     transform = optimizer(config.optimizer, steps_per_epoch)
+    if config.optimizer.remat and not isinstance(model, tagger.AudioTagger):
+        raise ConfigError(
+            f"optimizer.remat is True, but the blocks of {config.model.name} are not known: leave it out, or use "
+            "jax.checkpoint in the model."
+        )
     apart = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = tagger.backbone_attribute(model) if apart else ""
     return Trainer(config, Frontend.from_config(config.frontend), graphdef, transform, placement, backbone)

@@ -27,7 +27,7 @@ HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch
 HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
 OWN_IMPORTS_DEFERRED = {"cli"}
 """Modules that import their own package inside functions: a command loads what it needs."""
-DEFERRED_LIBRARIES = {"absl", "platformdirs", "pooch", "requests", "scipy", "torch"}
+DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "torch"}
 """Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
 DYNAMIC = {"", "models.tagger"}
 """Modules that import by name: the lazy table of the package, and models that a config names."""
@@ -180,7 +180,7 @@ def test_nothing_imports_the_command_line():
 
 def test_the_command_line_loads_only_its_parser_before_it_knows_the_command():
     loaded = {library(i.target) for i in imports("psla_jax.cli") if not i.deferred}
-    assert loaded - sys.stdlib_module_names <= {"tyro"}
+    assert loaded - sys.stdlib_module_names <= {"tyro", PACKAGE}
 
 
 @every_module
@@ -239,7 +239,8 @@ def test_importing_the_package_loads_nothing_but_the_standard_library():
 
 def test_the_command_line_starts_without_anything_heavy():
     loaded = loaded_by("psla_jax.cli")
-    assert [name for name in loaded if within(name, PACKAGE)] == [PACKAGE, "psla_jax.cli"]
+    own = ["psla_jax.cache", "psla_jax.cli", "psla_jax.runtime"]
+    assert [name for name in loaded if within(name, PACKAGE)] == [PACKAGE, *own]
     assert {library(name) for name in loaded} & HEAVY == set()
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from sounds import VOCABULARY
 
-from psla_jax.checkpoints import CheckpointError, ModelCard, load_model, load_weights, save_model
+from psla_jax.checkpoints import CheckpointError, ModelCard, load_model, load_weights, require_place, save_model
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.models import tagger
 from psla_jax.training import split_model
@@ -98,3 +98,29 @@ def test_a_strangers_model_cannot_run_code(tmp_path):
     save_model(tmp_path / "model", mine, {"a": np.zeros(1, np.float32)}, {"b": np.zeros(1, np.float32)})
     with pytest.raises(CheckpointError, match=r"somebody's own code, os:abort.*--trust"):
         load_model(tmp_path / "model")
+
+
+def test_a_save_that_fails_leaves_nothing_beside(network, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ModelCard, "to_json", full)
+    with pytest.raises(OSError, match="No space"):
+        save_model(tmp_path / "model", card(), *split_model(network))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_only_a_model_is_replaced(saved, tmp_path, overwrite):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine").write_text("mine")
+    for name, message in (("file", "is no model"), ("folder", "is no model"), ("file/model", "which is a file")):
+        with pytest.raises(CheckpointError, match=message):
+            require_place(tmp_path / name, overwrite=overwrite)
+    require_place(tmp_path / "new" / "model", overwrite=overwrite)
+    if overwrite:
+        require_place(saved, overwrite=True)
+    else:
+        with pytest.raises(CheckpointError, match="replace it with --overwrite True"):
+            require_place(saved, overwrite=False)

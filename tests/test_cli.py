@@ -252,12 +252,18 @@ def test_average_is_that_of_the_run_plain_and_with_statistics_of_its_own(trained
     assert cli.main(["check-model", str(tmp_path / "own"), *common]) == 0
     assert "verified: 4 scores" in capsys.readouterr().out
     assert "is there already" in complaint(capsys, ["average", *epochs, str(tmp_path / "plain"), *common])
-    assert "psla average wants" in complaint(capsys, ["average", epochs[0]])
+    assert "psla average wants two models or more" in complaint(capsys, ["average", *epochs])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    overwrite = ["average", *epochs, str(tmp_path / "mine"), *common, "--overwrite", "True"]
+    assert "is no model, so it is not replaced" in complaint(capsys, overwrite)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert cli.main(["average", *epochs, str(tmp_path / "plain"), *common, "--overwrite", "True"]) == 0
     described = json.loads((tmp_path / "own" / "model.json").read_text())
     described["vocabulary"].reverse()
     (tmp_path / "own" / "model.json").write_text(json.dumps(described))
     mixed = ["average", epochs[0], str(tmp_path / "own"), str(tmp_path / "mixed"), *common]
-    assert "has another vocabulary than" in complaint(capsys, mixed)
+    assert "in their classes, so their weights cannot be averaged" in complaint(capsys, mixed)
     assert not (tmp_path / "mixed").exists()
 
 

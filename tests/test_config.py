@@ -118,7 +118,7 @@ CHANGED = RunConfig(
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
     sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
-    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16"),
+    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True),
     aggregation=AggregationConfig(2, 4, False),
     checkpoint_every=50,
     bootstrap=20,

@@ -297,7 +297,7 @@ def to_numpy(state_dict: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def evaluate(model: nn.Module, spectrograms: np.ndarray) -> np.ndarray:
     """The model's probabilities in evaluation mode."""
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(spectrograms)).numpy()
+        return model.eval()(torch.from_numpy(np.array(spectrograms))).numpy()
 
 
 def train(model: nn.Module, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from psla_jax.models.layers import (
+    Backbone,
     BatchNorm,
     Conv,
     DropConnect,
@@ -134,7 +135,7 @@ class MBConv(nnx.Module):
         return self.drop_connect(y, rngs) + x if self.residual else y
 
 
-class EfficientNet(nnx.Module):
+class EfficientNet(Backbone):
     """The backbone: log-mel spectrograms to features, 32 frames a step.
 
     Args:
@@ -186,8 +187,7 @@ class EfficientNet(nnx.Module):
             )
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = jax.nn.swish(self._bn0(self._conv_stem(x), valid))
-        for block in self._blocks:
-            x = block(x, valid, rngs)
+        x = self.run(self._blocks, x, valid, rngs)
         x = jax.nn.swish(self._bn1(self._conv_head(x), valid))
         return jnp.mean(x, axis=1, dtype=jnp.float32)
 

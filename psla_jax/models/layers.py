@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -311,6 +312,30 @@ def squeeze_excite(x: jax.Array, reduce: Conv, expand: Conv) -> jax.Array:
     """`x (batch, height, width, channels)` times a gate per clip and channel, computed from its mean over the image."""
     squeezed = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
     return x * jax.nn.sigmoid(expand(jax.nn.swish(reduce(squeezed)))).astype(x.dtype)
+
+
+class Backbone(nnx.Module):
+    """What the backbones share: blocks that can be computed again in the backward pass instead of being kept."""
+
+    remat: bool = False
+
+    def set_view(self, remat: bool | None = None) -> None:
+        """``remat=True`` keeps only each block's input for the backward pass: less memory, a third more work."""
+        if remat is not None:
+            self.remat = remat
+
+    def run(
+        self, blocks: Iterable[nnx.Module], x: jax.Array, valid: jax.Array | None, rngs: nnx.Rngs | None
+    ) -> jax.Array:
+        """One block after the other."""
+        for block in blocks:
+            x = _call_again(block, x, valid, rngs) if self.remat else block(x, valid, rngs)
+        return x
+
+
+@nnx.remat
+def _call_again(block: nnx.Module, x: jax.Array, valid: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
+    return block(x, valid, rngs)
 
 
 class DropConnect(nnx.Module):

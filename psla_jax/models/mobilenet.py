@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.layers import BatchNorm, Conv, symmetric_padding
+from psla_jax.models.layers import Backbone, BatchNorm, Conv, symmetric_padding
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, features, blocks and stride of every stage."""
@@ -56,7 +56,7 @@ class InvertedResidual(nnx.Module):
         self.conv = nnx.List([*layers, *_pair(inner, features, dtype=dtype, rngs=rngs)])
         self.residual = stride == 1 and channels == features
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid: jax.Array | None, _: nnx.Rngs | None = None) -> jax.Array:
         """`(batch, height, width, channels)` to `(batch, height', width', features)`."""
         *pairs, project, norm = self.conv
         y = x
@@ -66,7 +66,7 @@ class InvertedResidual(nnx.Module):
         return x + y if self.residual else y
 
 
-class MobileNetV2(nnx.Module):
+class MobileNetV2(Backbone):
     """The backbone: log-mel spectrograms to features, 32 frames a step.
 
     Attributes:
@@ -91,7 +91,6 @@ class MobileNetV2(nnx.Module):
         stem, *blocks, head = self.features
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = jax.nn.relu6(_normed(stem, x, valid))
-        for block in blocks:
-            x = block(x, valid)
+        x = self.run(blocks, x, valid, rngs)
         x = jax.nn.relu6(_normed(head, x, valid))
         return jnp.mean(x, axis=1, dtype=jnp.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.layers import BatchNorm, Conv, max_pool, symmetric_padding
+from psla_jax.models.layers import Backbone, BatchNorm, Conv, max_pool, symmetric_padding
 
 STAGES = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
 """Blocks, inner channels and stride of every stage."""
@@ -39,7 +39,7 @@ class Bottleneck(nnx.Module):
         if self.projects:
             self.downsample = nnx.List([_conv(channels, features, 1, stride, dtype, rngs), _norm(features)])
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid: jax.Array | None, _: nnx.Rngs | None = None) -> jax.Array:
         """`(batch, height, width, channels)` to `(batch, height', width', 4 x inner)`."""
         y = jax.nn.relu(self.bn1(self.conv1(x), valid))
         y = jax.nn.relu(self.bn2(self.conv2(y), valid))
@@ -50,7 +50,7 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(y + x)
 
 
-class ResNet50(nnx.Module):
+class ResNet50(Backbone):
     """The backbone: log-mel spectrograms to features, 32 frames a step.
 
     The reference works for 1056 frames alone; here any number will do.
@@ -78,6 +78,5 @@ class ResNet50(nnx.Module):
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = max_pool(jax.nn.relu(self.bn1(self.conv1(x), valid)), 3, 2, 1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = block(x, valid)
+            x = self.run(stage, x, valid, rngs)
         return jnp.mean(x, axis=1, dtype=jnp.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -11,15 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.config import ModelConfig
+from psla_jax.config import ModelConfig, Padding
 from psla_jax.models.efficientnet import SCALES, EfficientNet
 from psla_jax.models.layers import BatchNorm, ModelError
 from psla_jax.models.mobilenet import MobileNetV2
 from psla_jax.models.pooling import Pooling, build_pooling
 from psla_jax.models.resnet import ResNet50
 
-Backbone = EfficientNet | ResNet50 | MobileNetV2
-Padding = Literal["symmetric", "static"]
 NAMES = (*SCALES, "resnet50", "mobilenet-v2")
 """The backbones."""
 
@@ -54,7 +53,7 @@ class AudioTagger(nnx.Module):
             self.attention = head
 
     @property
-    def backbone(self) -> Backbone:
+    def backbone(self) -> EfficientNet | ResNet50 | MobileNetV2:
         """Spectrograms `(batch, frames, mels)` to features `(batch, steps, channels)`, a step every 32 frames."""
         return self.effnet if hasattr(self, "effnet") else self.model
 
@@ -110,7 +109,12 @@ def build_model(
         ModelError: for an unknown name or padding, or an import that fails.
     """
     if ":" in name:
-        return _custom_model(name)(num_classes=num_classes, rngs=rngs)
+        try:
+            return _custom_model(name)(num_classes=num_classes, rngs=rngs)
+        except TypeError as error:
+            raise ModelError(
+                f"the model {name!r} cannot be built ({error}): it is called with num_classes and rngs."
+            ) from error
     if name not in NAMES:
         raise ModelError(
             f"there is no model {name!r}: choose one of {', '.join(NAMES)}, or name your own as module:callable."
@@ -122,7 +126,7 @@ def build_model(
     return AudioTagger(name, num_classes, pooling, heads, padding, drop_connect, dtype, rngs)
 
 
-def _custom_model(name: str):
+def _custom_model(name: str) -> Callable[..., nnx.Module]:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -144,12 +148,13 @@ def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: n
     )
 
 
-def train_view(model: nnx.Module, *, frozen: bool = False) -> nnx.Module:
+def train_view(model: nnx.Module, *, frozen: bool = False, remat: bool = False) -> nnx.Module:
     """The training view of a model: batch statistics in use and tracked, drop-connect on. The variables are shared.
 
-    With `frozen`, the backbone stays in its evaluation view; see :func:`backbone_attribute`.
+    With `frozen`, the backbone stays in its evaluation view; see :func:`backbone_attribute`. With `remat`, the blocks
+    of the backbone are computed again in the backward pass.
     """
-    view = nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+    view = nnx.view(model, deterministic=False, use_running_average=False, remat=remat, raise_if_not_found=False)
     if frozen:
         name = backbone_attribute(view)
         setattr(view, name, eval_view(getattr(view, name)))

@@ -48,30 +48,55 @@ def infer(arrays: Mapping[str, np.ndarray], padding: Padding = "symmetric") -> A
 
 
 def _efficientnet(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    blocks = len({match[0] for name in shapes if (match := re.match(r"effnet\._blocks\.\d+\.", name))})
-    features = shapes.get("effnet._conv_head.weight", (0,))[0]
-    for name, scale in SCALES.items():
-        if (len(blocks_of(scale)), round_channels(HEAD, scale.width)) == (blocks, features):
-            return name
+    blocks, features = _size({name.removeprefix("effnet."): shape for name, shape in shapes.items()})
+    found = _member(blocks, features)
+    if found:
+        return found
     raise PretrainingError(
         f"the weights are of an EfficientNet with {blocks} blocks and {features} features, which is none of "
         f"{', '.join(SCALES)}: convert a checkpoint of one of these."
     )
 
 
+def _size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Number of blocks and of features of an EfficientNet."""
+    blocks = len({match[0] for name in shapes if (match := re.match(r"_blocks\.\d+\.", name))})
+    return blocks, (shapes.get("_conv_head.weight") or (0,))[0]
+
+
+def _member(blocks: int, features: int) -> str:
+    sizes = {name: (len(blocks_of(scale)), round_channels(HEAD, scale.width)) for name, scale in SCALES.items()}
+    return next((name for name, size in sizes.items() if size == (blocks, features)), "")
+
+
+def backbone_name(arrays: Mapping[str, np.ndarray]) -> str:
+    """Which backbone has these weights, under the names that it has by itself; empty for none of ours."""
+    shapes = {name: value.shape for name, value in arrays.items()}
+    if "_conv_stem.weight" in shapes:
+        return _member(*_size(shapes))
+    if "layer4.2.conv3.weight" in shapes and "layer3.5.conv3.weight" in shapes:
+        return "resnet50"
+    return "mobilenet-v2" if "features.18.0.weight" in shapes else ""
+
+
 def _head(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Pooling, int, int]:
     """Pooling, number of heads and number of classes."""
     heads = len([name for name in shapes if re.fullmatch(r"attention\.cla\.\d+\.weight", name)])
     if heads:
-        return "attention", heads, shapes["attention.cla.0.weight"][0]
+        return "attention", heads, _rows(shapes, "attention.cla.0.weight")
     if "attention.cla.weight" in shapes:
-        return "attention" if "attention.att.weight" in shapes else "mean", 1, shapes["attention.cla.weight"][0]
+        return "attention" if "attention.att.weight" in shapes else "mean", 1, _rows(shapes, "attention.cla.weight")
     if "model.classifier.weight" in shapes:
-        return "linear", 1, shapes["model.classifier.weight"][0]
+        return "linear", 1, _rows(shapes, "model.classifier.weight")
     raise PretrainingError(
         "the weights have a backbone and no pooling head (no attention.* or model.classifier.*): start a training from "
         "them with --pretraining.source instead."
     )
+
+
+def _rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """Rows of a head's weight, one per class; 0 where there is no such, which no list of classes has."""
+    return (shapes.get(name) or (0,))[0]
 
 
 def _stranger(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.checkpoints import ModelCard, load_model, save_model
+from psla_jax.checkpoints import ModelCard, load_model, require_place, save_model
 from psla_jax.config import FrontendConfig, ModelConfig, Padding
 from psla_jax.models.tagger import AudioTagger, from_config
 from psla_jax.ontology import Vocabulary
@@ -81,7 +81,7 @@ def convert(request: Request) -> Conversion:
         PretrainingError, VocabularyError, CheckpointError: naming the file and the remedy.
     """
     directory, source = Path(request.model), Path(request.source)
-    require_free(directory, request.overwrite)
+    require_place(directory, overwrite=request.overwrite)
     vocabulary = Vocabulary.read(request.labels)
     file = pth.read(source)
     try:
@@ -98,15 +98,17 @@ def convert(request: Request) -> Conversion:
     import torch
 
     notes = {"source": {"file": source.name, "sha256": file.sha256}}
-    checked = golden(scores, pytorch=torch.__version__, largest_difference=difference)
+    checked = golden(scores, vocabulary, pytorch=torch.__version__, largest_difference=difference)
     card = ModelCard(found.model, frontend, vocabulary, notes, licence=request.licence, golden=checked)
     save_model(directory, card, *split_model(network), report=dataclasses.asdict(report))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
     return Conversion(source, directory, card, parameters, report, difference, torch.__version__)
 
 
-def require_free(path: Path, overwrite: bool) -> None:
-    """Raises PretrainingError if something would be overwritten."""
+def _require_free(path: Path, overwrite: bool) -> None:
+    """Raises PretrainingError if a file cannot be written there, or would be overwritten."""
+    if not path.name or path.is_dir():
+        raise PretrainingError(f"{str(path)!r} is a folder: name the file to write, such as model.pth.")
     if path.exists() and not overwrite:
         raise PretrainingError(f"{path} is there already: name another place, or replace it with --overwrite True.")
 
@@ -148,9 +150,9 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
         PretrainingError, CheckpointError: naming the model and the remedy.
     """
     path = Path(destination)
-    labels = path.with_suffix(".labels.csv")
+    labels = path.parent / f"{path.stem}.labels.csv"
     for file in (path, labels):
-        require_free(file, overwrite)
+        _require_free(file, overwrite)
     loaded = load_model(model)
     if not isinstance(loaded.network, AudioTagger):
         raise PretrainingError(
@@ -160,11 +162,16 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
     wanted = golden_scores(loaded.network, loaded.card.frontend)
     difference = _difference_from_torch(arrays, loaded.card.model, loaded.card.frontend, wanted)
     prefix = PREFIX if data_parallel else ""
+    require_place(path.parent / f".{path.name}", overwrite=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     pth.write(path, {prefix + name: value for name, value in arrays.items()})
     loaded.card.vocabulary.write(labels)
     kind = f"{loaded.card.model.name}, {loaded.card.model.padding} padding"
+    frontend = loaded.card.frontend
+    settings = f"--target-length {frontend.target_length} --mean {frontend.mean} --std {frontend.std}"
     return [
         f"{model} -> {path}: {len(arrays)} arrays of {kind}; classes in {labels}",
         f"checked: scores of the test sound within {difference:.1e} of PyTorch",
+        "PyTorch's file has no place for the frontend; back again: psla convert "
+        f"{path} MODEL --labels {labels} --padding {loaded.card.model.padding} {settings}",
     ]

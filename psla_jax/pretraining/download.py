@@ -5,7 +5,6 @@ pooch asks for the file and puts it in its place; how the bytes come, and come a
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from psla_jax.pretraining.names import PretrainingError
+from psla_jax.pretraining.pth import sha256_of
 
 ATTEMPTS = 5
 """How often a broken connection is taken up again before the user is told."""
@@ -44,10 +44,10 @@ def fetch(url: str, path: Path, *, sha256_prefix: str = "", check: Callable[[Pat
     """
     if not path.is_file():
         _retrieve(url, path, sha256_prefix, check)
-    elif sha256_prefix and not _digest(path).startswith(sha256_prefix):
+    elif sha256_prefix and not sha256_of(path).startswith(sha256_prefix):
         raise DownloadError(
-            f"{path} is damaged: its SHA-256 starts with {_digest(path)[:8]} instead of {sha256_prefix}; delete it and "
-            "start again."
+            f"{path} is damaged (its SHA-256 starts with {sha256_of(path)[:8]} instead of {sha256_prefix}): delete it "
+            "and start again."
         )
     return path
 
@@ -70,7 +70,7 @@ def _retrieve(url: str, path: Path, prefix: str, check: Callable[[Path], None] |
 def _verify(url: str, part: Path, path: Path, prefix: str, check: Callable[[Path], None] | None) -> None:
     """Removes a complete download that is not what was asked for, and raises."""
     try:
-        if prefix and not (digest := _digest(part)).startswith(prefix):
+        if prefix and not (digest := sha256_of(part)).startswith(prefix):
             raise DownloadError(
                 f"{url} gave another file (its SHA-256 starts with {digest[:8]} instead of {prefix}): try again later, "
                 f"or put the right one at {path} yourself."
@@ -128,7 +128,7 @@ def _transfer(url: str, part: Path) -> None:
         have = have if answer.status_code == 206 else 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
-        with open(part, "ab" if have else "wb") as file, _bar(part.stem, have, total) as advance:
+        with open(part, "ab" if have else "wb") as file, _Bar(part.stem, have, total) as advance:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 advance(len(chunk))
@@ -136,7 +136,7 @@ def _transfer(url: str, part: Path) -> None:
             raise EOFError(url)
 
 
-class _bar:
+class _Bar:
     """A progress bar on standard error, where that is a screen."""
 
     def __init__(self, name: str, done: int, total: int | None) -> None:
@@ -154,8 +154,3 @@ class _bar:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

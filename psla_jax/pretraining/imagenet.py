@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from flax import nnx
 
 from psla_jax.cache import cache_directory
 from psla_jax.pretraining import pth
+from psla_jax.pretraining.architecture import backbone_name
 from psla_jax.pretraining.download import DownloadError, fetch
 from psla_jax.pretraining.names import LoadReport, PretrainingError, load_state_dict, to_state_dict
 
@@ -50,6 +52,16 @@ def imagenet_file(name: str) -> Path:
         ) from error
 
 
+def require_backbone(arrays: Mapping[str, np.ndarray], name: str, source: str) -> None:
+    """Raises PretrainingError if weights are of another backbone than `name`, saying which."""
+    found = backbone_name(arrays)
+    if found != name:
+        remedy = (
+            f"they are of {found}, so use --model.name {found}, or other weights" if found else "name other weights"
+        )
+        raise PretrainingError(f"{source} does not hold weights of {name}: {remedy}.")
+
+
 def load_backbone(backbone: nnx.Module, name: str, file: pth.WeightFile, stem: str) -> LoadReport:
     """Fills a backbone with the weights of a file, in place.
 
@@ -64,10 +76,9 @@ def load_backbone(backbone: nnx.Module, name: str, file: pth.WeightFile, stem: s
         PretrainingError: the file holds something else, or another architecture.
     """
     weights = dict(file.arrays)
+    require_backbone(weights, name, str(file.path))
     own = to_state_dict(backbone)
-    first = next((key for key in STEMS if key in own), None)
-    if first is None or first not in weights:
-        raise PretrainingError(f"{file.path} does not hold ImageNet weights of {name}: name a file that does.")
+    first = next(key for key in STEMS if key in own)
     if weights[first].ndim == 4 and weights[first].shape[1] == 3:
         weights[first] = np.sum(weights[first], axis=1, keepdims=True)
     if stem == "random":

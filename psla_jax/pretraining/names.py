@@ -101,10 +101,17 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
         for name in values
         if name in wanted and values[name].shape != wanted[name].shape
     ]
+    problems += [
+        f"{name} holds {given[name].dtype} instead of floating-point numbers"
+        for name in values
+        if name in wanted and not np.issubdtype(given[name].dtype, np.floating)
+    ]
     problems += [f"{name} is not finite" for name in values if name in wanted and not np.isfinite(values[name]).all()]
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise PretrainingError(f"the weights do not fit the model: {'; '.join(problems[:SHOWN])}{more}.")
+        raise PretrainingError(
+            f"the weights do not fit the model ({'; '.join(problems[:SHOWN])}{more}): use weights of this architecture."
+        )
     for name, variable in wanted.items():
         variable[...] = jnp.asarray(values[name], jnp.float32)
     reshaped = tuple(name for name in values if values[name].ndim > 1)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from psla_jax.cache import cache_directory
-from psla_jax.checkpoints import DESCRIPTION, read_card
+from psla_jax.checkpoints import DESCRIPTION, read_card, require_place
 from psla_jax.config import Padding
 from psla_jax.pretraining import convert, pth
 from psla_jax.pretraining.download import fetch
@@ -101,7 +101,7 @@ def get(
     """
     found = release(name)
     if found.models == 1:
-        convert.require_free(destination, overwrite)
+        require_place(destination, overwrite=overwrite)
     _require_torch(name)
     if not found.file.is_file():
         say(f"downloading {found.url}")
@@ -133,7 +133,13 @@ def _convert(
     request = convert.Request(
         str(file), str(directory), found.labels, padding=padding, licence=LICENCE, overwrite=overwrite
     )
-    for line in convert.convert(request).lines():
+    try:
+        conversion = convert.convert(request)
+    except PretrainingError as error:
+        raise PretrainingError(
+            f"{str(error).rstrip('.')}; if the download is at fault, delete {found.file} and start again."
+        ) from error
+    for line in conversion.lines():
         say(line)
     return directory
 
@@ -143,7 +149,7 @@ def _require_torch(name: str) -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise PretrainingError(f"converting {name} needs PyTorch: pip install 'psla_jax[convert]'.") from error
+        raise PretrainingError(f"converting {name} needs PyTorch: pip install torch.") from error
 
 
 def _check_file(found: Release, path: Path) -> None:

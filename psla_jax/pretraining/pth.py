@@ -7,6 +7,7 @@ import hashlib
 import os
 import pickle
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 
 from psla_jax.pretraining.names import PretrainingError
 
+PICKLE = b"\x80"
+"""How a pickle starts, and with it files of PyTorch before 1.6; later ones are zip archives."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under what name training scripts keep the weights beside other things."""
 
@@ -52,16 +55,18 @@ def read(path: Path) -> WeightFile:
 def _load(path: Path) -> Any:
     torch = _torch(f"reading {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are cut short or not its own.
         unsafe = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
-        raise PretrainingError(_holds_objects(path) if unsafe and _is_torchs(path) else _not_weights(path)) from error
+        unsafe = unsafe and _start(path)[:1] in (b"P", PICKLE)
+        raise PretrainingError(_holds_objects(path) if unsafe else _not_weights(path)) from error
 
 
-def _is_torchs(path: Path) -> bool:
-    """Whether a file starts as PyTorch's do: a zip archive, or in old releases a pickle."""
+def _start(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+        return file.read(512)
 
 
 def _holds_objects(path: Path) -> str:
@@ -73,13 +78,12 @@ def _holds_objects(path: Path) -> str:
 
 def _not_weights(path: Path) -> str:
     """Says what a file that PyTorch cannot read looks like."""
-    with open(path, "rb") as file:
-        start = file.read(512)
+    start = _start(path)
     if not start:
         return f"{path} is empty: download it again."
     if start.lstrip()[:1] == b"<":
         return f"{path} is a web page, not weights: open the link in a browser, and save the file itself."
-    if start[:2] == b"PK":
+    if start[:2] == b"PK" or start[:1] == PICKLE:
         return f"{path} is cut short or damaged: download it again."
     return f"{path} is not a file of PyTorch weights: name a .pth file, as torch.save(model.state_dict()) writes it."
 
@@ -88,7 +92,7 @@ def _torch(purpose: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise PretrainingError(f"{purpose} needs PyTorch: pip install 'psla_jax[convert]'.") from error
+        raise PretrainingError(f"{purpose} needs PyTorch: pip install torch.") from error
     return torch
 
 
@@ -100,17 +104,26 @@ def _arrays(path: Path, loaded: Mapping[Any, Any]) -> dict[str, np.ndarray]:
             f"{path} holds {found or 'nothing'} instead of weights: name a file that torch.save(model.state_dict()) "
             "wrote."
         )
-    return {str(name): _array(value) for name, value in loaded.items()}
+    return {str(name): _array(path, str(name), value) for name, value in loaded.items()}
 
 
-def _array(tensor: Any) -> np.ndarray:
+def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
     """A tensor as an array; NumPy has no bfloat16, and weights are float32 here."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    try:
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except Exception as error:  # sparse, quantised or without values
+        raise PretrainingError(
+            f"{path} holds {_kind(tensor)} under {name!r} that is no plain array: save weights as dense tensors."
+        ) from error
 
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "no room, or no permission"
 
 
 def sha256_of(path: Path) -> str:
@@ -123,7 +136,7 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as a PyTorch state dict; the file appears whole or not at all.
 
     Raises:
-        PretrainingError: PyTorch is not installed.
+        PretrainingError: PyTorch is not installed, or the file cannot be written.
     """
     torch = _torch(f"writing {path}")
     state_dict = {name: torch.from_numpy(np.array(value, order="C")) for name, value in arrays.items()}
@@ -131,6 +144,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         torch.save(state_dict, aside)
         os.replace(aside, path)
+    except (RuntimeError, OSError) as error:  # torch's own writer knows no OSError
+        raise PretrainingError(f"{path} cannot be written ({_reason(error)}): name another place.") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.checkpoints import Model, ModelCard, load_model
-from psla_jax.config import ModelConfig, PretrainingConfig
+from psla_jax.checkpoints import ModelCard, load_model
+from psla_jax.config import FrontendConfig, ModelConfig, PretrainingConfig
 from psla_jax.models.pooling import Pooling
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.ontology import Vocabulary
 from psla_jax.pretraining import pth
-from psla_jax.pretraining.imagenet import imagenet_file, load_backbone
+from psla_jax.pretraining.imagenet import imagenet_file, load_backbone, require_backbone
 from psla_jax.pretraining.names import PREFIX, PretrainingError, load_state_dict, to_state_dict
 
 IMAGENET = "imagenet"
@@ -22,7 +22,13 @@ BACKBONE = ("effnet.", "model.")
 """Prefixes of a backbone's entries in an official checkpoint."""
 
 
-def start_from(model: nnx.Module, config: ModelConfig, pretraining: PretrainingConfig, vocabulary: Vocabulary) -> str:
+def start_from(
+    model: nnx.Module,
+    config: ModelConfig,
+    pretraining: PretrainingConfig,
+    vocabulary: Vocabulary,
+    frontend: FrontendConfig,
+) -> str:
     """Fills a fresh model with what ``pretraining.source`` names, in place.
 
     Args:
@@ -30,6 +36,7 @@ def start_from(model: nnx.Module, config: ModelConfig, pretraining: PretrainingC
         config: its architecture.
         pretraining: where the weights come from: ``imagenet``, a ``.pth`` file, or a model or run directory.
         vocabulary: the classes to train.
+        frontend: the features to train on.
 
     Returns:
         What was taken over and what was not, for the log.
@@ -43,7 +50,7 @@ def start_from(model: nnx.Module, config: ModelConfig, pretraining: PretrainingC
         )
     path = Path(pretraining.source)
     if pretraining.source != IMAGENET and path.is_dir():
-        return _from_model(model, config, pretraining, vocabulary)
+        return _from_model(model, config, pretraining, vocabulary, frontend)
     file = pth.read(imagenet_file(config.name) if pretraining.source == IMAGENET else path)
     return _from_file(model, config, pretraining, file)
 
@@ -66,13 +73,20 @@ def _from_file(model: AudioTagger, config: ModelConfig, pretraining: Pretraining
 
 
 def _load_backbone(model: AudioTagger, arrays: dict[str, np.ndarray], source: str, name: str) -> None:
+    require_backbone(arrays, name, source)
     try:
         load_state_dict(model.backbone, arrays)
     except PretrainingError as error:
         raise PretrainingError(f"{source} is not for {name}: {error}") from error
 
 
-def _from_model(model: AudioTagger, config: ModelConfig, pretraining: PretrainingConfig, vocabulary: Vocabulary) -> str:
+def _from_model(
+    model: AudioTagger,
+    config: ModelConfig,
+    pretraining: PretrainingConfig,
+    vocabulary: Vocabulary,
+    frontend: FrontendConfig,
+) -> str:
     """Fine-tuning: the backbone whole, and of the head the classes in common."""
     source = load_model(pretraining.source)
     known = source.card.model
@@ -84,7 +98,8 @@ def _from_model(model: AudioTagger, config: ModelConfig, pretraining: Pretrainin
     arrays = to_state_dict(source.network.backbone)
     _load_backbone(model, arrays, pretraining.source, config.name)
     taken = _take_classes(model.head, source.network.head, source.card, config, pretraining, vocabulary)
-    return f"backbone from {pretraining.source}: {len(arrays)} arrays, whole; {taken}{_frontend_note(source)}"
+    note = _frontend_note(source.card.frontend, frontend)
+    return f"backbone from {pretraining.source}: {len(arrays)} arrays, whole; {taken}{note}"
 
 
 def _take_classes(
@@ -119,6 +134,7 @@ def _take_classes(
     return f"head: {len(own)} of {len(vocabulary)} classes taken over by mid, {len(new)} new{shown}"
 
 
-def _frontend_note(source: Model) -> str:
-    frontend = source.card.frontend
-    return f"; it was trained with mean {frontend.mean} and std {frontend.std}"
+def _frontend_note(theirs: FrontendConfig, ours: FrontendConfig) -> str:
+    if (theirs.mean, theirs.std) == (ours.mean, ours.std):
+        return ""
+    return f"; it was trained with frontend.mean {theirs.mean} and frontend.std {theirs.std}, unlike this run"

@@ -205,7 +205,7 @@ def test_a_damaged_file_that_is_there_is_not_used(server: Server, path: Path) ->
     with pytest.raises(DownloadError) as caught:
         fetch(server.url(PATH), path, sha256_prefix=DIGEST[:8])
     assert one_sentence(caught.value) == (
-        f"{path} is damaged: its SHA-256 starts with {found} instead of {DIGEST[:8]}; delete it and start again."
+        f"{path} is damaged (its SHA-256 starts with {found} instead of {DIGEST[:8]}): delete it and start again."
     )
     assert path.read_bytes() == BODY[:-1]
     assert server.asked == []

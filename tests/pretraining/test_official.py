@@ -247,7 +247,7 @@ def test_without_pytorch_it_says_so_before_the_download(
     server: Server, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert refused(SINGLE, models) == f"converting {SINGLE} needs PyTorch: pip install 'psla_jax[convert]'."
+    assert refused(SINGLE, models) == f"converting {SINGLE} needs PyTorch: pip install torch."
     assert server.asked == []
 
 

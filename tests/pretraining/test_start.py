@@ -43,14 +43,14 @@ def source(old: AudioTagger, tmp_path_factory) -> Path:
 
 
 def start(model: nnx.Module, source: object, config: ModelConfig = CONFIG, **settings) -> str:
-    return start_from(model, config, PretrainingConfig(source=str(source), **settings), NEW)
+    return start_from(model, config, PretrainingConfig(source=str(source), **settings), NEW, FrontendConfig())
 
 
 def test_the_backbone_is_taken_whole_and_the_head_class_by_class(old: AudioTagger, source: Path) -> None:
     model, fresh = tagger(NEW, 2), tagger(NEW, 2)
     said = start(model, source)
     assert "2 of 3 classes taken over by mid, 1 new (X)" in said
-    assert "mean -5.0" in said
+    assert "frontend.mean -5.0" in said
     theirs = to_state_dict(old)
     for name, value in to_state_dict(model).items():
         if name.startswith("effnet.") or name == "attention.head_weight":
@@ -68,7 +68,9 @@ def test_the_head_is_new_where_asked_and_where_it_does_not_fit(source: Path) -> 
     other = dataclasses.replace(CONFIG, heads=3)
     assert "the source has attention pooling with 2 heads" in start(tagger(NEW, 2, other), source, other)
     strangers = Vocabulary(("/y",), ("Y",))
-    said = start_from(tagger(strangers, 2), CONFIG, PretrainingConfig(source=str(source)), strangers)
+    given = PretrainingConfig(source=str(source))
+    said = start_from(tagger(strangers, 2), CONFIG, given, strangers, FrontendConfig(mean=-5.0))
+    assert "frontend.mean" not in said
     assert "none of the 1 classes is known there" in said
 
 

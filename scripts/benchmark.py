@@ -1,0 +1,165 @@
+"""How fast this is beside the reference in PyTorch: one table, from one run on one machine.
+
+python scripts/benchmark.py [--part train_step_b8] [--rounds 5] [--json True]
+
+Every part is timed in processes of their own, one per rival, that take turns: a round is one measurement of each, and
+the table has the medians. ``released`` is the official architecture as its authors run it (eager, default layout),
+``tuned`` PyTorch at its best (channels last, huge pages, torch.compile for inference). On a GPU all run there, and
+PyTorch's convolutions are autotuned. Scores are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+RIVALS = ("ours", "released", "tuned")
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row of the table."""
+
+    name: str
+    unit: str
+    rivals: tuple[str, ...]
+    what: str
+
+
+PARTS = (
+    Part("inference_b1", "s", RIVALS, "B2, 527 classes, 1056 frames, batch 1, per call"),
+    Part("inference_b8", "s", RIVALS, "the same, batch 8, per call"),
+    Part("train_step_b8", "s", RIVALS, "forward, backward and Adam, batch 8, per step"),
+    Part("train_step_memory", "B", RIVALS, "peak memory of a process that trains, batch 8"),
+    Part("frontend", "s", ("ours", "released"), "log-mel of 8 clips of 10 s"),
+    Part("host_per_clip", "s", ("ours", "released"), "CPU time of one core per training clip of 10 s"),
+    Part("epoch_end", "s", ("ours", "released"), "metrics and scores on disk, 20,000 clips x 527 classes"),
+    Part("first_tag", "s", ("ours",), "a cold process until a 10 s file is tagged, second time"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to time."""
+
+    part: str = ""
+    """One part alone; empty: all."""
+    rounds: int = 5
+    """Measurements of each rival."""
+    json: bool = False
+    """Print rows as JSON instead of the table."""
+    precision: str = "float32"
+    """float32, tf32 or bfloat16: what the networks compute in; the last two are for GPUs."""
+
+
+@contextmanager
+def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """A process that measures one part for one rival, each time it is asked."""
+    environment = dict(os.environ)
+    if rival != "released":
+        environment |= HUGE_PAGES
+    command = [sys.executable, str(HERE / "benchmark_rivals.py"), rival, part, folder, precision]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def measure() -> dict[str, Any]:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"benchmark: {rival} failed at {part}; its message is above.")
+        return json.loads(line)
+
+    try:
+        yield measure
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def run_part(part: Part, options: Options, folder: str) -> dict[str, Any]:
+    """Medians of all rivals, measured in turns; the first round warms up and is not counted."""
+    with ExitStack() as stack:
+        rivals = {r: stack.enter_context(worker(r, part.name, folder, options.precision)) for r in part.rivals}
+        first = {rival: measure() for rival, measure in rivals.items()}
+        check_scores(part, first, options.precision)
+        rounds = [{rival: measure()["value"] for rival, measure in rivals.items()} for _ in range(options.rounds)]
+    return row_of(part, rounds)
+
+
+def check_scores(part: Part, first: dict[str, dict[str, Any]], precision: str) -> None:
+    """The rivals have to compute the same before it matters how fast they are."""
+    scores = {rival: found["check"] for rival, found in first.items() if "check" in found}
+    for rival, found in scores.items():
+        difference = max(abs(a - b) for a, b in zip(found, scores["ours"]))
+        if precision == "float32" and not difference <= TOLERANCE:
+            raise SystemExit(f"benchmark: {part.name} of {rival} differs from ours by {difference:.1e}.")
+
+
+def row_of(part: Part, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """A row for ``--json``. Ratios are medians of each round's: the machine's speed drifts, both sides with it."""
+    row: dict[str, Any] = {"part": part.name, "unit": part.unit}
+    for rival in RIVALS:
+        row[rival] = median(r[rival] for r in rounds) if rival in part.rivals else None
+    for rival in RIVALS[1:]:
+        row[f"ratio_{rival}"] = median(r[rival] / r["ours"] for r in rounds) if rival in part.rivals else None
+    return row
+
+
+def show(rows: list[dict[str, Any]], device: str) -> None:
+    """The table as Markdown-like text, for people."""
+    table = Table(title=f"seconds or bytes, medians; ratio = theirs / ours; {device}", title_justify="left")
+    for column in ("part", "ours", "released", "tuned", "released / ours", "tuned / ours", "what"):
+        table.add_column(column, justify="left" if column in ("part", "what") else "right", no_wrap=column != "what")
+    for row, part in zip(rows, (p for p in PARTS if p.name in {r["part"] for r in rows})):
+        values = [_figure(row[rival], row["unit"]) for rival in RIVALS]
+        ratios = [f"{r:.2f}" if (r := row[f"ratio_{rival}"]) is not None else "-" for rival in RIVALS[1:]]
+        table.add_row(row["part"], *values, *ratios, part.what)
+    Console(width=150 if not sys.stdout.isatty() else None).print(table)
+
+
+def _figure(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 2**30:.2f} GiB" if unit == "B" else f"{value:.4g} s"
+
+
+def main(options: Options) -> None:
+    """Times what was asked for."""
+    parts = [part for part in PARTS if options.part in ("", part.name)]
+    if not parts:
+        raise SystemExit(
+            f"benchmark: there is no part {options.part!r}: choose one of {', '.join(p.name for p in PARTS)}."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = [sys.executable, str(HERE / "benchmark_rivals.py"), "prepare", "", folder, options.precision]
+        device = subprocess.run(prepared, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        rows = []
+        for part in parts:
+            print(f"{part.name} ...", file=sys.stderr)
+            rows.append(run_part(part, options, folder))
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        show(rows, device)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, config=(tyro.conf.FlagConversionOff,)))

@@ -1,0 +1,429 @@
+"""One rival of ``benchmark.py`` in a process of its own: measures a part each time a line comes on standard input.
+
+python scripts/benchmark_rivals.py ours|released|tuned PART FOLDER PRECISION; or: prepare "" FOLDER PRECISION
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the oracle's modules
+
+CLASSES, HEADS, FRAMES, SECONDS, RATE = 527, 4, 1056, 10, 16_000
+SAMPLES = 400 + 160 * (FRAMES - 1)
+Measure = Callable[[], dict[str, Any]]
+
+
+def spectrograms(batch: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((batch, FRAMES, 128), np.float32)
+
+
+def waveforms(batch: int, samples: int = SECONDS * RATE) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((batch, samples), np.float32) * np.float32(0.1)
+
+
+def labels(batch: int) -> np.ndarray:
+    return (np.random.default_rng(2).random((batch, CLASSES)) < 0.005).astype(np.float32)
+
+
+def timed(
+    work: Callable[[], Any], check: np.ndarray | None = None, clock: Callable[[], float] = time.perf_counter
+) -> dict:
+    """Time of one call; `check` are values that all rivals have to agree on."""
+    start = clock()
+    work()
+    found: dict[str, Any] = {"value": clock() - start}
+    return found if check is None else found | {"check": np.asarray(check, np.float64).ravel().tolist()}
+
+
+# ---- preparation: weights, recordings, a model directory
+
+
+def prepare(folder: Path) -> None:
+    """Writes what the rivals share, and prints the device's name."""
+    import jax
+    import jax.numpy as jnp
+    import soundfile
+    from flax import nnx
+
+    from psla_jax.checkpoints import ModelCard, save_model
+    from psla_jax.config import FrontendConfig, ModelConfig
+    from psla_jax.data import datafile
+    from psla_jax.models.tagger import from_config
+    from psla_jax.ontology import Vocabulary
+    from psla_jax.pretraining.names import to_state_dict
+    from psla_jax.training import split_model
+
+    config = ModelConfig()
+    model = from_config(config, CLASSES, jnp.float32, nnx.Rngs(0))
+    np.savez(folder / "weights.npz", **to_state_dict(model))
+    vocabulary = Vocabulary.read("audioset")
+    save_model(folder / "model", ModelCard(config, FrontendConfig(), vocabulary, {}), *split_model(model))
+    records = []
+    for clip in range(64):
+        path = folder / f"{clip}.wav"
+        soundfile.write(path, waveforms(1)[0] * (1 + clip) / 64, RATE, subtype="PCM_16")
+        records.append((str(path), [vocabulary.mids[clip]]))
+    datafile.write(folder / "train.json", records)
+    print(f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores")
+
+
+# ---- networks
+
+
+def use_precision(precision: str) -> None:
+    """On a GPU, float32 means float32 and not TF32. A CPU knows no other."""
+    import jax
+
+    if precision == "float32" and jax.default_backend() != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def jax_model(precision: str) -> Any:
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from psla_jax.config import ModelConfig
+    from psla_jax.models.tagger import from_config
+
+    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    return from_config(ModelConfig(drop_connect=0.0), CLASSES, dtype, nnx.Rngs(0))
+
+
+def torch_model(folder: Path, tuned: bool, precision: str) -> tuple[Any, str]:
+    """The official architecture with the shared weights, and its device."""
+    import torch
+    from torch_reference import ReferenceTagger
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
+    model = ReferenceTagger(2, CLASSES, HEADS, drop_connect=0.0)
+    with np.load(folder / "weights.npz") as weights:
+        model.load_state_dict({name: torch.from_numpy(weights[name].copy()) for name in weights.files}, strict=False)
+    model = model.to(device)
+    return (model.to(memory_format=torch.channels_last) if tuned else model), device
+
+
+def inference(rival: str, folder: Path, precision: str, batch: int) -> Measure:
+    x = spectrograms(batch)
+    if rival == "ours":
+        return _jax_inference(folder, precision, x)
+    import torch
+
+    model, device = torch_model(folder, rival == "tuned", precision)
+    model.eval()
+    given = torch.from_numpy(x).to(device)
+    run = torch.compile(model) if rival == "tuned" else model
+
+    def work() -> Any:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            return run(given).float().cpu().numpy()
+
+    check = work()
+    return lambda: timed(work, check)
+
+
+def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
+    import jax
+    from flax import nnx
+
+    from psla_jax.pretraining.names import load_state_dict
+
+    use_precision(precision)
+    model = jax_model(precision)
+    with np.load(folder / "weights.npz") as weights:
+        load_state_dict(model, dict(weights))
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+    given = jax.device_put(x)
+
+    def work() -> np.ndarray:
+        return np.asarray(run(state, given))
+
+    check = work()
+    return lambda: timed(work, check)
+
+
+def train_step(rival: str, folder: Path, precision: str) -> Measure:
+    return _jax_training(precision) if rival == "ours" else _torch_training(folder, rival == "tuned", precision)
+
+
+def _jax_training(precision: str) -> Measure:
+    import dataclasses
+
+    import jax
+
+    from psla_jax.config import DataConfig, OptimizerConfig, RunConfig, SamplingConfig
+    from psla_jax.training import Placement, make_trainer
+
+    class GivenSpectrograms:
+        """The features come ready made, as they do for the rivals: the frontend is a part of its own."""
+
+        def log_mel(self, x: Any, _: Any) -> Any:
+            return x
+
+        def normalise(self, x: Any) -> Any:
+            return x
+
+    use_precision(precision)
+    compute = "bfloat16" if precision == "bfloat16" else "float32"
+    config = RunConfig(
+        data=DataConfig(batch_size=8),
+        sampling=SamplingConfig(mixup=0, freq_mask=0, time_mask=0),
+        optimizer=OptimizerConfig(compute=compute),
+    )
+    model = jax_model(precision)
+    trainer = make_trainer(config, model, 1000, Placement.over(jax.devices()[:1]))
+    trainer = dataclasses.replace(trainer, frontend=GivenSpectrograms())  # type: ignore[arg-type]
+    batch = {"waveform": spectrograms(8), "num_samples": np.full(8, SAMPLES, np.int32), "labels": labels(8)}
+    placed = trainer.placement.put(batch | {"valid": np.ones(8, np.float32)})
+    state = trainer.init(model)
+    step = 0
+
+    def work() -> None:
+        nonlocal state, step
+        state, metrics = trainer.step(state, placed, np.int32(step))
+        metrics["loss"].block_until_ready()
+        step += 1
+
+    work()
+    return lambda: timed(work)
+
+
+def _torch_training(folder: Path, tuned: bool, precision: str) -> Measure:
+    import torch
+
+    model, device = torch_model(folder, tuned, precision)
+    model.train()
+    adam = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7, fused=tuned or None)
+    x, y = torch.from_numpy(spectrograms(8)).to(device), torch.from_numpy(labels(8)).to(device)
+
+    def work() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            scores = model(x)
+        loss = torch.nn.functional.binary_cross_entropy(scores.float().clamp(1e-7, 1 - 1e-7), y)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        loss.item()
+
+    work()
+    return lambda: timed(work)
+
+
+def train_step_memory(rival: str, folder: Path, precision: str) -> Measure:
+    """Peak memory of this process after a few steps; on a GPU, of the device."""
+    step = train_step(rival, folder, precision)
+
+    def measure() -> dict[str, Any]:
+        step()
+        return {"value": _peak_memory(rival)}
+
+    return measure
+
+
+def _peak_memory(rival: str) -> int:
+    if rival == "ours":
+        import jax
+
+        stats = jax.devices()[0].memory_stats()
+        if stats:
+            return stats["peak_bytes_in_use"]
+    else:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ---- features and input
+
+
+def kaldi_fbank(waveform: np.ndarray) -> Any:
+    """Kaldi's log-mel features of one clip in PyTorch, by the operations of torchaudio's ``compliance.kaldi.fbank``."""
+    import torch
+
+    x = torch.from_numpy(waveform)
+    frames = x.unfold(0, 400, 160)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    previous = torch.nn.functional.pad(frames[None], (1, 0), mode="replicate")[0][:, :-1]
+    frames = (frames - 0.97 * previous) * torch.hann_window(400, periodic=False)
+    power = torch.fft.rfft(torch.nn.functional.pad(frames, (0, 112))).abs().pow(2.0)
+    return torch.mm(power[:, :256], _mel_banks()).clamp(min=1.1920929e-07).log()
+
+
+def _mel_banks() -> Any:
+    """torchaudio makes them anew for every clip, and so does this."""
+    import torch
+
+    low, high = (1127.0 * np.log(1.0 + hertz / 700.0) for hertz in (20.0, 8000.0))
+    mel = 1127.0 * torch.log(1.0 + 31.25 * torch.arange(256) / 700.0)
+    edges = low + torch.arange(130)[:, None] * (high - low) / 129
+    rising, falling = (mel - edges[:-2]) / (high - low) * 129, (edges[2:] - mel) / (high - low) * 129
+    return torch.minimum(rising, falling).clamp(min=0).T.contiguous()
+
+
+def frontend(rival: str, folder: Path, precision: str) -> Measure:
+    clips = waveforms(8)
+    if rival != "ours":
+        return lambda: timed(lambda: [kaldi_fbank(clip) for clip in clips])
+    import jax
+
+    from psla_jax.frontend import Frontend
+
+    lengths = np.full(8, clips.shape[1], np.int32)
+    run = jax.jit(lambda x: Frontend(FRAMES).log_mel(x, lengths))
+    given = jax.device_put(clips)
+    ours = np.asarray(run(given))[0, :998]
+    difference = np.abs(ours - kaldi_fbank(clips[0]).numpy()).max()
+    if difference > 1e-2:
+        raise SystemExit(f"the rivals' features are {difference:.1e} apart")
+    return lambda: timed(lambda: run(given).block_until_ready())
+
+
+def host_per_clip(rival: str, folder: Path, precision: str) -> Measure:
+    """CPU seconds per clip on the host: read, mix half of the clips; the reference's features are made there too."""
+    from psla_jax.config import DataConfig, SamplingConfig
+    from psla_jax.data.datafile import Datafile
+    from psla_jax.data.pipeline import train_source
+    from psla_jax.ontology import Vocabulary
+
+    if rival != "ours":
+        return lambda: _per_clip(lambda: [_reference_item(folder, clip) for clip in range(64)])
+    data = Datafile.read(folder / "train.json", Vocabulary.read("audioset"))
+    source = train_source(data, DataConfig(batch_size=64), SamplingConfig(), num_samples=SAMPLES, epochs=100, seed=0)
+    return lambda: _per_clip(lambda: [source[item] for item in range(64)])
+
+
+def _per_clip(work: Callable[[], Any]) -> dict[str, Any]:
+    found = timed(work, clock=time.process_time)
+    return found | {"value": found["value"] / 64}
+
+
+def _reference_item(folder: Path, clip: int) -> Any:
+    """Reads, mixes every other clip with a partner, and computes the features, as the reference's data set does."""
+    import soundfile
+    import torch
+
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(clip)
+    waveform = soundfile.read(folder / f"{clip}.wav", dtype="float32")[0]
+    waveform = waveform - waveform.mean()
+    target = np.zeros(CLASSES, np.float32)
+    target[clip] = 1.0
+    if clip % 2:
+        other = soundfile.read(folder / f"{rng.integers(64)}.wav", dtype="float32")[0]
+        share = rng.beta(10, 10)
+        waveform = np.float32(share) * waveform + np.float32(1 - share) * (other - other.mean())
+        waveform = waveform - waveform.mean()
+    features = torch.nn.functional.pad(kaldi_fbank(waveform), (0, 0, 0, FRAMES - 998))
+    return (features + 4.6476) / 4.5699, target
+
+
+# ---- the end of an epoch, and the first tag
+
+
+def epoch_end(rival: str, folder: Path, precision: str) -> Measure:
+    """Metrics of 20,000 clips and the ensemble's running mean, with the scores written and read again."""
+    rng = np.random.default_rng(3)
+    scores = rng.random((20_000, CLASSES), np.float32)
+    truth = (rng.random((20_000, CLASSES)) < 0.005).astype(np.float32)
+    return lambda: timed(lambda: (_our_epoch_end if rival == "ours" else _reference_epoch_end)(scores, truth, folder))
+
+
+def _our_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) -> None:
+    from psla_jax.aggregation import RunningEnsemble
+    from psla_jax.evaluation import Scores
+
+    found = Scores(np.array([f"{i}.wav" for i in range(len(scores))]), scores, truth)
+    found.save(folder / "scores.npz")
+    found.metrics()
+    running = RunningEnsemble()
+    running.add(found)
+    running.add(found)
+    running.mean().metrics()
+
+
+def _reference_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) -> None:
+    """Twice a loop over the classes with scikit-learn, the scores and the ensemble's as CSV text in between."""
+    from sklearn import metrics
+
+    def loop(values: np.ndarray) -> None:
+        for k in range(CLASSES):
+            metrics.average_precision_score(truth[:, k], values[:, k])
+            metrics.roc_auc_score(truth[:, k], values[:, k])
+            metrics.precision_recall_curve(truth[:, k], values[:, k])
+            metrics.roc_curve(truth[:, k], values[:, k])
+
+    loop(scores)
+    np.savetxt(folder / "predictions.csv", scores, delimiter=",")
+    kept = np.loadtxt(folder / "predictions.csv", delimiter=",")
+    ensemble = (kept + scores) / 2
+    np.savetxt(folder / "ensemble.csv", ensemble, delimiter=",")
+    loop(ensemble)
+
+
+FIRST_TAG = """
+import sys, numpy as np
+import psla_jax
+from psla_jax import audio
+model = psla_jax.load_model(sys.argv[1])
+wave = audio.read(sys.argv[2])
+wave = wave - wave.mean()
+from psla_jax.evaluation import score_batch
+from psla_jax.training import split_model
+from flax import nnx
+padded = np.zeros((1, model.frontend.num_samples), np.float32)
+padded[0, : len(wave)] = wave[: model.frontend.num_samples]
+batch = {"waveform": padded, "num_samples": np.array([len(wave)], np.int32)}
+scores = np.asarray(score_batch(nnx.graphdef(model.network), model.frontend, *split_model(model.network), batch))
+print(model.card.vocabulary.names[int(scores[0].argmax())])
+"""
+
+
+def first_tag(rival: str, folder: Path, precision: str) -> Measure:
+    command = [sys.executable, "-c", FIRST_TAG, str(folder / "model"), str(folder / "0.wav")]
+
+    def work() -> None:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    work()
+    return lambda: timed(work)
+
+
+def main() -> None:
+    rival, part, directory, precision = sys.argv[1:]
+    folder = Path(directory)
+    if rival == "prepare":
+        return prepare(folder)
+    makers: dict[str, Callable[[str, Path, str], Measure]] = {
+        "inference_b1": lambda *given: inference(*given, 1),
+        "inference_b8": lambda *given: inference(*given, 8),
+        "train_step_b8": train_step,
+        "train_step_memory": train_step_memory,
+        "frontend": frontend,
+        "host_per_clip": host_per_clip,
+        "epoch_end": epoch_end,
+        "first_tag": first_tag,
+    }
+    answers, sys.stdout = sys.stdout, sys.stderr  # What a library prints is no answer.
+    measure = makers[part](rival, folder, precision)
+    for _ in sys.stdin:
+        print(json.dumps(measure()), file=answers, flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
