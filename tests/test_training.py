@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +163,42 @@ def test_devices_share_the_work_and_change_nothing(plain_run, devices):
     losses, state = run(trainer(devices))
     assert losses == pytest.approx(plain_run[0], abs=1e-5)
     assert_close(state, plain_run[1], 1e-3)
+
+
+EIGHT = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import json, test_training
+print(json.dumps(test_training.run(test_training.trainer(8))[0]))
+"""
+
+
+def test_eight_devices_give_the_losses_of_one(plain_run):
+    places = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": places}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain_run[0], abs=1e-5)
+
+
+def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
+    """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have."""
+    which = trainer(4)
+    state = which.init(build(CLASSES, nnx.Rngs(0)))
+    program = which.step.lower(state, which.placement.put(batch()), np.int32(0)).compile().as_text()
+    travels = r" = (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
+    found = [match.groups() for match in re.finditer(travels + r"(?:-start)?\(", program)]
+    assert {kind for _, kind in found} == {"all-reduce"}
+    shapes = [shape for result, _ in found for shape in re.findall(r"f32\[([\d,]*)\]", result)]
+    numbers = sum(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+    gradients = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    channels = sum(leaf.size for leaf in jax.tree.leaves(state["rest"])) // 2
+    # Per channel two sums forward and up to four backward, and scalars: losses and counts of clips.
+    assert gradients // 2 < numbers <= gradients + 6 * channels + 16
+
+
+def test_blocks_that_are_not_known_cannot_be_computed_again():
+    with pytest.raises(ConfigError, match="the blocks of tiny:build are not known"):
+        trainer(remat=True)
 
 
 def test_batch_statistics_are_global_over_devices():

@@ -146,7 +146,7 @@ def test_every_clip_is_a_recording_of_its_length_and_level(small: Path) -> None:
     train = Datafile.read(small / "train.json", demo.vocabulary())
     clips = [audio.read(train.wav(i)) for i in range(len(train))]
     seconds, peaks = np.array([len(clip) / 16_000 for clip in clips]), np.array([np.abs(clip).max() for clip in clips])
-    assert 0.6 <= seconds.min() < 0.8 < 1.1 < seconds.max() <= 1.3
+    assert 0.5 <= seconds.min() < 0.6 < 0.85 < seconds.max() <= 0.95
     assert 10 ** (-30 / 20) * 0.99 < peaks.min() < 0.3 * peaks.max()
     assert peaks.max() < 10 ** (-3 / 20) * 1.01
 

@@ -10,7 +10,9 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
+from psla_jax.models.efficientnet import MBConv, Stage
 from psla_jax.models.layers import (
+    Backbone,
     BatchNorm,
     Conv,
     DropConnect,
@@ -217,3 +219,38 @@ def test_drop_connect_acts_in_the_training_view_only() -> None:
     np.testing.assert_array_equal(nnx.view(DropConnect(0.0), deterministic=False)(x, None), x)
     with pytest.raises(ValueError, match=r"rngs=nnx\.Rngs"):
         nnx.view(layer, deterministic=False)(x, None)
+
+
+class Blocks(Backbone):
+    """Two blocks of an EfficientNet."""
+
+    def __init__(self) -> None:
+        stage = Stage(1, 3, 1, 2, 8, 8)
+        rngs = nnx.Rngs(0)
+        self.blocks = nnx.List([MBConv(stage, symmetric_padding(3), 0.5, 0.9, jnp.float32, rngs) for _ in range(2)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.run(self.blocks, x, jnp.ones(x.shape[0]), nnx.Rngs(drop=jax.random.key(3)))
+
+
+def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> None:
+    x = jnp.asarray(normal(0, 4, 6, 7, 8), jnp.float32)
+
+    def result(remat: bool) -> tuple[str, list[np.ndarray]]:
+        view = nnx.view(Blocks(), deterministic=False, use_running_average=False, remat=remat)
+        graphdef, params, rest = nnx.split(view, nnx.Param, ...)
+
+        def loss(params: nnx.State, rest: nnx.State, x: jax.Array):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            return jnp.sum(model(x) ** 2), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+        gradient = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
+        program = str(jax.make_jaxpr(gradient)(params, rest, x))
+        return program, [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(gradient)(params, rest, x))]
+
+    (plain, kept), (again, repeated) = result(False), result(True)
+    assert "remat" not in plain
+    assert "remat" in again
+    assert len(kept) == len(repeated)
+    for one, other in zip(kept, repeated):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
