@@ -253,4 +253,4 @@ def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> 
     assert "remat" in again
     assert len(kept) == len(repeated)
     for one, other in zip(kept, repeated):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
