@@ -378,7 +378,8 @@ def _reference_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) ->
 FIRST_TAG = """
 import sys, numpy as np
 import psla_jax
-from psla_jax import audio
+from psla_jax import audio, runtime
+runtime.keep_compiled_programs()
 model = psla_jax.load_model(sys.argv[1])
 wave = audio.read(sys.argv[2])
 wave = wave - wave.mean()

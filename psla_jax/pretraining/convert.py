@@ -58,11 +58,8 @@ class Conversion:
     def lines(self) -> list[str]:
         """The report for people."""
         model, frontend = self.card.model, self.card.frontend
-        head = (
-            f"{model.heads} head{'s' * (model.heads > 1)}"
-            if model.pooling == "attention"
-            else f"{model.pooling} pooling"
-        )
+        heads = f"{model.heads} head{'s' * (model.heads > 1)}"
+        head = heads if model.pooling == "attention" else f"{model.pooling} pooling"
         padding = f", {model.padding} padding" if model.name.startswith("efficientnet") else ""
         size = f"{len(self.card.vocabulary)} classes, {self.parameters:,} parameters"
         return [

@@ -114,7 +114,7 @@ def _take_classes(
     known = card.model
     if pretraining.head == "new":
         return f"head new for all {len(vocabulary)} classes, as asked"
-    if (known.pooling, known.heads) != (config.pooling, config.heads):
+    if known.pooling != config.pooling or (known.pooling == "attention" and known.heads != config.heads):
         return f"head new: the source has {known.pooling} pooling with {known.heads} heads"
     own = [index for index, mid in enumerate(vocabulary.mids) if mid in card.vocabulary]
     if not own:
