@@ -21,8 +21,13 @@ from psla_jax.models.layers import (
     DropConnect,
     ModelError,
     Pads,
+    Weights,
+    depthwise_conv,
+    pointwise_conv,
+    recomputed,
     squeeze_excite,
     static_padding,
+    swish_affine,
     symmetric_padding,
 )
 
@@ -128,11 +133,26 @@ class MBConv(nnx.Module):
         """`(batch, height, width, channels)` to `(batch, height', width', features)`."""
         y = x
         if self.expands:
-            y = jax.nn.swish(self._bn0(self._expand_conv(y), valid))
-        y = jax.nn.swish(self._bn1(self._depthwise_conv(y), valid))
-        y = squeeze_excite(y, self._se_reduce, self._se_expand)
-        y = self._bn2(self._project_conv(y), valid)
+            y = self._expand_conv(y)
+            y = recomputed(self._filter)(y, (self._bn0.affine(y, valid), self._depthwise_conv.weights()))
+        else:
+            y = self._depthwise_conv(y)
+        gate = self._se_reduce.weights(), self._se_expand.weights()
+        y = recomputed(_project)(y, (self._bn1.affine(y, valid), gate, self._project_conv.weights()))
+        y = self._bn2(y, valid)
         return self.drop_connect(y, rngs) + x if self.residual else y
+
+    def _filter(self, x: jax.Array, weights: Weights) -> jax.Array:
+        """From the 1x1 convolution to the end of the depthwise one."""
+        affine, (kernel, _) = weights
+        conv = self._depthwise_conv
+        return depthwise_conv(swish_affine(x, affine), kernel, conv.stride, conv.padding)
+
+
+def _project(x: jax.Array, weights: Weights) -> jax.Array:
+    """From the depthwise convolution to the end of the next 1x1 one."""
+    affine, (reduce, expand), (kernel, _) = weights
+    return pointwise_conv(squeeze_excite(swish_affine(x, affine), reduce, expand), kernel)
 
 
 class EfficientNet(Backbone):
