@@ -180,9 +180,8 @@ class OptimizerConfig:
     """Microbatches per step: less memory, same gradient (batch statistics are per microbatch)."""
     compute: Compute = "float32"
     """Arithmetic of the backbone; parameters, statistics, frontend and head stay in float32."""
-
     remat: bool = False
-    """Compute the backbone's blocks again in the backward pass: half the memory or less, a third more work."""
+    """On accelerators: keep only the blocks' inputs for the backward pass, for less memory and a third more work."""
 
     def __post_init__(self) -> None:
         _require(

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tensorboardX import SummaryWriter
 
 from psla_jax import results
 from psla_jax.aggregation import RunningEnsemble, average, ensemble, reestimate
@@ -39,7 +38,7 @@ from psla_jax.data import sets
 from psla_jax.data.pipeline import Batch, TrainSource, batches, evaluation_source, plain_source, train_source
 from psla_jax.data.sets import EVALUATION, DataSets
 from psla_jax.evaluation import Scores, score
-from psla_jax.journal import Journal
+from psla_jax.journal import Board, Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
 from psla_jax.pretraining.start import start_from
@@ -207,12 +206,14 @@ class Run:
         running = RunningEnsemble()
         for epoch in range(1, len(rows) + 1):
             running.add(self._saved_scores(self.data.primary, epoch_name(epoch)))
-        with SummaryWriter(str(self.directory), purge_step=len(rows)) as board:
+        with Board(self.directory, after=len(rows)) as board:
             while len(rows) < self.epochs:
                 watch = Watch(self.data.train, failed)
                 state = self._train_epoch(checkpoints, state, stream, rows, step, watch)
                 step, failed = (len(rows) + 1) * self.steps_per_epoch, set()
                 watch.report(self.config.data.channel, self.journal.say)
+                pace, slow = watch.pace()
+                (self.journal.say if slow else self.journal.note)(pace)
                 rows = [*rows, self._end_epoch(state, len(rows) + 1, running)]
                 self._publish(rows, board)
                 state = {**state, "progress": jax.device_put(no_progress(), self.trainer.placement.replicated)}
@@ -240,7 +241,7 @@ class Run:
         with self.journal.progress(name, self.steps_per_epoch, done=step - len(rows) * self.steps_per_epoch) as bar:
             bar.describe("compiling" if step == first and not rows else "")
             for step in range(first, end):
-                batch = next(stream)
+                batch = watch.fetch(stream)
                 state, metrics = self.trainer.step(state, self.trainer.placement.put(batch), np.int32(step))
                 watch.add(step, batch, metrics)
                 bar.advance(watch.note())
@@ -267,11 +268,10 @@ class Run:
         )  # fmt: skip
         return {name: float(value) for name, value in zip(EPOCH_COLUMNS, values)} | {"epoch": epoch}
 
-    def _publish(self, rows: list[Row], board: SummaryWriter) -> None:
+    def _publish(self, rows: list[Row], board: Board) -> None:
         row = rows[-1]
         results.write_csv(self.directory / "result.csv", EPOCH_COLUMNS, rows)
-        for name in EPOCH_COLUMNS[1:]:
-            board.add_scalar(f"{self.data.primary}/{name}", row[name], int(row["epoch"]))
+        board.add({f"{self.data.primary}/{name}": row[name] for name in EPOCH_COLUMNS[1:]}, int(row["epoch"]))
         self.journal.say(
             f"epoch {row['epoch']}/{self.epochs}  train loss {row['train_loss']:.4f}  {self.data.primary}: "
             f"loss {row['valid_loss']:.4f}  mAP {row['mAP']:.4f}  AUC {row['mAUC']:.4f}  "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -44,6 +44,31 @@ class Journal:
         )  # fmt: skip
         with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
             yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+class Board:
+    """TensorBoard events of a run; what an earlier start wrote after epoch `after` is taken back."""
+
+    def __init__(self, directory: Path, after: int) -> None:
+        self._directory, self._after = directory, after
+        self._writer: Any = None
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """One value of each curve."""
+        if self._writer is None:
+            # Loads PyTorch where there is one: not before the first epoch, and not where nothing is written.
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._directory), purge_step=self._after)
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
 
 
 class Bar:

@@ -148,7 +148,8 @@ class Trainer:
     def init(self, model: nnx.Module) -> State:
         """The state before the first step, on the devices."""
         params, rest = split_model(model)
-        opt = self.transform.init(ravel_pytree(self._trained(params))[0])
+        size = sum(leaf.size for leaf in jax.tree.leaves(self._trained(params)))
+        opt = self.transform.init(np.zeros(size, np.float32))
         state = {"params": params, "rest": rest, "opt": opt, "progress": no_progress()}
         # Copies: the step donates its state, and the model keeps its own arrays.
         return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)

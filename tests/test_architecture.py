@@ -27,7 +27,7 @@ HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch
 HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
-DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "torch"}
+DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "tensorboardX", "torch"}
 """Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
 DYNAMIC = {"", "cli", "models.tagger"}
 """Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""

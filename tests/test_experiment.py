@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -257,3 +258,16 @@ def test_fine_tuning_starts_from_a_run_and_can_leave_its_backbone_as_it_is(data,
     before, after = (load_model(tmp_path / name).network for name in ("first", "tuned"))
     jax.tree.map(np.testing.assert_array_equal, split_model(before.backbone), split_model(after.backbone))
     assert np.any(split_model(before.head)[0]["cla"]["kernel"] != split_model(after.head)[0]["cla"]["kernel"])
+
+
+@pytest.mark.parametrize(("seconds", "slow"), [(0.0, False), (1.1, True)])
+def test_a_loader_that_lets_the_steps_wait_is_told_of(data: Path, seconds: float, slow: bool):
+    def stream():
+        time.sleep(seconds)
+        yield {}
+
+    watch = Watch(sets.load(sounds.config(data, Path("unused")).data, "bce").train, set())
+    assert watch.fetch(stream()) == {}
+    line, told = watch.pace()
+    assert told is slow
+    assert ("psla pack" in line) is slow

@@ -113,7 +113,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
             f"the weights do not fit the model ({'; '.join(problems[:SHOWN])}{more}): use weights of this architecture."
         )
     for name, variable in wanted.items():
-        variable[...] = jnp.asarray(values[name], jnp.float32)
+        variable.set_value(jnp.asarray(values[name], jnp.float32))
     reshaped = tuple(name for name in values if values[name].ndim > 1)
     return LoadReport(tuple(values), ignored, reshaped=reshaped)
 

@@ -124,11 +124,11 @@ def _take_classes(
     for path, given in nnx.to_flat_state(nnx.state(source, nnx.Param)):
         variable, value = variables[path], np.asarray(given[...])
         if path[-1] == "head_weight":
-            variable[...] = jnp.asarray(value)
+            variable.set_value(jnp.asarray(value))
             continue
         mixed = np.array(variable[...])
         mixed[..., own] = value[..., theirs]
-        variable[...] = jnp.asarray(mixed)
+        variable.set_value(jnp.asarray(mixed))
     new = [vocabulary.names[index] for index in range(len(vocabulary)) if index not in set(own)]
     shown = f" ({', '.join(new[:5])}{', ...' if len(new) > 5 else ''})" if new else ""
     return f"head: {len(own)} of {len(vocabulary)} classes taken over by mid, {len(new)} new{shown}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,9 +19,12 @@ from psla_jax.models.layers import (
     Conv,
     DropConnect,
     Pads,
+    batch_statistics,
     depthwise_conv,
     depthwise_conv_plain,
     patches_conv,
+    pointwise_conv,
+    recomputed,
     static_padding,
     symmetric_padding,
     torch_uniform,
@@ -254,3 +259,46 @@ def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> 
     assert len(kept) == len(repeated)
     for one, other in zip(kept, repeated):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def plain_statistics(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    weight = valid[:, None, None, None]
+    count = valid.sum() * x.shape[1] * x.shape[2]
+    mean = jnp.sum(x * weight, (0, 1, 2)) / count
+    return mean, jnp.sum((x - mean) ** 2 * weight, (0, 1, 2)) / count
+
+
+@pytest.mark.parametrize("valid", [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+def test_gradient_of_the_batch_statistics_is_that_of_autodiff_in_float64(valid: list[float]) -> None:
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(4)
+        x, kept = jnp.asarray(rng.standard_normal((3, 4, 5, 6)) + 3.0), jnp.asarray(valid)
+        given = tuple(jnp.asarray(rng.standard_normal(6)) for _ in range(2))
+        values, back = jax.vjp(lambda x: batch_statistics(x, kept)[:2], x)
+        expected, plain_back = jax.vjp(lambda x: plain_statistics(x, kept), x)
+        np.testing.assert_allclose(np.array(values), np.array(expected), rtol=1e-12)
+        np.testing.assert_allclose(back(given)[0], plain_back(given)[0], rtol=1e-9, atol=1e-12)
+
+
+def chain(x: jax.Array, weights: jax.Array) -> jax.Array:
+    return pointwise_conv(jax.nn.swish(jax.nn.swish(pointwise_conv(x, weights)) * 2.0), weights)
+
+
+def test_what_is_recomputed_has_the_same_gradient_and_takes_less_memory() -> None:
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.standard_normal((2, 64, 64, 8)), jnp.float32)
+    kernels = jnp.asarray(rng.standard_normal((6, 1, 1, 8, 8)) / 3, jnp.float32)
+
+    def loss(link, x: jax.Array, kernels: jax.Array) -> jax.Array:
+        for kernel in kernels:
+            x = link(x, kernel)
+        return jnp.sum(jnp.sin(x))
+
+    compiled = {
+        name: jax.jit(jax.grad(functools.partial(loss, link), (0, 1))).lower(x, kernels).compile()
+        for name, link in {"kept": chain, "recomputed": recomputed(chain)}.items()
+    }
+    kept, again = (compiled[name](x, kernels) for name in ("kept", "recomputed"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), again, kept)
+    sizes = {name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()}
+    assert sizes["recomputed"] < 0.6 * sizes["kept"]
