@@ -60,7 +60,7 @@ class Measured:
 
     def columns(self) -> dict[str, float]:
         """mAP and AUC of every set, as in the reference's single-row files, and the accuracy where there is one."""
-        columns = {}
+        columns: dict[str, float] = {}
         for kind, metrics in self.sets.items():
             columns |= {f"{kind}_mAP": metrics.mAP, f"{kind}_mAUC": metrics.mAUC}
             columns |= {} if math.isnan(metrics.accuracy) else {f"{kind}_{ACCURACY}": metrics.accuracy}

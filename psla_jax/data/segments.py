@@ -88,7 +88,8 @@ class Clips:
 
     def counts(self, chosen: np.ndarray, num_classes: int) -> np.ndarray:
         """How many clips have each class: int64 ``(classes,)``, of the rows that `chosen` ``(rows,)`` is true for."""
-        of_labels = np.repeat(chosen, np.diff(np.frombuffer(self.offsets, np.int64)))
+        offsets: np.ndarray = np.frombuffer(self.offsets, np.int64)
+        of_labels = np.repeat(chosen, np.diff(offsets))
         return np.bincount(np.frombuffer(self.labels, np.int32)[of_labels], minlength=num_classes)
 
 
