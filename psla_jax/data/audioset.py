@@ -62,7 +62,8 @@ class Index:
 
     def add(self, listing: Listing) -> None:
         """Looks up the files of a folder."""
-        self.foreign += [os.path.join(listing.folder, name) for name in listing.foreign[: _SHOWN - len(self.foreign)]]
+        few = listing.foreign[: _SHOWN - len(self.foreign)]
+        self.foreign += [shown(os.path.join(listing.folder, name)) for name in few]
         self.unnameable += [os.path.join(listing.folder, name) for name in listing.unnameable]
         self.files += len(listing.audio)
         number = len(self.folders)
@@ -353,26 +354,26 @@ def _notes(index: Index, vocabulary: Vocabulary, counts: _Counts) -> Iterator[st
             shares = ", ".join(f"{vocabulary.names[i]} {found[i]:,} of {listed[i]:,}" for i in least)
             yield f"least covered in {name}: {shares}"
         if lost := int(np.count_nonzero((listed > 0) & (found == 0))):
-            yield f"{lost} classes of {name} are listed but have no clip with audio"
+            yield f"classes of {name} without any audio: {lost}"
     yield from _shared_clips(index.clips)
     if index.doubles:
         taken, left = index.examples[0]
         yield (
-            f"{index.doubles:,} files have a clip that another file has too, such as {left} beside {taken}: the one "
+            f"files of a clip that another file has too: {index.doubles:,}, such as {left} beside {taken}; the one "
             "named after the right start time is taken, else the first by path"
         )
     others = np.flatnonzero(index.times == _CONTRADICTS)
     if len(others):
         clip = int(others[0])
         yield (
-            f"{len(others):,} files are named after another start time than their clip has, such as "
-            f"{index.path(clip)}, which starts at {index.clips.starts[clip]:g} s: are they cut from the right place?"
+            f"files named after another start time than their clip has: {len(others):,}, such as {index.path(clip)} of "
+            f"a clip that starts at {index.clips.starts[clip]:g} s; are they cut from the right place?"
         )
     if index.foreign:
-        yield f"files of kinds that are not read, such as {index.foreign[0]}, are left out: convert them to FLAC or WAV"
+        yield f"files of kinds that are not read are left out, such as {index.foreign[0]}; convert them to FLAC or WAV"
     if index.unnameable:
         example = shown(index.unnameable[0])
-        yield f"{len(index.unnameable)} files are left out for a name that is not UTF-8, such as {example}: rename them"
+        yield f"files left out for a name that is not UTF-8: {len(index.unnameable):,}, such as {example}; rename them"
 
 
 def _shared_clips(clips: Clips) -> Iterator[str]:
@@ -382,4 +383,4 @@ def _shared_clips(clips: Clips) -> Iterator[str]:
     for row, first in clips.repeats.items():
         pairs.setdefault((of_row[row], of_row[first]), []).append(row)
     for (one, other), rows in pairs.items():
-        yield f"{len(rows):,} clips of {one} are also in {other}, such as {clips.ids[rows[0]]}"
+        yield f"clips of {one} that are also in {other}: {len(rows):,}, such as {clips.ids[rows[0]]}"

@@ -22,6 +22,10 @@ PARTS = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "evaluate"), EVALUATION),
 }
 """What people call the parts of a split."""
+_LACKING = {
+    VALIDATION: "there is no validation part, so no epoch is chosen as the best",
+    EVALUATION: "there is no evaluation part, so the figures are of the clips that the best epoch is chosen on",
+}
 _SHARE = 0.1
 _SHOWN = 5
 
@@ -129,8 +133,8 @@ def prepare(
     vocabulary, index = _vocabulary(clips)
     labels = [[index[name] for name in clip.labels] for clip in clips]
     clips, notes = _divided(clips, labels, validation, evaluation, seed)
-    rows = {part: [i for i, clip in enumerate(clips) if clip.part == part] for part in files.datafiles}
-    rows = {part: chosen for part, chosen in rows.items() if chosen}
+    rows = _by_part(clips)
+    notes += [note for part, note in _LACKING.items() if part not in rows]
     facts = recipe.Facts(
         name=os.path.basename(files.folder),
         parts={part: len(chosen) for part, chosen in rows.items()},
@@ -253,15 +257,21 @@ def _divided(
         if validation and VALIDATION not in given:
             chosen = [i for i, clip in enumerate(clips) if clip.part == TRAIN]
             return _dealt(clips, labels, chosen, {VALIDATION: validation}, seed), []
-        return clips, [] if VALIDATION in given else [
-            "the split has no validation part, so no epoch is chosen as the best"
-        ]
+        return clips, []
     shares = {EVALUATION: evaluation, VALIDATION: _SHARE if validation is None else validation}
     shares = {part: share for part, share in shares.items() if share}
     if not shares:
         raise CollectionError("--validation and --evaluation are both 0: a run needs clips to be scored on.")
     note = [f"all clips are in the part {given.pop()} of the split, so they are divided anew"] if given else []
     return _dealt(clips, labels, list(range(len(clips))), shares, seed), note
+
+
+def _by_part(clips: list[Clip]) -> dict[str, list[int]]:
+    """Which clips are in each part that has any."""
+    rows = {part: [i for i, clip in enumerate(clips) if clip.part == part] for part in (TRAIN, VALIDATION, EVALUATION)}
+    if not rows[TRAIN] or len(rows[TRAIN]) == len(clips):
+        raise CollectionError("no class has two clips, one to train on and one to score: record more of each.")
+    return {part: chosen for part, chosen in rows.items() if chosen}
 
 
 def _dealt(

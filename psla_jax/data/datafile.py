@@ -1,5 +1,7 @@
 """The JSON datafile ``{"data": [{"wav": path, "labels": "mid,mid"}, ...]}``, held as arrays.
 
+Before ``data`` it may say ``"classes": "exclusive"``: every clip has exactly one of the classes.
+
 As a list of dicts, the two million clips of AudioSet would fill a gigabyte in every loader process. Here they are four
 arrays, about 0.2 GB, that processes on one machine share through :meth:`Datafile.share`.
 """

@@ -63,7 +63,7 @@ def _speech_commands(root: str, files: _Files) -> Collection:
     there = {"/".join(path) for path in files.audio}
     lacking = sorted(name for name in parts if name and name not in there)
     found = files.collection("Speech Commands", 1, lambda path: parts.get("/".join(path), "train"))
-    note = f"{len(lacking):,} clips of the lists are not there, such as {lacking[0]}" if lacking else ""
+    note = f"clips of the lists that are not there: {len(lacking):,}, such as {lacking[0]}" if lacking else ""
     return replace(found, notes=(*found.notes, note)) if note else found
 
 

@@ -88,7 +88,7 @@ def test_what_is_missing_is_counted_per_class_and_listed_in_the_published_form(c
             assert int(rows[mid][f"{name}_found"]) == sum(mid in clip.mids for clip in there)
     assert made.found["balanced_train"] == sum(clip not in lost for clip in SETS["balanced_train"])
     assert any("least covered in eval: Speech 0 of 3" in note for note in made.notes)
-    assert any("classes of eval are listed but have no clip with audio" in note for note in made.notes)
+    assert any("classes of eval without any audio: " in note for note in made.notes)
     assert "balanced_train_missing_segments.csv: the clips of balanced_train without audio" in made.report()
 
 
@@ -167,18 +167,18 @@ def test_what_is_odd_is_said(copy, tmp_path):
     other.rename(other.with_name(f"{second.id}_{second.start + 100:.0f}.flac"))
     odd = os.fsencode(tmp_path / "audio") + b"/\xff.wav"
     open(odd, "wb").close()
+    open(odd.replace(b".wav", b".mp4"), "wb").close()
     leaked = Path(lists[2]).read_text() + first.line
     (tmp_path / "eval_segments.csv").write_text(leaked)
     made = run([*lists[:2], str(tmp_path / "eval_segments.csv")], tmp_path / "audio", tmp_path / "out")
     notes = "\n".join(made.notes)
-    assert (
-        f"1 files have a clip that another file has too, such as {tmp_path}/audio/zz/{file.name} beside {file}" in notes
-    )
-    assert "1 files are named after another start time than their clip has" in notes
-    assert f"which starts at {second.start:g} s" in notes
-    assert f"1 clips of eval are also in balanced_train, such as {first.id}" in notes
-    assert "such as " + str(tmp_path / "audio" / "zz" / "another.m4a") in notes
-    assert r"/audio/\xff.wav: rename them" in notes
+    double = f"files of a clip that another file has too: 1, such as {tmp_path}/audio/zz/{file.name} beside {file};"
+    assert double in notes
+    assert "files named after another start time than their clip has: 1, such as" in notes
+    assert f"a clip that starts at {second.start:g} s" in notes
+    assert f"clips of eval that are also in balanced_train: 1, such as {first.id}" in notes
+    assert rf"files of kinds that are not read are left out, such as {tmp_path}/audio/\xff.mp4;" in notes
+    assert rf"files left out for a name that is not UTF-8: 1, such as {tmp_path}/audio/\xff.wav; rename them" in notes
     assert records(tmp_path / "out" / "eval_data.json")[-1][0] == str(file)
     assert made.found["eval"] == 12
     assert made.report().count("note: ") == len(made.notes) == 5

@@ -176,6 +176,19 @@ def test_fewer_than_two_classes_are_refused(audio, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_clips_that_are_all_of_different_classes_are_refused(audio, tmp_path):
+    with pytest.raises(CollectionError, match="no class has two clips") as caught:
+        run(collection(audio, *"abcd"), tmp_path / "out")
+    one_sentence(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_clips_for_a_validation_part_are_said(audio, tmp_path):
+    made = run(collection(audio, *"ababab"), tmp_path)
+    assert made.clips == {"train": 4, "evaluation": 2}
+    assert made.notes == ("there is no validation part, so no epoch is chosen as the best",)
+
+
 def test_a_split_without_training_is_refused_and_one_of_a_single_part_divided_anew(audio, tmp_path):
     with pytest.raises(CollectionError, match="no training part"):
         run(collection(audio, *"abab", parts="vvee"), tmp_path / "1")

@@ -117,7 +117,7 @@ def test_speech_commands_are_recognised(tmp_path):
         "yes/a_nohash_0.wav": ("yes", "validation"),
         "yes/b_nohash_0.wav": ("yes", "train"),
     }
-    assert made.notes == ("1 clips of the lists are not there, such as no/gone_nohash_1.wav",)
+    assert made.notes == ("clips of the lists that are not there: 1, such as no/gone_nohash_1.wav",)
 
 
 def test_without_audio_there_is_one_sentence(tmp_path):
