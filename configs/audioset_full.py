@@ -1,12 +1,19 @@
 """Full AudioSet (2 million clips): the PSLA recipe, on the original labels.
 
-    psla train configs/audioset_full.py --data.train TRAIN.json --data.evaluation EVAL.json --data.labels LABELS.csv
+    psla prepare audioset --audio DIR \\
+        --segments balanced_train_segments.csv unbalanced_train_segments.csv eval_segments.csv
+    psla train configs/audioset_full.py
+
+The first writes to data/audioset, and the config reads from there; with --out ELSEWHERE it is
+PSLA_AUDIOSET=ELSEWHERE psla train configs/audioset_full.py.
 
 Time: the reference takes about a week on four 12 GB GPUs (published).
 Expected mAP on the evaluation set (published):
 single 0.440 (AUC 0.974, d-prime 2.75), weight average 0.444, checkpoint ensemble 0.453.
 There is no validation set: "single" is the mean of the last five epochs, as in the paper.
 """
+
+import os
 
 from psla_jax.config import (
     AggregationConfig,
@@ -19,7 +26,7 @@ from psla_jax.config import (
     SamplingConfig,
 )
 
-DATA = "data/audioset"
+DATA = os.environ.get("PSLA_AUDIOSET", "data/audioset")
 
 config = RunConfig(
     run_dir="runs/audioset_full",

@@ -65,10 +65,8 @@ def read(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "m
 
 def _decode(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> tuple[np.ndarray, int]:
     """The file's mono waveform, float32 ``(samples,)``, and its rate in Hz."""
-    # A name that is not UTF-8 can only be opened as bytes, and on Windows only as text.
-    name = os.fspath(path) if sys.platform == "win32" else os.fsencode(path)
     try:
-        with soundfile.SoundFile(name) as file:
+        with soundfile.SoundFile(_name(path)) as file:
             # Block by block: room for a whole file is not made on the word of its header, which may be wrong.
             blocks = [_mono(file.read(_BLOCK, dtype="float32", always_2d=True), channel)]
             while len(blocks[-1]) == _BLOCK:
@@ -76,6 +74,27 @@ def _decode(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> 
             return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), file.samplerate
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise AudioError(path, _why_unreadable(path, error)) from error
+
+
+def duration(path: str | os.PathLike[str]) -> float:
+    """Seconds of sound in a file, as its header says: a quick look, without decoding it.
+
+    Raises:
+        AudioError: the file is missing, is not audio or is empty.
+    """
+    try:
+        with soundfile.SoundFile(_name(path)) as file:
+            seconds = file.frames / file.samplerate
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        raise AudioError(path, _why_unreadable(path, error)) from error
+    if seconds <= 0:
+        raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
+    return seconds
+
+
+def _name(path: str | os.PathLike[str]) -> str | bytes:
+    """A name that is not UTF-8 can only be opened as bytes, and on Windows only as text."""
+    return os.fspath(path) if sys.platform == "win32" else os.fsencode(path)
 
 
 def _mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:

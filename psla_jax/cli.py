@@ -35,7 +35,7 @@ COMMANDS = {
         "CONFIG.py [--section.field value]", "train, evaluate and aggregate; run again to go on", "runs:train", True
     ),
     "evaluate": Command("MODEL... --data D.json", "figures of models and of their ensemble", "runs:evaluate", True),
-    "prepare": Command("fsd50k DIR", "datafiles from a data set", "prepare:prepare"),
+    "prepare": Command("fsd50k|audioset|folder|csv ...", "datafiles from a data set", "prepare:prepare"),
     "convert": Command("SRC.pth MODEL --labels L.csv", "official PyTorch weights in, verified", "models:convert", True),
     "export": Command("MODEL DEST.pth", "and out again", "models:export", True),
     "models": Command("[NAME]", "the official weights: list, download and convert", "models:models", True),

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
-Loss = Literal["bce", "ce"]
+Loss = Literal["auto", "bce", "ce"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
 
@@ -174,8 +174,9 @@ class OptimizerConfig:
     """Factor of each decay."""
     weight_decay: float = 5e-7
     """L2 coefficient, added to the gradient (not decoupled)."""
-    loss: Loss = "bce"
-    """``bce`` for tags, ``ce`` where every clip has exactly one label."""
+    loss: Loss = "auto"
+    """``bce`` for tags, ``ce`` where every clip has exactly one label; ``auto``: what the training datafile says of its
+    classes. With ``ce`` the best epoch is the most accurate one, with ``bce`` that of the highest mAP."""
     accumulate: int = 1
     """Microbatches per step: less memory, same gradient (batch statistics are per microbatch)."""
     compute: Compute = "float32"

@@ -36,13 +36,13 @@ from psla_jax.checkpoints import (
 from psla_jax.config import RunConfig, differences, flatten, from_json, to_json
 from psla_jax.data import sets
 from psla_jax.data.pipeline import Batch, TrainSource, batches, evaluation_source, plain_source, train_source
-from psla_jax.data.sets import EVALUATION, DataSets
+from psla_jax.data.sets import EVALUATION, VALIDATION, DataSets
 from psla_jax.evaluation import Scores, score
 from psla_jax.journal import Board, Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
 from psla_jax.pretraining.start import start_from
-from psla_jax.results import EPOCH_COLUMNS, Measured, Row
+from psla_jax.results import ACCURACY, EPOCH_COLUMNS, Measured, Row, epoch_columns
 from psla_jax.training import (
     LOSSES,
     Placement,
@@ -85,6 +85,8 @@ def train(config: RunConfig) -> list[Measured]:
     directory = Path(config.run_dir)
     screen = Journal()
     data = sets.load(config.data, config.optimizer.loss, screen.say)
+    # What is kept of a run is the loss that it had, not how it was found.
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
     check_directory(directory, config, data)
     sets.check_clips(data, config.data, screen.say)
     run = open_run(directory, config, data, placement)
@@ -194,6 +196,9 @@ class Run:
             f"{self.config.model.name}: {count:,} parameters, {len(self.data.vocabulary)} classes; "
             f"{len(self.data.train):,} training clips; {len(devices)} x {devices[0].device_kind}; run {self.directory}"
         )
+        if self.config.optimizer.loss == "ce":
+            chosen = ", and the best epoch is the most accurate" if self.data.primary == VALIDATION else ""
+            self.journal.say(f"every clip has exactly one label: the loss is cross-entropy{chosen}")
         if step:
             self.journal.say(f"continuing at epoch {step // self.steps_per_epoch + 1}, step {step}")
             return
@@ -266,15 +271,17 @@ class Run:
             epoch, metrics.mAP, metrics.mAUC, metrics.precision, metrics.recall, metrics.d_prime,
             progress["loss"] / max(progress["count"], 1.0), loss.mean(), together.mAP, together.mAUC, rate,
         )  # fmt: skip
-        return {name: float(value) for name, value in zip(EPOCH_COLUMNS, values)} | {"epoch": epoch}
+        row = {name: float(value) for name, value in zip(EPOCH_COLUMNS, values)} | {"epoch": epoch}
+        return row if math.isnan(metrics.accuracy) else row | {ACCURACY: metrics.accuracy}
 
     def _publish(self, rows: list[Row], board: Board) -> None:
-        row = rows[-1]
-        results.write_csv(self.directory / "result.csv", EPOCH_COLUMNS, rows)
-        board.add({f"{self.data.primary}/{name}": row[name] for name in EPOCH_COLUMNS[1:]}, int(row["epoch"]))
+        row, columns = rows[-1], epoch_columns(rows)
+        results.write_csv(self.directory / "result.csv", columns, rows)
+        board.add({f"{self.data.primary}/{name}": row[name] for name in columns[1:]}, int(row["epoch"]))
+        accuracy = f"accuracy {row[ACCURACY]:.4f}  " if ACCURACY in row else ""
         self.journal.say(
             f"epoch {row['epoch']}/{self.epochs}  train loss {row['train_loss']:.4f}  {self.data.primary}: "
-            f"loss {row['valid_loss']:.4f}  mAP {row['mAP']:.4f}  AUC {row['mAUC']:.4f}  "
+            f"loss {row['valid_loss']:.4f}  {accuracy}mAP {row['mAP']:.4f}  AUC {row['mAUC']:.4f}  "
             f"ensemble mAP {row['ensemble_mAP']:.4f}"
         )
 
@@ -336,13 +343,15 @@ class Run:
         return measured
 
     def _single(self, rows: list[Row]) -> Measured:
-        """The best epoch by validation mAP; without a validation set, the mean of the last epochs."""
+        """The best epoch on the validation set; without one, the mean of the last epochs."""
         if self.data.primary == EVALUATION:
             last = range(max(len(rows) - SINGLE_WITHOUT_VALIDATION, 0) + 1, len(rows) + 1)
             members = [self._saved_scores(EVALUATION, epoch_name(e)).metrics() for e in last]
             self._keep_best(len(rows))
             return Measured(f"single (mean of epochs {last[0]}-{last[-1]})", {EVALUATION: _mean_metrics(members)}, {})
-        best = 1 + int(np.argmax([row["mAP"] for row in rows]))
+        by_accuracy = self.config.optimizer.loss == "ce"  # Few clips make many ties, which the mAP then decides.
+        merits = [(row.get(ACCURACY, 0.0) if by_accuracy else 0.0, row["mAP"]) for row in rows]
+        best = 1 + merits.index(max(merits))
         self._keep_best(best)
         name = epoch_name(best)
         return self._measure(

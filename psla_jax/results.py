@@ -20,7 +20,14 @@ EPOCH_COLUMNS = (
     "epoch", "mAP", "mAUC", "precision", "recall", "d_prime", "train_loss", "valid_loss", "ensemble_mAP",
     "ensemble_mAUC", "learning_rate",
 )  # fmt: skip
+ACCURACY = "accuracy"
+"""Last column where every clip of the scored set has exactly one label."""
 Row = dict[str, float]
+
+
+def epoch_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns of ``result.csv`` for these rows."""
+    return (*EPOCH_COLUMNS, ACCURACY) if all(ACCURACY in row for row in rows) else EPOCH_COLUMNS
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,12 +59,12 @@ class Measured:
     intervals: Mapping[str, Interval]
 
     def columns(self) -> dict[str, float]:
-        """mAP and AUC of every set, as in the reference's single-row files."""
-        return {
-            f"{kind}_{key}": value
-            for kind, metrics in self.sets.items()
-            for key, value in (("mAP", metrics.mAP), ("mAUC", metrics.mAUC))
-        }
+        """mAP and AUC of every set, as in the reference's single-row files, and the accuracy where there is one."""
+        columns: dict[str, float] = {}
+        for kind, metrics in self.sets.items():
+            columns |= {f"{kind}_mAP": metrics.mAP, f"{kind}_mAUC": metrics.mAUC}
+            columns |= {} if math.isnan(metrics.accuracy) else {f"{kind}_{ACCURACY}": metrics.accuracy}
+        return columns
 
     def to_json(self) -> dict[str, Any]:
         """All figures, for ``summary.json``."""
@@ -77,20 +84,22 @@ def show_summary(console: Console, measured: Sequence[Measured], title: str) -> 
     table = Table(title=title, title_justify="left")
     table.add_column("set")
     table.add_column("model", overflow="fold")
-    for column in ("mAP", "95% interval", "AUC", "d'"):
+    single = any(not math.isnan(metrics.accuracy) for row in measured for metrics in row.sets.values())
+    for column in ("mAP", "95% interval", "AUC", "d'", *([ACCURACY] if single else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for kind in measured[0].sets:
         for row in measured:
-            table.add_row(kind, row.name, *_cells(row.sets[kind], row.intervals.get(kind)))
+            table.add_row(kind, row.name, *_cells(row.sets[kind], row.intervals.get(kind), single))
         table.add_section()
     console.print(table)
     for kind, metrics in measured[0].sets.items():
         console.print(counted(kind, metrics))
 
 
-def _cells(metrics: Metrics, interval: Interval | None) -> list[str]:
+def _cells(metrics: Metrics, interval: Interval | None, single: bool) -> list[str]:
     spread = "-" if interval is None else f"{interval.low:.3f}-{interval.high:.3f}"
-    return [f"{metrics.mAP:.4f}", spread, f"{metrics.mAUC:.4f}", f"{metrics.d_prime:.3f}"]
+    cells = [f"{metrics.mAP:.4f}", spread, f"{metrics.mAUC:.4f}", f"{metrics.d_prime:.3f}"]
+    return [*cells, "-" if math.isnan(metrics.accuracy) else f"{metrics.accuracy:.4f}"] if single else cells
 
 
 def counted(kind: str, metrics: Metrics) -> str:
@@ -108,4 +117,5 @@ def ensemble_lines(names: Sequence[str], members: Sequence[Metrics], combined: M
 
 
 def _line(metrics: Metrics) -> str:
-    return f"mAP: {metrics.mAP:.6f}, AUC: {metrics.mAUC:.6f}, d-prime: {metrics.d_prime:.6f}"
+    line = f"mAP: {metrics.mAP:.6f}, AUC: {metrics.mAUC:.6f}, d-prime: {metrics.d_prime:.6f}"
+    return line if math.isnan(metrics.accuracy) else f"{line}, accuracy: {metrics.accuracy:.6f}"

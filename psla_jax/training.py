@@ -118,7 +118,11 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.sum(labels * jnp.log(scores / jnp.sum(scores, axis=1, keepdims=True)), axis=1)
 
 
-LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {"bce": binary_cross_entropy, "ce": cross_entropy}
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "auto": binary_cross_entropy,  # where no datafile was asked; a run has settled it before
+    "bce": binary_cross_entropy,
+    "ce": cross_entropy,
+}
 
 
 def augment(frontend: Frontend, sampling: SamplingConfig, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:

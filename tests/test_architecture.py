@@ -37,11 +37,12 @@ ROOMS = {
     "metrics": (),
     "audio": (),
     "cache": (),
+    "download": (),
     "journal": (),
     "frontend": ("config",),
     "sampling": (),
     "models": ("config", "models"),
-    "data": ("audio", "cache", "config", "data", "ontology", "sampling"),
+    "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling"),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {

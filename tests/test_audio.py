@@ -37,6 +37,22 @@ def test_any_rate_becomes_16_khz(tmp_path, rate):
     np.testing.assert_allclose(waveform[500:7500], tone(16000)[500:7500], atol=1e-3)
 
 
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
+def test_the_length_of_a_file_is_read_from_its_header(tmp_path, ending):
+    soundfile.write(tmp_path / f"a.{ending}", tone(22050, 0.7), 22050)
+    assert audio.duration(tmp_path / f"a.{ending}") == pytest.approx(0.7)
+
+
+def test_a_file_without_a_length_is_one_sentence(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16000)
+    (tmp_path / "text.wav").write_text("hello")
+    (tmp_path / "empty.wav").touch()
+    reasons = {"none": "holds no samples", "text": "cannot be read", "empty": "is an empty file", "gone": "is missing"}
+    for name, reason in reasons.items():
+        with pytest.raises(audio.AudioError, match=rf"{name}\.wav {reason}"):
+            audio.duration(tmp_path / f"{name}.wav")
+
+
 def test_resampling_agrees_with_scipy_below_the_cut(tmp_path):
     noise = scipy.signal.sosfiltfilt(
         scipy.signal.butter(8, 3000, fs=48000, output="sos"), np.random.default_rng(1).normal(0, 0.1, 48000)

@@ -16,6 +16,7 @@ import sounds
 
 from psla_jax import cli
 from psla_jax.checkpoints import load_model
+from psla_jax.commands.prepare import DATA_SETS
 from psla_jax.training import split_model
 
 TEMPLATE = """
@@ -150,6 +151,27 @@ def test_usage(capsys, tmp_path):
     assert "FSD50K" in complaint(capsys, ["prepare", "fsd50k", str(tmp_path)])
     assert cli.main([]) == 2
     assert cli.main(["--version"]) == 0
+
+
+def test_prepare_alone_lists_the_data_sets(capsys):
+    assert cli.main(["prepare"]) == 2
+    assert cli.main(["prepare", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(shown.count(f"\n  {name} ") == 2 for name in DATA_SETS)
+
+
+def test_a_data_set_that_cannot_be_prepared_is_one_sentence(tmp_path, capsys):
+    empty, lists = tmp_path / "empty", tmp_path / "balanced_train_segments.csv"
+    empty.mkdir()
+    lists.write_text("-_abcdefghi, 30.000, 40.000, /m/09x0r,/m/04rlf\n")
+    audio = ["--audio", str(empty)]
+    assert f"line 1 of {lists}" in complaint(capsys, ["prepare", "audioset", "--segments", str(lists), *audio])
+    assert "wants at least one name after --segments" in complaint(
+        capsys, ["prepare", "audioset", "--segments", *audio]
+    )
+    assert "there is no audio file under" in complaint(capsys, ["prepare", "folder", str(empty)])
+    assert "list.csv cannot be read" in complaint(capsys, ["prepare", "csv", str(empty / "list.csv"), *audio])
+    assert list(empty.iterdir()) == []
 
 
 def test_an_unknown_field_is_bad_usage(home, capsys):
@@ -288,14 +310,15 @@ def test_evaluate_complains_of_models_that_are_none(trained, tmp_path, capsys, m
     assert "--trust" in complaint(capsys, ["evaluate", str(trained / "run"), "--data", data])
 
 
-@pytest.mark.parametrize("command", [*cli.COMMANDS, ""])
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "", *(f"prepare {name}" for name in DATA_SETS)])
 def test_help_loads_nothing_heavy(command):
     code = (
         "import sys\nfrom psla_jax import cli\n"
         "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "assert not {'jax', 'flax', 'grain', 'torch', 'orbax', 'sklearn'} & set(sys.modules), 'heavy'\n"
     )
-    arguments = [sys.executable, "-c", code, *([command] if command else []), "--help"]
+    arguments = [sys.executable, "-c", code, *command.split(), "--help"]
     done = subprocess.run(arguments, capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"})
     assert done.returncode == 0, done.stderr
     assert "psla" in done.stdout
+    assert not command.startswith("prepare ") or f"Example: psla {command} " in " ".join(done.stdout.split())

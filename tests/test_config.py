@@ -76,7 +76,7 @@ REFUSED = [
     ("optimizer.decay", 1.5, "use a factor in (0, 1]"),
     ("optimizer.weight_decay", -1e-9, "use 0 or more"),
     ("optimizer.accumulate", 0, "use at least one microbatch"),
-    ("optimizer.loss", "mse", "choose one of bce, ce"),
+    ("optimizer.loss", "mse", "choose one of auto, bce, ce"),
     ("optimizer.compute", "float16", "choose one of float32, bfloat16"),
     ("aggregation.first", 0, "epochs are counted from 1"),
     ("aggregation.last", 15, "use 16 (aggregation.first) or later"),
@@ -265,7 +265,7 @@ EVERY_RECIPE = {
     "optimizer.decay": 0.5,
     "optimizer.decay_every": 5,
     "optimizer.weight_decay": 5e-7,
-    "optimizer.loss": "bce",
+    "optimizer.loss": "auto",  # binary cross-entropy: datafiles with several labels per clip never say otherwise
 }
 COLUMNS = (
     *("optimizer.learning_rate", "data.batch_size", "optimizer.epochs", "optimizer.decay_start"),

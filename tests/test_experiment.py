@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -56,14 +57,25 @@ def test_a_run_leaves_the_references_tables(whole_run):
     directory = Path(config.run_dir)
     rows = table(directory / "result.csv")
     assert list(rows[0]) == [
-        "epoch", "mAP", "mAUC", "precision", "recall", "d_prime", "train_loss", "valid_loss", "ensemble_mAP",
-        "ensemble_mAUC", "learning_rate",
-    ]  # fmt: skip
+        "epoch",
+        "mAP",
+        "mAUC",
+        "precision",
+        "recall",
+        "d_prime",
+        "train_loss",
+        "valid_loss",
+        "ensemble_mAP",
+        "ensemble_mAUC",
+        "learning_rate",
+        "accuracy",
+    ]  # fmt: skip - the last one because every clip has exactly one label
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-2, 1e-2, 5e-3])
     for name in RESULTS[1:]:
         assert list(table(directory / name)[0]) == [
-            "validation_mAP", "validation_mAUC", "evaluation_mAP", "evaluation_mAUC",
+            "validation_mAP", "validation_mAUC", "validation_accuracy",
+            "evaluation_mAP", "evaluation_mAUC", "evaluation_accuracy",
         ]  # fmt: skip
     assert table(directory / "best_single_result.csv")[0]["validation_mAP"] == max(row["mAP"] for row in rows)
 
@@ -143,7 +155,11 @@ def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tm
     ]  # fmt: skip
     assert measured[0].sets["evaluation"].mAP == pytest.approx(np.mean([float(r["mAP"]) for r in rows]), rel=1e-6)
     assert not (tmp_path / "run" / "models" / "plain_average").exists()
-    assert list(table(tmp_path / "run" / "wa_result.csv")[0]) == ["evaluation_mAP", "evaluation_mAUC"]
+    assert list(table(tmp_path / "run" / "wa_result.csv")[0]) == [
+        "evaluation_mAP",
+        "evaluation_mAUC",
+        "evaluation_accuracy",
+    ]
 
 
 def test_cross_entropy_trains_single_labels_and_refuses_others(data, tmp_path):
@@ -158,6 +174,64 @@ def test_cross_entropy_trains_single_labels_and_refuses_others(data, tmp_path):
     two = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "two.json")))
     with pytest.raises(DataError, match=r"train03\.wav 2 labels: optimizer\.loss ce wants exactly one"):
         experiment.train(two)
+
+
+def exclusive(data: Path, folder: Path, change=lambda clips: None) -> Path:
+    """The same datafiles, which say that their classes exclude each other."""
+    folder.mkdir()
+    shutil.copy(data / "labels.csv", folder)
+    for split in sounds.SIZES:
+        clips = json.loads((data / f"{split}.json").read_text())["data"]
+        change(clips)
+        (folder / f"{split}.json").write_text(json.dumps({"classes": "exclusive", "data": clips}))
+    return folder
+
+
+def test_the_loss_follows_from_what_the_data_say(data, tmp_path, capsys):
+    config = sounds.config(exclusive(data, tmp_path / "data"), tmp_path / "run")
+    assert config.optimizer.loss == "auto"
+    measured = experiment.train(config)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["optimizer"]["loss"] == "ce"
+    shown = capsys.readouterr().out
+    assert "the loss is cross-entropy, and the best epoch is the most accurate" in shown
+    assert "accuracy" in next(line for line in shown.splitlines() if line.startswith("epoch 1/3"))
+    rows = table(tmp_path / "run" / "result.csv")
+    for row in rows:
+        scores = Scores.load(tmp_path / "run" / "scores" / f"validation_epoch_{int(row['epoch']):03d}.npz")
+        right = np.argmax(scores.scores, axis=1) == np.argmax(scores.labels, axis=1)
+        assert float(row["accuracy"]) == pytest.approx(right.mean())
+    # It goes on with either name of the loss, and not with another one.
+    for loss in ("auto", "ce"):
+        again = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=loss))
+        assert [m.to_json() for m in experiment.train(again)] == [m.to_json() for m in measured]
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss="bce"))
+    with pytest.raises(RunError, match=r"optimizer\.loss: 'ce' -> 'bce'"):
+        experiment.train(other)
+    # The most accurate epoch is the best one, mAP decides among equals.
+    figures = [("0.5", "0.9"), ("0.8", "0.1"), ("0.8", "0.2")]
+    for row, (accuracy, mean) in zip(rows, figures):
+        row.update(accuracy=accuracy, mAP=mean)
+    with open(tmp_path / "run" / "result.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert experiment.train(config)[0].name == "best single (epoch 3)"
+
+
+def test_without_a_word_of_the_data_the_loss_is_that_of_tags(whole_run):
+    config, _ = whole_run
+    kept = json.loads((Path(config.run_dir) / "config.json").read_text())
+    assert (config.optimizer.loss, kept["optimizer"]["loss"]) == ("auto", "bce")
+
+
+def test_data_that_contradict_themselves_are_refused(data, tmp_path):
+    for number, labels in enumerate(("/t/low,/t/noise", "")):
+        spoilt = exclusive(
+            data, tmp_path / f"data{number}", lambda clips, labels=labels: clips[3].update(labels=labels)
+        )
+        with pytest.raises(DataError, match=r"03\.wav . labels: .* says that its classes exclude each other.*loss bce"):
+            experiment.train(sounds.config(spoilt, tmp_path / "run"))
 
 
 def test_a_clip_lost_during_training_is_set_aside_and_reported(tmp_path, monkeypatch):

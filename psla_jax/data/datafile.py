@@ -1,5 +1,7 @@
 """The JSON datafile ``{"data": [{"wav": path, "labels": "mid,mid"}, ...]}``, held as arrays.
 
+Before ``data`` it may say ``"classes": "exclusive"``: every clip has exactly one of the classes.
+
 As a list of dicts, the two million clips of AudioSet would fill a gigabyte in every loader process. Here they are four
 arrays, about 0.2 GB, that processes on one machine share through :meth:`Datafile.share`.
 """
@@ -13,7 +15,7 @@ import shutil
 import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, BinaryIO
 
 import ijson
@@ -50,6 +52,8 @@ class Datafile:
     """Hash of the file's content."""
     source: str
     """Absolute path of the file."""
+    exclusive: bool = False
+    """Whether the file says that its classes exclude each other, so that every clip has exactly one."""
     mapped: str = ""
     """The directory its arrays are mapped from; empty when they are in memory."""
 
@@ -114,7 +118,9 @@ class Datafile:
         where = os.fspath(path)
         try:
             with open(where, "rb") as file:
-                return _parse(_HashedFile(file), where, vocabulary)
+                exclusive = _says_exclusive(file)
+                file.seek(0)
+                return replace(_parse(_HashedFile(file), where, vocabulary), exclusive=exclusive)
         except OSError as error:
             raise DatafileError(f"the datafile {where} cannot be read ({error.strerror}): check the path.") from error
 
@@ -140,7 +146,7 @@ class Datafile:
         try:
             for name in _ARRAYS:
                 np.save(os.path.join(aside, f"{name}.npy"), getattr(self, name))
-            meta = {"num_classes": self.num_classes, "sha256": self.sha256, "source": self.source}
+            meta = {name: getattr(self, name) for name in ("num_classes", "sha256", "source", "exclusive")}
             with open(os.path.join(aside, "meta.json"), "w", encoding="utf-8") as file:
                 json.dump(meta, file)
             os.rename(aside, final)
@@ -178,6 +184,19 @@ class _HashedFile:
 
     def digest(self) -> str:
         return self._hash.hexdigest()
+
+
+def _says_exclusive(file: BinaryIO) -> bool:
+    """Whether ``"classes": "exclusive"`` stands before the clips; nothing after them is looked at."""
+    try:
+        for prefix, _, value in ijson.parse(_HashedFile(file)):
+            if prefix == "classes":
+                return value == "exclusive"
+            if prefix == "data":
+                return False
+    except (ijson.JSONError, UnicodeDecodeError):
+        pass  # Reading the clips will say it, with the reason.
+    return False
 
 
 def _parse(file: _HashedFile, where: str, vocabulary: Vocabulary) -> Datafile:
@@ -257,8 +276,16 @@ def clip_weights(datafile: Datafile) -> np.ndarray:
     return sums.astype(np.float64)  # without any label at all, bincount gives integers
 
 
-def write(path: str | os.PathLike[str], records: Iterable[tuple[str, Sequence[str]]]) -> int:
+def write(
+    path: str | os.PathLike[str], records: Iterable[tuple[str, Sequence[str]]], *, exclusive: bool = False
+) -> int:
     """Writes ``(wav, mids)`` pairs as a datafile, one at a time; it replaces a file of that name once it is whole.
+
+    Args:
+        path: where to.
+        records: the clips.
+        exclusive: whether the file is to say that its classes exclude each other (``"classes": "exclusive"``), which
+            makes cross-entropy the loss of ``optimizer.loss auto``.
 
     Returns:
         The number of clips.
@@ -268,7 +295,7 @@ def write(path: str | os.PathLike[str], records: Iterable[tuple[str, Sequence[st
     """
     count = 0
     with written_aside(path) as file:
-        file.write('{\n "data": [')
+        file.write('{\n "classes": "exclusive",\n "data": [' if exclusive else '{\n "data": [')
         for wav, mids in records:
             if not _is_text(wav) or not all(mid and "," not in mid for mid in mids):
                 raise DatafileError(

@@ -36,11 +36,13 @@ class DataSets:
         vocabulary: the classes.
         train: the training set.
         held_out: the sets to score, ``validation`` before ``evaluation``; at least one of them.
+        loss: what ``optimizer.loss`` comes to with these data: ``bce`` or ``ce``.
     """
 
     vocabulary: Vocabulary
     train: Datafile
     held_out: dict[str, Datafile]
+    loss: Loss = "bce"
 
     @property
     def primary(self) -> str:
@@ -86,20 +88,25 @@ def load(config: DataConfig, loss: Loss, say: Callable[[str], None] | None = Non
         raise DataError(
             f"no clip of the training set {sets[TRAIN].source} has a label: there is nothing to learn from."
         )
-    if loss == "ce":
-        for data in sets.values():
-            _require_single_labels(data)
-    return DataSets(vocabulary, sets.pop(TRAIN), sets)
+    train = sets.pop(TRAIN)
+    settled = ("ce" if train.exclusive else "bce") if loss == "auto" else loss
+    if settled == "ce":
+        for data in (train, *sets.values()):
+            _require_single_labels(data, train if loss == "auto" else None)
+    return DataSets(vocabulary, train, sets, settled)
 
 
-def _require_single_labels(data: Datafile) -> None:
+def _require_single_labels(data: Datafile, said_by: Datafile | None) -> None:
+    """Raises DataError for a clip with no label or several, which is against what a datafile or the user said."""
     counts = np.diff(data.label_offsets)
     wrong = np.flatnonzero(counts != 1)
     if len(wrong):
         clip = int(wrong[0])
+        said = "optimizer.loss ce wants exactly one per clip"
+        if said_by is not None:
+            said = f"{said_by.source} says that its classes exclude each other, so correct the labels"
         raise DataError(
-            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels: optimizer.loss ce wants exactly one per "
-            "clip, use bce."
+            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels: {said}, or use --optimizer.loss bce."
         )
 
 

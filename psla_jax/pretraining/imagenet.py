@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.cache import cache_directory
+from psla_jax.download import DownloadError, fetch
 from psla_jax.pretraining import pth
 from psla_jax.pretraining.architecture import backbone_name
-from psla_jax.pretraining.download import DownloadError, fetch
 from psla_jax.pretraining.names import LoadReport, PretrainingError, load_state_dict, to_state_dict
 
 EFFICIENTNET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"

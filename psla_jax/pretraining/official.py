@@ -18,8 +18,8 @@ from rich.table import Table
 from psla_jax.cache import cache_directory
 from psla_jax.checkpoints import DESCRIPTION, read_card, require_place
 from psla_jax.config import Padding
+from psla_jax.download import fetch, sha256_of
 from psla_jax.pretraining import convert, pth
-from psla_jax.pretraining.download import fetch
 from psla_jax.pretraining.names import PretrainingError
 
 LICENCE = "not stated with the weights; the authors' code: https://github.com/YuanGongND/psla"
@@ -97,7 +97,8 @@ def get(
         The model directories.
 
     Raises:
-        PretrainingError: the download fails or holds something else; the message says which file to put where.
+        DownloadError, PretrainingError: the download fails or holds something else; the message says which file to
+            put where.
     """
     found = release(name)
     if found.models == 1:
@@ -124,7 +125,7 @@ def _is_converted(file: Path, directory: Path, padding: Padding) -> bool:
         return False
     card = read_card(directory)
     source = card.notes.get("source", {})
-    return card.model.padding == padding and source.get("sha256") == pth.sha256_of(file)
+    return card.model.padding == padding and source.get("sha256") == sha256_of(file)
 
 
 def _convert(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import pickle
 import uuid
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from psla_jax.download import sha256_of
 from psla_jax.pretraining.names import PretrainingError
 
 PICKLE = b"\x80"
@@ -124,12 +124,6 @@ def _kind(value: Any) -> str:
 
 def _reason(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else "no room, or no permission"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

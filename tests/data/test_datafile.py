@@ -64,6 +64,31 @@ def test_what_is_written_is_read_back(file):
     assert data.source == str(file)
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_whether_classes_exclude_each_other_is_said_before_the_clips(tmp_path, said):
+    records = [("/a.wav", ["/m/a"]), ("/b.wav", ["/m/b"])]
+    datafile.write(tmp_path / "data.json", records, exclusive=said)
+    content = json.loads((tmp_path / "data.json").read_text())
+    assert content.pop("classes", None) == ("exclusive" if said else None)
+    assert content == {"data": [{"wav": wav, "labels": mids[0]} for wav, mids in records]}
+    read = Datafile.read(tmp_path / "data.json", CLASSES)
+    shared = read.share(tmp_path / "index")
+    assert [d.exclusive for d in (read, shared, pickle.loads(pickle.dumps(read)))] == [said] * 3
+    assert pickle.loads(pickle.dumps(shared)).exclusive == said
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"classes": "many"}, {"classes": ["exclusive"]}, {"classes": {"classes": "exclusive"}}, {"x": "exclusive"}],
+)
+def test_another_word_about_classes_means_nothing(tmp_path, value):
+    clips = [{"wav": "/a.wav", "labels": "/m/a"}]
+    for order in ({**value, "data": clips}, {"data": clips, **value}, {"data": clips, "classes": "exclusive"}):
+        (tmp_path / "data.json").write_text(json.dumps(order))
+        read = Datafile.read(tmp_path / "data.json", CLASSES)
+        assert (len(read), read.exclusive) == (1, False)
+
+
 def test_paths_hold_when_the_working_directory_changes(file, monkeypatch):
     monkeypatch.chdir(file.parent)
     data = Datafile.read("train.json", CLASSES)

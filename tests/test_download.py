@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 from servers import Page, Request, Server, closed_port, one_sentence, serving
 
-from psla_jax.pretraining.download import ATTEMPTS, CHUNK, DownloadError, fetch
-from psla_jax.pretraining.names import PretrainingError
+from psla_jax.download import ATTEMPTS, CHUNK, DownloadError, fetch
 
 BODY = np.random.default_rng(0).bytes(700_001)
 """No part of it is like another, so that bytes at a wrong place show."""
@@ -190,9 +189,9 @@ def test_a_file_that_does_not_pass_the_check_is_removed(server: Server, path: Pa
 
     def check(file: Path) -> None:
         seen.append(file.read_bytes())
-        raise PretrainingError("not what it should be.")
+        raise ValueError("not what it should be.")
 
-    with pytest.raises(PretrainingError, match=r"^not what it should be\.$"):
+    with pytest.raises(ValueError, match=r"^not what it should be\.$"):
         fetch(server.url(PATH), path, check=check)
     assert seen == [BODY]
     assert names_beside(path) == []
@@ -230,7 +229,7 @@ def test_a_disk_that_cannot_be_written_is_not_blamed_on_the_server(server: Serve
 
 def fetch_elsewhere(url: str, path: Path, stderr: int) -> subprocess.CompletedProcess[str]:
     """Fetches in a process of its own: what a library writes by itself goes past the capture of the tests."""
-    code = "import sys, pathlib; from psla_jax.pretraining.download import fetch; "
+    code = "import sys, pathlib; from psla_jax.download import fetch; "
     command = [sys.executable, "-c", code + "fetch(sys.argv[1], pathlib.Path(sys.argv[2]))", url, str(path)]
     forced = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
     environment = {name: value for name, value in os.environ.items() if name not in forced} | {"TERM": "xterm"}

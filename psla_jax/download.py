@@ -5,6 +5,7 @@ pooch asks for the file and puts it in its place; how the bytes come, and come a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-from psla_jax.pretraining.names import PretrainingError
-from psla_jax.pretraining.pth import sha256_of
 
 ATTEMPTS = 5
 """How often a broken connection is taken up again before the user is told."""
@@ -24,8 +22,14 @@ TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
 
 
-class DownloadError(PretrainingError):
+class DownloadError(ValueError):
     """A file that cannot be fetched; the message has its address, and where a copy of it can be put by hand."""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(url: str, path: Path, *, sha256_prefix: str = "", check: Callable[[Path], None] | None = None) -> Path:
@@ -37,7 +41,7 @@ def fetch(url: str, path: Path, *, sha256_prefix: str = "", check: Callable[[Pat
         url: http or https; redirections are followed.
         path: where the file goes, whole or not at all.
         sha256_prefix: the first hex digits of its SHA-256, where they are known; a file that is there is checked too.
-        check: raises PretrainingError for a download of the wrong kind; it is then removed.
+        check: raises ValueError for a download of the wrong kind; it is then removed.
 
     Raises:
         DownloadError: the file cannot be fetched, or is another one.
@@ -77,7 +81,7 @@ def _verify(url: str, part: Path, path: Path, prefix: str, check: Callable[[Path
             )
         if check is not None:
             check(part)
-    except PretrainingError:
+    except ValueError:
         part.unlink()
         raise
 
