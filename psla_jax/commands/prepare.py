@@ -7,6 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from psla_jax.commands import labeling
 from psla_jax.commands.arguments import UsageError, parse
 
 
@@ -27,10 +28,16 @@ class PrepareFSD50K:
 def prepare(arguments: list[str]) -> int:
     """psla prepare fsd50k DIR"""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: psla prepare fsd50k DIR [options]\n\nExample: psla prepare fsd50k /data/FSD50K")
+        print(
+            "usage: psla prepare fsd50k DIR [options]\n"
+            "       psla prepare relabel ENHANCED.json --onto MINE.json --out NEW.json [options]\n\n"
+            "Example: psla prepare fsd50k /data/FSD50K"
+        )
         return 0 if arguments else 2
+    if arguments[0] == "relabel":
+        return labeling.relabel(arguments[1:])
     if arguments[0] != "fsd50k":
-        raise UsageError(f"psla prepare does not know {arguments[0]!r}: choose fsd50k.")
+        raise UsageError(f"psla prepare does not know {arguments[0]!r}: choose fsd50k or relabel.")
     options = parse(PrepareFSD50K, arguments[1:], "psla prepare fsd50k")
 
     from psla_jax.data import fsd50k
