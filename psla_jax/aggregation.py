@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any
@@ -10,9 +11,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from psla_jax.evaluation import Put, Scores
+from psla_jax.evaluation import Put
 from psla_jax.frontend import Frontend
 from psla_jax.models import tagger
+from psla_jax.scores import Scores
 
 
 class AggregationError(ValueError):
@@ -95,7 +97,7 @@ class RunningEnsemble:
         if self._first is None:
             raise AggregationError("an ensemble needs at least one member.")
         mean = (self._total / self._count).astype(np.float32)
-        return Scores(self._first.clips, mean, self._first.labels, self._first.skipped)
+        return dataclasses.replace(self._first, scores=mean)
 
 
 def ensemble(members: Iterable[Scores]) -> Scores:

@@ -35,7 +35,11 @@ COMMANDS = {
         "CONFIG.py [--section.field value]", "train, evaluate and aggregate; run again to go on", "runs:train", True
     ),
     "evaluate": Command("MODEL... --data D.json", "figures of models and of their ensemble", "runs:evaluate", True),
-    "prepare": Command("fsd50k|audioset|folder|csv ...", "datafiles from a data set", "prepare:prepare"),
+    "prepare": Command("audioset|folder|... ...", "datafiles from a data set", "prepare:prepare"),
+    "enhance": Command("D.json --scores S", "labels that a model finds and annotators left out", "labeling:enhance"),
+    "crossfit": Command(
+        "CONFIG.py --ontology O.json", "the same, by models that have not seen the clips", "labeling:crossfit", True
+    ),
     "convert": Command("SRC.pth MODEL --labels L.csv", "official PyTorch weights in, verified", "models:convert", True),
     "export": Command("MODEL DEST.pth", "and out again", "models:export", True),
     "models": Command("[NAME]", "the official weights: list, download and convert", "models:models", True),

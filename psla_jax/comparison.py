@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -21,11 +21,12 @@ from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.pipeline import batches, evaluation_source
 from psla_jax.data.sets import DataError, locate
-from psla_jax.evaluation import Scores, ScoresError, score
+from psla_jax.evaluation import score
 from psla_jax.journal import Journal
 from psla_jax.metrics import Metrics, bootstrap
 from psla_jax.ontology import Vocabulary, VocabularyError
 from psla_jax.results import counted, ensemble_lines
+from psla_jax.scores import Scores, ScoresError
 from psla_jax.training import Placement, split_model
 
 
@@ -41,6 +42,7 @@ class Request:
     bootstrap: int = 200
     trust: bool = False
     keep_scores: bool = True
+    save: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def evaluate(request: Request) -> Comparison:
     """
     if not request.models:
         raise DataError("there is no model to evaluate: name at least one.")
+    if os.path.exists(request.save):
+        raise ScoresError(f"{request.save} is there already, and scores are not overwritten: name another file.")
     journal = Journal()
     placement = Placement.over_all_devices()
     placement.check_batch(DataConfig(batch_size=request.batch_size).batch_size)
@@ -73,6 +77,9 @@ def evaluate(request: Request) -> Comparison:
         running.add(scores)
         members.append(scores.metrics())
     _show(request, members, running.mean(), journal)
+    if request.save:
+        replace(running.mean(), mids=vocabulary.mids).save(Path(request.save))
+        journal.say(f"{request.save}: the scores of {'them together' if len(members) > 1 else 'it'}, by clip id")
     return Comparison(tuple(members), running.mean().metrics())
 
 

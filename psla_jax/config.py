@@ -17,6 +17,11 @@ Padding = Literal["symmetric", "static"]
 Loss = Literal["auto", "bce", "ce"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
+Threshold = Literal["mean", "median", "25", "10", "5"]
+"""What a class has to score to be added in label enhancement: a statistic of its scores on the clips that carry it."""
+Kind = Literal["type1", "type2", "type1_2"]
+"""What label enhancement adds: missing children, missing parents, or both."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class ConfigError(ValueError):

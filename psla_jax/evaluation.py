@@ -1,14 +1,9 @@
-"""A model over a set of clips: scores with their clip ids, and metrics from them."""
+"""A model over a set of clips: scores with their clip ids."""
 
 from __future__ import annotations
 
 import functools
-import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,54 +12,9 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.frontend import Frontend
-from psla_jax.metrics import Metrics, evaluate
+from psla_jax.scores import Scores, ScoresError
 
 Put = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
-
-
-class ScoresError(ValueError):
-    """Scores that cannot be used; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a model gave to each clip that could be read.
-
-    Attributes:
-        clips: `(clips,)` paths as in the datafile: their ids.
-        scores: `(clips, classes)` float32.
-        labels: `(clips, classes)` float32, the truth.
-        skipped: paths of the clips that could not be read; they are in none of the arrays.
-    """
-
-    clips: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    skipped: tuple[str, ...] = ()
-
-    def metrics(self) -> Metrics:
-        """AP, AUC, d' and the others, over these clips."""
-        return evaluate(self.scores, self.labels)
-
-    def save(self, path: Path) -> None:
-        """Writes an ``.npz``; it appears whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(aside, "wb") as file:
-            np.savez(
-                file, clips=self.clips, scores=self.scores, labels=self.labels.astype(np.float16), skipped=self.skipped
-            )
-        os.replace(aside, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Scores:
-        """Reads what :meth:`save` wrote. Raises ScoresError naming the file if it is not that."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                labels = file["labels"].astype(np.float32)
-                return cls(file["clips"], file["scores"], labels, tuple(file["skipped"].tolist()))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ScoresError(f"{path} does not hold scores ({error}): delete it and run again.") from error
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -37,12 +37,13 @@ from psla_jax.config import RunConfig, differences, flatten, from_json, to_json
 from psla_jax.data import sets
 from psla_jax.data.pipeline import Batch, TrainSource, batches, evaluation_source, plain_source, train_source
 from psla_jax.data.sets import EVALUATION, VALIDATION, DataSets
-from psla_jax.evaluation import Scores, score
+from psla_jax.evaluation import score
 from psla_jax.journal import Board, Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
 from psla_jax.pretraining.start import start_from
 from psla_jax.results import ACCURACY, EPOCH_COLUMNS, Measured, Row, epoch_columns
+from psla_jax.scores import Scores
 from psla_jax.training import (
     LOSSES,
     Placement,
@@ -324,7 +325,7 @@ class Run:
             scores = score(model, self.trainer.frontend, bar.over(stream), self.trainer.placement.put, data.wav)
         if scores.skipped:
             self.journal.say(f"{kind} set: {len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
-        return scores
+        return dataclasses.replace(scores, mids=self.data.vocabulary.mids)
 
     # ---- aggregation
 

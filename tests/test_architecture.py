@@ -24,7 +24,10 @@ DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
-HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
+HOST_SIDE = (
+    *("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data"),
+    *("scores", "labeling", "score_files", "enhancement"),
+)
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
 DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "tensorboardX", "torch"}
@@ -43,6 +46,9 @@ ROOMS = {
     "sampling": (),
     "models": ("config", "models"),
     "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling"),
+    "scores": ("metrics",),
+    "labeling": ("config", "data", "ontology"),
+    "score_files": ("data", "labeling", "ontology", "scores"),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {

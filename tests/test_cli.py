@@ -17,6 +17,7 @@ import sounds
 from psla_jax import cli
 from psla_jax.checkpoints import load_model
 from psla_jax.commands.prepare import DATA_SETS
+from psla_jax.scores import Scores
 from psla_jax.training import split_model
 
 TEMPLATE = """
@@ -256,6 +257,20 @@ def test_a_second_evaluation_takes_the_scores_kept_and_notices_what_changed(trai
     soundfile.write(data / "evaluation03.wav", samples[::-1], rate)
     assert cli.main(arguments) == 0
     assert "kept" not in capsys.readouterr().out
+
+
+def test_scores_are_saved_by_clip_id_and_not_over_a_file(trained, tmp_path, capsys):
+    models = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002")]
+    data = ["--data", str(trained / "data" / "evaluation.json"), "--batch-size", "4", "--trust", "True"]
+    saved = tmp_path / "new" / "scores.npz"
+    assert cli.main(["evaluate", *models, *data, "--save", str(saved)]) == 0
+    assert f"{saved}: the scores of them together, by clip id" in capsys.readouterr().out
+    scores, ensemble = Scores.load(saved), Scores.load(trained / "run" / "scores" / "evaluation_ensemble.npz")
+    np.testing.assert_array_equal(scores.clips, ensemble.clips)
+    np.testing.assert_allclose(scores.scores, ensemble.scores, atol=1e-6)
+    assert scores.mids == ensemble.mids == sounds.VOCABULARY.mids
+    again = complaint(capsys, ["evaluate", *models, *data, "--save", str(saved)])
+    assert "scores are not overwritten" in again
 
 
 def test_average_is_that_of_the_run_plain_and_with_statistics_of_its_own(trained, tmp_path, capsys):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from psla_jax.commands import labeling
 from psla_jax.commands.arguments import UsageError, parse
 
 
@@ -189,6 +190,7 @@ DATA_SETS = {
     "audioset": DataSet("--segments CSV... --audio DIR...", "AudioSet: its lists, your audio", prepare_audioset),
     "folder": DataSet("DIR", "your recordings, a folder per class; ESC-50, Speech Commands", prepare_folder),
     "csv": DataSet("FILE.csv [--audio DIR]", "your recordings, listed in a table", prepare_csv),
+    "relabel": DataSet("ENHANCED.json --onto MINE.json", "somebody's labels, your audio", labeling.relabel),
 }
 
 

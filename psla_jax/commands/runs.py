@@ -85,6 +85,8 @@ class Evaluate:
     """Import the Python code that a custom model names."""
     keep_scores: bool = True
     """Keep the scores, and take them from an earlier call where model and data have not changed since."""
+    save: str = ""
+    """An .npz to write the scores to, clip by clip, for psla enhance; of several models, the mean of their scores."""
 
 
 def evaluate(arguments: list[str]) -> int:
