@@ -36,6 +36,8 @@ COMMANDS = {
     ),
     "evaluate": Command("MODEL... --data D.json", "figures of models and of their ensemble", "runs:evaluate", True),
     "prepare": Command("fsd50k DIR", "datafiles from a data set", "prepare:prepare"),
+    "check": Command("D.json [--labels L.csv]", "what is wrong with a data set", "check:check", True),
+    "pack": Command("D.json DEST", "a data set in a few large files", "check:pack"),
     "convert": Command("SRC.pth MODEL --labels L.csv", "official PyTorch weights in, verified", "models:convert", True),
     "export": Command("MODEL DEST.pth", "and out again", "models:export", True),
     "models": Command("[NAME]", "the official weights: list, download and convert", "models:models", True),

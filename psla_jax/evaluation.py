@@ -6,7 +6,7 @@ import functools
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def score(
     frontend: Frontend,
     batches: Iterable[dict[str, np.ndarray]],
     put: Put,
-    wav: Callable[[int], str],
+    clip_id: Callable[[int], str],
 ) -> Scores:
     """Scores every clip of `batches` once; rows without a clip are dropped.
 
@@ -88,7 +88,7 @@ def score(
         frontend: waveforms to spectrograms.
         batches: from ``data.pipeline``, all of one size.
         put: moves a batch to the devices.
-        wav: from clip index to path.
+        clip_id: from clip index to path, see ``Datafile.clip_id``.
     """
     clips: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -107,12 +107,8 @@ def score(
         raise ScoresError("there is no clip to score: the datafile is empty.")
     clip, good = np.concatenate(clips), np.concatenate(valid) > 0
     return Scores(
-        np.array([wav(int(i)) for i in clip[good]], dtype=str),
+        np.array([clip_id(int(i)) for i in clip[good]], dtype=str),
         np.concatenate(scores)[good],
         np.concatenate(labels)[good],
-        _paths(clip[~good & (clip >= 0)], wav),
+        tuple(clip_id(int(i)) for i in clip[~good & (clip >= 0)]),
     )
-
-
-def _paths(clips: Sequence[int] | np.ndarray, wav: Callable[[int], str]) -> tuple[str, ...]:
-    return tuple(wav(int(i)) for i in clips)

@@ -24,10 +24,10 @@ DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
-HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
+HOST_SIDE = ("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data")
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
-DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "torch"}
+DEFERRED_LIBRARIES = {"absl", "array_record", "jax", "platformdirs", "pooch", "requests", "scipy", "torch"}
 """Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
 DYNAMIC = {"", "cli", "models.tagger"}
 """Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""
@@ -35,13 +35,14 @@ ROOMS = {
     "config": (),
     "ontology": (),
     "metrics": (),
-    "audio": (),
+    "shards": (),
+    "audio": ("shards",),
     "cache": (),
     "journal": (),
     "frontend": ("config",),
     "sampling": (),
     "models": ("config", "models"),
-    "data": ("audio", "cache", "config", "data", "ontology", "sampling"),
+    "data": ("audio", "cache", "config", "data", "ontology", "sampling", "shards"),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {
