@@ -26,19 +26,23 @@ MONO = {1: "mono", 2: "stereo"}
 
 def show(report: Report, console: Console) -> None:
     """The page: facts, findings in order of harm, clips per class, and the verdict."""
-    width = min(console.width, WIDEST)
-    console.print(Text(printable(report.examined.data.source), "bold"))
+
+    def line(text: str | Text = "", style: str = "") -> None:
+        # Paths are to be copied: the terminal may break them, nothing else.
+        console.print(text if isinstance(text, Text) else Text(text, style), soft_wrap=True)
+
+    line(printable(report.examined.data.source), "bold")
     for name, value in _facts(report.examined):
-        console.print(Text(f"  {name:<10}{value}"))
+        line(f"  {name:<10}{value}")
     for finding in report.findings:
-        console.print()
-        for line in _lines(finding, width):
-            console.print(line)
-    console.print()
+        line()
+        for text in _lines(finding, min(console.width, WIDEST)):
+            line(text)
+    line()
     for text in _histogram(report.examined, "█" if console.encoding.startswith("utf") else "#"):
-        console.print(Text(text))
-    console.print()
-    console.print(_verdict(report))
+        line(text)
+    line()
+    line(_verdict(report))
 
 
 def printable(text: str) -> str:
@@ -88,7 +92,7 @@ def _lines(finding: Finding, width: int) -> Iterator[Text]:
         yield Text(" " * 9 + line, "green")
 
 
-def _histogram(examined: Examined, block: str) -> Iterator[str]:
+def _histogram(examined: Examined, block: str) -> Iterator[Text]:
     counts = examined.data.class_counts()[: examined.known]
     order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
     if not order:
@@ -97,12 +101,12 @@ def _histogram(examined: Examined, block: str) -> Iterator[str]:
     few = len(order) <= MOST + RAREST + 1
     shown = order if few else [*order[:MOST], *order[-RAREST:]]
     wide, digits = max(len(names[c]) for c in shown), len(f"{counts.max():,}")
-    yield "Clips per class"
+    yield Text("Clips per class", "bold")
     for place, c in enumerate(shown):
         if not few and place == MOST:
-            yield f"  ... {len(order) - MOST - RAREST} classes between"
+            yield Text(f"  ... {len(order) - MOST - RAREST} classes between")
         bar = block * round(BAR * counts[c] / counts.max())
-        yield f"  {names[c]:<{wide}}  {counts[c]:>{digits},} {bar}".rstrip()
+        yield Text(f"  {names[c]:<{wide}}  {counts[c]:>{digits},} {bar}".rstrip())
 
 
 def _verdict(report: Report) -> Text:
