@@ -1,12 +1,17 @@
-"""Any audio file as a mono waveform at 16 kHz, and such a waveform as a 16-bit file."""
+"""Any audio file as a mono waveform at 16 kHz, and such a waveform as a 16-bit file.
+
+Wherever a path is asked for, the address of a clip in a shard will do as well (:mod:`psla_jax.shards`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import uuid
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 
@@ -16,6 +21,8 @@ import soxr
 from rich.console import Console
 from rich.progress import track
 
+from psla_jax import shards
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -23,6 +30,7 @@ SAMPLE_RATE = 16_000
 """Samples per second of every waveform in this package (PSLA, section III-A)."""
 
 _BLOCK = 1 << 22
+"""Samples, over all channels, that are decoded at a time."""
 
 
 class AudioError(ValueError):
@@ -65,13 +73,23 @@ def read(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "m
 
 def _decode(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> tuple[np.ndarray, int]:
     """The file's mono waveform, float32 ``(samples,)``, and its rate in Hz."""
+    with opened(path) as file:
+        parts = [to_mono(block, channel) for block in blocks(file, _BLOCK)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts]), file.samplerate
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """An audio file, open for reading.
+
+    Raises:
+        AudioError: it is missing or is not audio, or what is read from it turns out to be none.
+    """
     try:
-        with soundfile.SoundFile(_name(path)) as file:
-            # Block by block: room for a whole file is not made on the word of its header, which may be wrong.
-            blocks = [_mono(file.read(_BLOCK, dtype="float32", always_2d=True), channel)]
-            while len(blocks[-1]) == _BLOCK:
-                blocks.append(_mono(file.read(_BLOCK, dtype="float32", always_2d=True), channel))
-            return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), file.samplerate
+        with soundfile.SoundFile(_source(path)) as file:
+            yield file
+    except AudioError:
+        raise
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise AudioError(path, _why_unreadable(path, error)) from error
 
@@ -82,23 +100,41 @@ def duration(path: str | os.PathLike[str]) -> float:
     Raises:
         AudioError: the file is missing, is not audio or is empty.
     """
-    try:
-        with soundfile.SoundFile(_name(path)) as file:
-            seconds = file.frames / file.samplerate
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise AudioError(path, _why_unreadable(path, error)) from error
+    with opened(path) as file:
+        seconds = file.frames / file.samplerate
     if seconds <= 0:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
     return seconds
 
 
-def _name(path: str | os.PathLike[str]) -> str | bytes:
-    """A name that is not UTF-8 can only be opened as bytes, and on Windows only as text."""
+def _source(path: str | os.PathLike[str]) -> str | bytes | io.BytesIO:
+    """What soundfile opens for a path."""
+    address = shards.parse(os.fspath(path))
+    if address is not None:
+        try:
+            return io.BytesIO(shards.read(address))
+        except shards.ShardError as error:
+            raise AudioError(path, str(error)) from error
+    # A name that is not UTF-8 can only be opened as bytes, and on Windows only as text.
     return os.fspath(path) if sys.platform == "win32" else os.fsencode(path)
 
 
-def _mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:
-    """``(samples, channels)`` -> ``(samples,)``."""
+def blocks(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
+    """What is in a file, as float32 ``(frames, channels)``, so many samples at a time.
+
+    Room for a whole file is never made on the word of its header, which may be wrong.
+    """
+    frames = max(1, samples // file.channels)
+    while True:
+        block = file.read(frames, dtype="float32", always_2d=True)
+        if len(block):
+            yield block
+        if len(block) < frames:
+            return
+
+
+def to_mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:
+    """``(frames, channels)`` -> ``(frames,)``."""
     channels = block.shape[1]
     if channel == "first" or channels == 1:
         return np.ascontiguousarray(block[:, 0])
@@ -108,7 +144,7 @@ def _mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:
 
 def _why_unreadable(path: str | os.PathLike[str], error: Exception) -> str:
     try:
-        size = os.stat(path).st_size
+        size = os.stat(shards.file_of(os.fspath(path))).st_size
     except (OSError, ValueError):
         return "is missing: correct the path, or mount the disk that holds it."
     if os.path.isdir(path):
@@ -136,7 +172,6 @@ def write_pcm16(path: str | os.PathLike[str], waveform: np.ndarray) -> None:
         raise AudioError(path, f"cannot hold samples of shape {waveform.shape}: give one channel of at least 1 sample.")
     if not np.isfinite(waveform).all():
         raise AudioError(path, "cannot hold samples that are not finite: mend the waveform first.")
-    pcm = np.clip(np.rint(waveform.astype(np.float64) * 32768), -32768, 32767).astype("<i2")
     folder, name = os.path.split(os.fspath(path))
     aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
     try:
@@ -144,12 +179,17 @@ def write_pcm16(path: str | os.PathLike[str], waveform: np.ndarray) -> None:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(SAMPLE_RATE)
-            file.writeframes(pcm.tobytes())
+            file.writeframes(pcm16(waveform).tobytes())
         os.replace(aside, path)
     except BaseException:
         if os.path.exists(aside):
             os.unlink(aside)
         raise
+
+
+def pcm16(waveform: np.ndarray) -> np.ndarray:
+    """A waveform as 16-bit integers, little-endian; samples beyond [-1, 1) are clipped."""
+    return np.clip(np.rint(waveform.astype(np.float64) * 32768), -32768, 32767).astype("<i2")
 
 
 def in_threads(

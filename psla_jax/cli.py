@@ -40,6 +40,8 @@ COMMANDS = {
     "crossfit": Command(
         "CONFIG.py --ontology O.json", "the same, by models that have not seen the clips", "labeling:crossfit", True
     ),
+    "check": Command("D.json [--labels L.csv]", "what is wrong with a data set", "check:check", True),
+    "pack": Command("D.json DEST", "a data set in a few large files", "check:pack"),
     "convert": Command("SRC.pth MODEL --labels L.csv", "official PyTorch weights in, verified", "models:convert", True),
     "export": Command("MODEL DEST.pth", "and out again", "models:export", True),
     "models": Command("[NAME]", "the official weights: list, download and convert", "models:models", True),

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from psla_jax import __version__
+from psla_jax import __version__, shards
 from psla_jax.aggregation import RunningEnsemble
 from psla_jax.cache import cache_directory
 from psla_jax.checkpoints import find_model, load_model, read_card
@@ -117,7 +117,7 @@ def _identity(model: Path, vocabulary: Vocabulary, data: Datafile, channel: Chan
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     for clip in range(len(data)):
         try:
-            found = os.stat(data.wav(clip))
+            found = os.stat(shards.file_of(data.wav(clip)))
             digest.update(f"{data.wav(clip)} {found.st_size} {found.st_mtime_ns}".encode("utf-8", "surrogatepass"))
         except OSError:
             digest.update(b"absent")
@@ -135,7 +135,7 @@ def _scored(
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with journal.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.over(batches(source))
-        found = score((graphdef, *weights), model.frontend, stream, placement.put, data.wav)
+        found = score((graphdef, *weights), model.frontend, stream, placement.put, data.clip_id)
     if found.skipped:
         journal.say(f"{len(found.skipped)} clips cannot be read: {', '.join(found.skipped[:5])}")
     return Scores(found.clips, found.scores[:, order], found.labels, found.skipped)

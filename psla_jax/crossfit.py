@@ -173,7 +173,7 @@ def _write_part(data: Datafile, vocabulary: Vocabulary, clips: np.ndarray, path:
 def _in_order_of(data: Datafile, parts: list[Scores], vocabulary: Vocabulary) -> Scores:
     """The parts as one, in the order of the datafile."""
     clips = np.concatenate([part.clips for part in parts])
-    place = {data.wav(clip): clip for clip in range(len(data))}
+    place = {data.clip_id(clip): clip for clip in range(len(data))}
     order = np.argsort([place[clip] for clip in clips.tolist()])
     return Scores(
         clips[order],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ def score(
     frontend: Frontend,
     batches: Iterable[dict[str, np.ndarray]],
     put: Put,
-    wav: Callable[[int], str],
+    clip_id: Callable[[int], str],
 ) -> Scores:
     """Scores every clip of `batches` once; rows without a clip are dropped.
 
@@ -38,7 +38,7 @@ def score(
         frontend: waveforms to spectrograms.
         batches: from ``data.pipeline``, all of one size.
         put: moves a batch to the devices.
-        wav: from clip index to path.
+        clip_id: from clip index to path, see ``Datafile.clip_id``.
     """
     clips: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -57,12 +57,8 @@ def score(
         raise ScoresError("there is no clip to score: the datafile is empty.")
     clip, good = np.concatenate(clips), np.concatenate(valid) > 0
     return Scores(
-        np.array([wav(int(i)) for i in clip[good]], dtype=str),
+        np.array([clip_id(int(i)) for i in clip[good]], dtype=str),
         np.concatenate(scores)[good],
         np.concatenate(labels)[good],
-        _paths(clip[~good & (clip >= 0)], wav),
+        tuple(clip_id(int(i)) for i in clip[~good & (clip >= 0)]),
     )
-
-
-def _paths(clips: Sequence[int] | np.ndarray, wav: Callable[[int], str]) -> tuple[str, ...]:
-    return tuple(wav(int(i)) for i in clips)

@@ -322,7 +322,7 @@ class Run:
         placed = jax.device_put(weights, self.trainer.placement.replicated)
         with self.journal.progress(description, source.num_batches) as bar:
             model = (self.trainer.graphdef, *placed)
-            scores = score(model, self.trainer.frontend, bar.over(stream), self.trainer.placement.put, data.wav)
+            scores = score(model, self.trainer.frontend, bar.over(stream), self.trainer.placement.put, data.clip_id)
         if scores.skipped:
             self.journal.say(f"{kind} set: {len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
         return dataclasses.replace(scores, mids=self.data.vocabulary.mids)

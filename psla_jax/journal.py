@@ -77,9 +77,9 @@ class Bar:
     def __init__(self, progress: Progress, task) -> None:
         self._progress, self._task = progress, task
 
-    def advance(self, note: str = "") -> None:
-        """One piece of work is done; `note` stands behind the bar."""
-        self._progress.update(self._task, advance=1, note=note)
+    def advance(self, note: str = "", count: int = 1) -> None:
+        """One piece of work is done, or `count`; `note` stands behind the bar."""
+        self._progress.update(self._task, advance=count, note=note)
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """The items; each counts as done when the next one is asked for."""

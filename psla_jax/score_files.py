@@ -48,7 +48,7 @@ def read(path: str, data: Datafile, vocabulary: Vocabulary) -> Found:
         ScoresError, ClipIdError: the file is missing or no such file; it has NaN in it, other classes than the
             vocabulary, or no clip of the datafile; two clips have one id.
     """
-    wavs = [data.wav(clip) for clip in range(len(data))]
+    wavs = [data.clip_id(clip) for clip in range(len(data))]
     require_distinct(wavs, data.source)
     file = _file_of_run(Path(path), wavs, data.source) if os.path.isdir(path) else Path(path)
     if not file.is_file():

@@ -25,12 +25,22 @@ DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
 HOST_SIDE = (
-    *("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data"),
+    *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
     *("scores", "labeling", "score_files", "enhancement"),
 )
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
-DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "tensorboardX", "torch"}
+DEFERRED_LIBRARIES = {
+    "absl",
+    "array_record",
+    "jax",
+    "platformdirs",
+    "pooch",
+    "requests",
+    "scipy",
+    "tensorboardX",
+    "torch",
+}
 """Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
 DYNAMIC = {"", "cli", "models.tagger"}
 """Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""
@@ -38,14 +48,15 @@ ROOMS = {
     "config": (),
     "ontology": (),
     "metrics": (),
-    "audio": (),
+    "shards": (),
+    "audio": ("shards",),
     "cache": (),
     "download": (),
     "journal": (),
     "frontend": ("config",),
     "sampling": (),
     "models": ("config", "models"),
-    "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling"),
+    "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling", "shards"),
     "scores": ("metrics",),
     "labeling": ("config", "data", "ontology"),
     "score_files": ("data", "labeling", "ontology", "scores"),

@@ -7,7 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import Literal
 
-from psla_jax import audio
+from psla_jax import audio, shards
 from psla_jax.data.datafile import Datafile
 
 _LOOK_UPS = 1024
@@ -50,7 +50,7 @@ def preflight(
     """
     blocks = [range(start, min(start + _LOOK_UPS, len(datafile))) for start in range(0, len(datafile), _LOOK_UPS)]
     looked_up = audio.in_threads(
-        lambda block: [problem for i in block if (problem := _look_up(datafile, i))],
+        lambda block: [problem for i in block if (problem := look_up(datafile, i))],
         blocks,
         f"Looking up {name} clips",
         workers=workers,
@@ -66,10 +66,11 @@ def preflight(
     return [problems[i] for i in sorted(problems)]
 
 
-def _look_up(datafile: Datafile, index: int) -> Problem | None:
+def look_up(datafile: Datafile, index: int) -> Problem | None:
+    """Whether a clip's file, or its shard, is there; what it holds is not read."""
     path = datafile.wav(index)
     try:
-        found = os.stat(path)
+        found = os.stat(shards.file_of(path))
     except (OSError, ValueError):
         return Problem(index, path, "is missing: correct the path, or remove the clip from the datafile.")
     if not stat.S_ISREG(found.st_mode):

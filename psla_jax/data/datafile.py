@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import ijson
 import numpy as np
 
+from psla_jax import shards
 from psla_jax.ontology import Vocabulary, written_aside
 
 _ARRAYS = ("paths", "path_offsets", "label_indices", "label_offsets")
@@ -67,7 +68,9 @@ class Datafile:
         return Datafile, tuple(getattr(self, field.name) for field in fields(self))
 
     def wav(self, i: int) -> str:
-        """The path of a clip's audio file; a relative one is resolved against the directory of the datafile.
+        """The path of a clip's audio file, or its address in a shard (:mod:`psla_jax.shards`).
+
+        A relative one is resolved against the directory of the datafile.
 
         Raises:
             IndexError: there is no such clip.
@@ -81,6 +84,14 @@ class Datafile:
             IndexError: there is no such clip.
         """
         return self._row(self.paths, self.path_offsets, i).tobytes().decode("utf-8", _ERRORS)
+
+    def clip_id(self, i: int) -> str:
+        """What a clip is known by, in scores for example: the path of its audio file, also after it was packed.
+
+        Raises:
+            IndexError: there is no such clip.
+        """
+        return shards.clip_id(self.wav(i))
 
     def labels(self, i: int) -> np.ndarray:
         """The class indices of a clip, int32, in the order of the file.
@@ -123,14 +134,7 @@ class Datafile:
             DatafileError: the file is missing, empty or not such a file, has no clip, or has one without wav or labels,
                 or with a label that the vocabulary lacks.
         """
-        where = os.fspath(path)
-        try:
-            with open(where, "rb") as file:
-                exclusive = _says_exclusive(file)
-                file.seek(0)
-                return replace(_parse(_HashedFile(file), where, vocabulary), exclusive=exclusive)
-        except OSError as error:
-            raise DatafileError(f"the datafile {where} cannot be read ({error.strerror}): check the path.") from error
+        return _open(path, vocabulary.indices)
 
     def share(self, directory: str | os.PathLike[str]) -> Datafile:
         """The same datafile with its arrays mapped from disk: processes that open it share one copy in memory.
@@ -207,7 +211,40 @@ def _says_exclusive(file: BinaryIO) -> bool:
     return False
 
 
-def _parse(file: _HashedFile, where: str, vocabulary: Vocabulary) -> Datafile:
+class _Growing(dict[str, int]):
+    """Indices of mids; one that is asked for and not there gets the next."""
+
+    def __missing__(self, mid: str) -> int:
+        self[mid] = len(self)
+        return self[mid]
+
+
+def read_any(path: str | os.PathLike[str], mids: Sequence[str] = ()) -> tuple[Datafile, tuple[str, ...]]:
+    """Reads a datafile whatever its labels are: a class that is not among ``mids`` is put behind them.
+
+    Returns:
+        The datafile, and all classes in the order of its indices.
+
+    Raises:
+        DatafileError: as :meth:`Datafile.read`, unknown labels aside.
+    """
+    indices = _Growing((mid, index) for index, mid in enumerate(mids))
+    data = _open(path, indices)
+    return data, tuple(indices)
+
+
+def _open(path: str | os.PathLike[str], indices: Mapping[str, int]) -> Datafile:
+    where = os.fspath(path)
+    try:
+        with open(where, "rb") as file:
+            exclusive = _says_exclusive(file)
+            file.seek(0)
+            return replace(_parse(_HashedFile(file), where, indices), exclusive=exclusive)
+    except OSError as error:
+        raise DatafileError(f"the datafile {where} cannot be read ({error.strerror}): check the path.") from error
+
+
+def _parse(file: _HashedFile, where: str, indices: Mapping[str, int]) -> Datafile:
     paths, path_offsets = bytearray(), array("q", [0])
     labels, label_offsets = array("i"), array("q", [0])
     for number, record in enumerate(_records(file, where)):
@@ -215,11 +252,11 @@ def _parse(file: _HashedFile, where: str, vocabulary: Vocabulary) -> Datafile:
         paths += wav.encode("utf-8", _ERRORS)
         path_offsets.append(len(paths))
         try:
-            labels.extend(_indices_of(mids, vocabulary.indices))
+            labels.extend(_indices_of(mids, indices))
         except KeyError as error:
             raise DatafileError(
                 f"clip {number} ({wav}) of the datafile {where} has the label {error.args[0]!r}, which is not among "
-                f"the {len(vocabulary)} classes: use the label file this datafile was made with, or remove the label."
+                f"the {len(indices)} classes: use the label file this datafile was made with, or remove the label."
             ) from None
         label_offsets.append(len(labels))
     if len(path_offsets) == 1:
@@ -231,7 +268,7 @@ def _parse(file: _HashedFile, where: str, vocabulary: Vocabulary) -> Datafile:
         _frozen(path_offsets, np.int64),
         _frozen(labels, np.int32),
         _frozen(label_offsets, np.int64),
-        len(vocabulary),
+        len(indices),
         file.digest(),
         os.path.abspath(where),
     )
