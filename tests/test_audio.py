@@ -222,3 +222,11 @@ def test_an_interrupt_drops_what_has_not_begun(in_worker, monkeypatch, capfd):
         audio.in_threads(work, range(500), "Working", workers=2)
     assert len(begun) < 500
     assert capfd.readouterr().out == ""
+
+
+def test_sixteen_bits_are_the_floats_of_libsndfile(tmp_path):
+    everything = np.arange(-32768, 32768, dtype=np.int16)
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, everything, 16_000)
+        expected = soundfile.read(tmp_path / name, dtype="float32")[0]
+        np.testing.assert_array_equal(audio.read(tmp_path / name), expected)

@@ -149,7 +149,7 @@ def pack(
     if not any(shard.clips for shard in made):
         raise PackError(f"no clip of {source} can be read, so there is nothing to pack: psla check tells more.")
     if kept < place.count or not os.path.isfile(place.datafile):
-        datafile.write(place.datafile, place.records(made, mids))
+        datafile.write(place.datafile, place.records(made, mids), exclusive=data.exclusive)
     size = sum(os.path.getsize(place.shard(number)) for number in range(place.count))
     return Packed(place.datafile, format, made, kept, size)
 

@@ -48,13 +48,14 @@ class ClipReader:
     def waveform(self, clip: int) -> np.ndarray:
         """The whole clip, `(samples,)`, minus its mean. Raises AudioError."""
         samples = read(self.datafile.wav(clip), channel=self.channel)
-        return samples - samples.mean()
+        samples -= samples.mean()
+        return samples
 
     def row(self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1) -> Row:
         """One row, cut or padded to the fixed length."""
         kept = waveform[: self.num_samples]
-        padded = np.zeros(self.num_samples, np.float32)
-        padded[: len(kept)] = kept
+        padded = np.empty(self.num_samples, np.float32)
+        padded[: len(kept)], padded[len(kept) :] = kept, 0.0
         return {
             "waveform": padded,
             "num_samples": np.int32(len(kept)),

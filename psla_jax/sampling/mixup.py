@@ -43,4 +43,5 @@ def mix_waveforms(first: np.ndarray, second: np.ndarray, weight: float) -> np.nd
     mixed = np.float32(weight) * first
     common = min(len(first), len(second))
     mixed[:common] += np.float32(1.0 - weight) * second[:common]
-    return mixed - mixed.mean()
+    mixed -= mixed.mean()
+    return mixed

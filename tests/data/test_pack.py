@@ -131,6 +131,12 @@ def test_a_datafile_made_from_a_packed_one_finds_its_clips(home):
     np.testing.assert_array_equal(audio.read(more.wav(3)), audio.read(copy.wav(3)))
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_what_the_datafile_says_of_its_classes_stays(home, exclusive):
+    datafile.write(home / "train.json", [("clip 0.wav", [MIDS[0]])], exclusive=exclusive)
+    assert read(packed(home).datafile).exclusive is exclusive
+
+
 def test_a_packed_set_can_be_packed_again(home):
     first = packed(home, clips_per_shard=4)
     again = pack.pack(first.datafile, str(home / "again"), format="flac", progress=False)
