@@ -35,6 +35,7 @@ COMMANDS = {
         "CONFIG.py [--section.field value]", "train, evaluate and aggregate; run again to go on", "runs:train", True
     ),
     "evaluate": Command("MODEL... --data D.json", "figures of models and of their ensemble", "runs:evaluate", True),
+    "tag": Command("AUDIO... --model MODEL", "what is in recordings of any length, and when", "tagging:tag", True),
     "prepare": Command("fsd50k DIR", "datafiles from a data set", "prepare:prepare"),
     "convert": Command("SRC.pth MODEL --labels L.csv", "official PyTorch weights in, verified", "models:convert", True),
     "export": Command("MODEL DEST.pth", "and out again", "models:export", True),
