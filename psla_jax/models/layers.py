@@ -279,10 +279,11 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
-        self.scale = nnx.Param(jnp.asarray(np.ones(channels, np.float32)))
-        self.bias = nnx.Param(jnp.asarray(np.zeros(channels, np.float32)))
-        self.mean = nnx.BatchStat(jnp.asarray(np.zeros(channels, np.float32)))
-        self.var = nnx.BatchStat(jnp.asarray(np.ones(channels, np.float32)))
+        # Put there as they are: jnp.ones would compile a program for every width.
+        self.scale = nnx.Param(jax.device_put(np.ones(channels, np.float32)))
+        self.bias = nnx.Param(jax.device_put(np.zeros(channels, np.float32)))
+        self.mean = nnx.BatchStat(jax.device_put(np.zeros(channels, np.float32)))
+        self.var = nnx.BatchStat(jax.device_put(np.ones(channels, np.float32)))
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = True
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from psla_jax.models.layers import Conv, ModelError, torch_uniform, uniform
@@ -104,7 +105,7 @@ class MultiHeadAttention(nnx.Module):
     def __init__(self, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.att = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
         self.cla = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
-        self.head_weight = nnx.Param(jnp.full((heads,), 1.0 / heads))
+        self.head_weight = nnx.Param(jax.device_put(np.full(heads, 1.0 / heads, np.float32)))
 
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         outputs = [attend(att.sigmoid(features), cla.sigmoid(features), mask) for att, cla in zip(self.att, self.cla)]
