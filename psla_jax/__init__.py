@@ -10,8 +10,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "AudioTagger": "psla_jax.models.tagger",
     "Frontend": "psla_jax.frontend",
+    "Tagger": "psla_jax.tagging.tagger",
     "Vocabulary": "psla_jax.ontology",
     "build_model": "psla_jax.models.tagger",
+    "load": "psla_jax.tagging.tagger",
     "load_model": "psla_jax.checkpoints",
 }
 __all__ = sorted(_HOMES)

@@ -1,4 +1,4 @@
-"""Any audio file as a mono waveform at 16 kHz, and such a waveform as a 16-bit file.
+"""Any audio file or array as a mono waveform at 16 kHz, whole or in blocks, and such a waveform as a 16-bit file.
 
 Wherever a path is asked for, the address of a clip in a shard will do as well (:mod:`psla_jax.shards`).
 """
@@ -29,9 +29,11 @@ Result = TypeVar("Result")
 SAMPLE_RATE = 16_000
 """Samples per second of every waveform in this package (PSLA, section III-A)."""
 
-_BLOCK = 1 << 22
-_SIXTEEN_BITS = np.float32(2.0**-15)
+LOUDEST = 32.0
+"""Samples of an array that are larger than this are not on the scale of [-1, 1]: 30 dB over full scale."""
+_BLOCK = 1 << 20
 """Samples, over all channels, that are decoded at a time."""
+_SIXTEEN_BITS = np.float32(2.0**-15)
 
 
 class AudioError(ValueError):
@@ -59,24 +61,48 @@ def read(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "m
     Raises:
         AudioError: the file is missing, is not audio, is empty or holds samples that are not finite.
     """
-    mono, rate = _decode(path, channel)
-    if len(mono) == 0:
+    found = list(blocks(path, channel=channel))
+    return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+def blocks(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "mean") -> Iterator[np.ndarray]:
+    """The waveform that :func:`read` gives, a block at a time: memory does not grow with the file.
+
+    Args:
+        path: as for :func:`read`.
+        channel: likewise.
+
+    Yields:
+        float32 ``(samples,)`` at 16 kHz, a minute or less each, none of them empty.
+
+    Raises:
+        AudioError: as :func:`read`; a file that is broken further on gives blocks before that.
+    """
+    resampler, samples, given, rate = None, 0, 0, SAMPLE_RATE
+    for mono, rate in _decoded(path, channel):
+        if not np.isfinite(mono).all():
+            raise AudioError(path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out.")
+        samples += len(mono)
+        if rate != SAMPLE_RATE:
+            resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+            mono = resampler.resample_chunk(mono)
+        given += len(mono)
+        if len(mono):
+            yield mono
+    if samples == 0:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
-    if not np.isfinite(mono).all():
-        raise AudioError(path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out.")
-    if rate == SAMPLE_RATE:
-        return mono
-    resampled = soxr.resample(mono, rate, SAMPLE_RATE)
-    if len(resampled) == 0:
-        raise AudioError(path, f"is too short ({len(mono)} samples at {rate} Hz, none at 16 kHz): leave it out.")
-    return resampled
+    rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True) if resampler else np.zeros(0, np.float32)
+    if given + len(rest) == 0:
+        raise AudioError(path, f"is too short ({samples} samples at {rate} Hz, none at 16 kHz): leave it out.")
+    if len(rest):
+        yield rest
 
 
-def _decode(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> tuple[np.ndarray, int]:
-    """The file's mono waveform, float32 ``(samples,)``, and its rate in Hz."""
+def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of the file's mono waveform, float32 ``(samples,)``, each with its rate in Hz."""
     with opened(path) as file:
-        parts = [to_mono(block, channel) for block in blocks(file, _BLOCK)]
-        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts]), file.samplerate
+        for block in decoded(file, _BLOCK):
+            yield to_mono(block, channel), file.samplerate
 
 
 @contextlib.contextmanager
@@ -108,6 +134,15 @@ def duration(path: str | os.PathLike[str]) -> float:
     return seconds
 
 
+def header(path: str | os.PathLike[str]) -> tuple[float, int]:
+    """A file's seconds, which may be wrong, and its samples per second; zeros where there is no header to read."""
+    try:
+        with opened(path) as file:
+            return file.frames / file.samplerate, file.samplerate
+    except AudioError:
+        return 0.0, 0
+
+
 def _source(path: str | os.PathLike[str]) -> str | bytes | io.BytesIO:
     """What soundfile opens for a path."""
     address = shards.parse(os.fspath(path))
@@ -120,7 +155,7 @@ def _source(path: str | os.PathLike[str]) -> str | bytes | io.BytesIO:
     return os.fspath(path) if sys.platform == "win32" else os.fsencode(path)
 
 
-def blocks(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
+def decoded(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
     """What is in a file, as float32 ``(frames, channels)``, so many samples at a time.
 
     Room for a whole file is never made on the word of its header, which may be wrong.
@@ -134,6 +169,56 @@ def blocks(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
             yield block * _SIXTEEN_BITS if whole_numbers else block
         if len(block) < frames:
             return
+
+
+def from_samples(samples: np.ndarray, rate: float, *, channel: Literal["mean", "first"] = "mean") -> np.ndarray:
+    """A waveform in memory, as :func:`read` gives one of a file.
+
+    Args:
+        samples: ``(samples,)`` or ``(samples, channels)``. Floats have full scale [-1, 1]; 8, 16 and 32-bit integers
+            are scaled by their range (unsigned 8 bit, as WAV has it, around 128), other types are refused.
+        rate: samples per second.
+        channel: as for :func:`read`.
+
+    Returns:
+        float32 ``(samples,)`` at 16 kHz.
+
+    Raises:
+        AudioError: the rate is not positive, or the array is of another rank or type, empty, not finite or not scaled.
+    """
+    name, array = "the array", np.asarray(samples)
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < np.inf:
+        raise AudioError(name, f"has the sample rate {rate!r}: give a positive number of samples per second.")
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise AudioError(
+            name, f"has the shape {array.shape}: give (samples,) or (samples, channels), and some samples."
+        )
+    if array.ndim == 2 and array.shape[1] > array.shape[0]:
+        raise AudioError(name, f"has the shape {array.shape}, more channels than samples: transpose it.")
+    array = _scaled(name, array)
+    if not np.isfinite(array).all():
+        raise AudioError(name, "holds samples that are not finite: mend it first.")
+    peak = float(np.abs(array).max())
+    if peak > LOUDEST:
+        raise AudioError(name, f"holds samples as large as {peak:g}: scale it to [-1, 1], or pass integers.")
+    mono = to_mono(array[:, None] if array.ndim == 1 else array, channel)
+    if rate == SAMPLE_RATE:
+        return mono
+    resampled = soxr.resample(mono, rate, SAMPLE_RATE)
+    if len(resampled) == 0:
+        raise AudioError(name, f"is too short ({len(mono)} samples at {rate:g} Hz, none at 16 kHz): leave it out.")
+    return resampled
+
+
+def _scaled(name: str, array: np.ndarray) -> np.ndarray:
+    """Samples of any accepted type as float32, full scale [-1, 1]."""
+    if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
+        return array.astype(np.float32)
+    if array.dtype == np.uint8:
+        return (array.astype(np.float32) - 128) / np.float32(128)
+    if array.dtype in (np.int8, np.int16, np.int32):
+        return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+    raise AudioError(name, f"is of type {array.dtype}: give floats in [-1, 1], or 8, 16 or 32-bit integers.")
 
 
 def to_mono(block: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:

@@ -25,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.frontend import Frontend
 from psla_jax.models import tagger
+from psla_jax.models.layers import NoDraws
 from psla_jax.ontology import Vocabulary
 
 FORMAT = 1
@@ -160,8 +161,11 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
 
 
 def _abstract(config: ModelConfig, num_classes: int) -> nnx.Module:
-    """A model in float32 without values in its variables."""
-    return nnx.eval_shape(lambda: tagger.from_config(config, num_classes, jnp.float32, nnx.Rngs(0)))
+    """A model in float32 without values of its own in its variables."""
+    if ":" in config.name:
+        return nnx.eval_shape(lambda: tagger.from_config(config, num_classes, jnp.float32, nnx.Rngs(0)))
+    # The package's own models draw nothing if they are told so: a second less than tracing their random numbers.
+    return tagger.from_config(config, num_classes, jnp.float32, NoDraws())
 
 
 @functools.lru_cache

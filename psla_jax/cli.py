@@ -35,6 +35,7 @@ COMMANDS = {
         "CONFIG.py [--section.field value]", "train, evaluate and aggregate; run again to go on", "runs:train", True
     ),
     "evaluate": Command("MODEL... --data D.json", "figures of models and of their ensemble", "runs:evaluate", True),
+    "tag": Command("AUDIO... --model MODEL", "what is in recordings of any length, and when", "tagging:tag", True),
     "prepare": Command("audioset|folder|... ...", "datafiles from a data set", "prepare:prepare"),
     "enhance": Command("D.json --scores S", "labels that a model finds and annotators left out", "labeling:enhance"),
     "crossfit": Command(

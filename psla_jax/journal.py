@@ -81,6 +81,10 @@ class Bar:
         """One piece of work is done, or `count`; `note` stands behind the bar."""
         self._progress.update(self._task, advance=count, note=note)
 
+    def reach(self, done: int) -> None:
+        """So many pieces of work are done."""
+        self._progress.update(self._task, completed=done)
+
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """The items; each counts as done when the next one is asked for."""
         for item in items:

@@ -96,7 +96,7 @@ def measure(path: str | os.PathLike[str], channel: Channel) -> Measured:
     with audio.opened(path) as file:
         found = _Sums(file.samplerate)
         limit = LONGEST * file.samplerate
-        for block in audio.blocks(file, _BLOCK):
+        for block in audio.decoded(file, _BLOCK):
             found.add(block, audio.to_mono(block, channel))
             if found.samples >= limit or not found.finite:
                 break

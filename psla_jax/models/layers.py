@@ -36,25 +36,36 @@ def _draw(key: jax.Array, size: int) -> jax.Array:
     return jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)
 
 
-def uniform(key: jax.Array, shape: tuple[int, ...], bound: float) -> jax.Array:
-    """Uniform values in +-`bound`.
+class NoDraws:
+    """Takes the place of ``nnx.Rngs`` where a model is built only to be given weights: nothing is drawn."""
+
+    def params(self) -> None:
+        """No key."""
+
+
+def uniform(key: jax.Array | None, shape: tuple[int, ...], bound: float) -> jax.Array | np.ndarray:
+    """Uniform values in +-`bound`; without a key, zeros that take no room.
 
     Drawn in sizes of powers of two and cut, outside XLA where possible: a network has hundreds of shapes, and compiling
     a program for each would take longer than the first epoch of a small run.
     """
+    if key is None:
+        return np.broadcast_to(np.float32(0), shape)
     size = math.prod(shape)
     flat = _draw(key, 1 << (size - 1).bit_length())
     values = flat if isinstance(flat, jax.core.Tracer) else np.asarray(flat)
     return jax.device_put(values[:size].reshape(shape) * np.float32(bound))
 
 
-def torch_uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+def torch_uniform(key: jax.Array | None, shape: tuple[int, ...], fan_in: int) -> jax.Array | np.ndarray:
     """PyTorch's default for convolutions and their biases: uniform in +-1/sqrt(fan_in)."""
     return uniform(key, shape, 1.0 / math.sqrt(fan_in))
 
 
-def kaiming_normal(key: jax.Array, shape: tuple[int, ...], fan_out: int) -> jax.Array:
+def kaiming_normal(key: jax.Array | None, shape: tuple[int, ...], fan_out: int) -> jax.Array | np.ndarray:
     """What torchvision's networks start from: normal values of standard deviation sqrt(2/fan_out)."""
+    if key is None:
+        return np.broadcast_to(np.float32(0), shape)
     return jax.random.normal(key, shape, jnp.float32) * math.sqrt(2.0 / fan_out)
 
 
@@ -275,6 +286,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
+        # Put there as they are: jnp.ones would compile a program for every width.
         self.scale = nnx.Param(jax.device_put(np.ones(channels, np.float32)))
         self.bias = nnx.Param(jax.device_put(np.zeros(channels, np.float32)))
         self.mean = nnx.BatchStat(jax.device_put(np.zeros(channels, np.float32)))

@@ -1,14 +1,17 @@
 """From features at every step to one score per class (PSLA, section II-B).
 
-All map `(batch, steps, channels)` to `(batch, classes)` in float32. Attribute names are the reference's.
+All map `(batch, steps, channels)` to `(batch, classes)` in float32; a `mask (batch, steps)` is 1 at steps that count.
+Those that score every step have ``frames``. Attribute names are the reference's.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from psla_jax.models.layers import Conv, ModelError, torch_uniform, uniform
@@ -22,7 +25,7 @@ class _Linear(Conv):
     def __init__(self, channels: int, classes: int, *, reference_init: bool, rngs: nnx.Rngs) -> None:
         super().__init__(channels, classes, bias=True, rngs=rngs)
         if reference_init:
-            self.kernel[...] = uniform(rngs.params(), self.kernel.shape, math.sqrt(6.0 / channels))
+            self.kernel = nnx.Param(uniform(rngs.params(), self.kernel.shape, math.sqrt(6.0 / channels)))
             self.bias = nnx.Param(jnp.zeros((classes,)))
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
@@ -30,10 +33,29 @@ class _Linear(Conv):
         return jax.nn.sigmoid(self(x))
 
 
-def attend(attention: jax.Array, scores: jax.Array) -> jax.Array:
+def attend(attention: jax.Array, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Mean of `scores` over the steps, weighted by `attention`; both `(batch, steps, classes)`."""
     weights = jnp.clip(attention, EPSILON, 1.0 - EPSILON)
+    if mask is not None:
+        weights = weights * mask[..., None]
     return jnp.sum(weights / jnp.sum(weights, axis=1, keepdims=True) * scores, axis=1)
+
+
+def mean_over_steps(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`(batch, steps, n)` to `(batch, n)`."""
+    if mask is None:
+        return jnp.mean(x, axis=1)
+    return jnp.sum(x * mask[..., None], axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)[:, None]
+
+
+class FrameScores(NamedTuple):
+    """What a head says of every step; each `(batch, steps, classes)`."""
+
+    scores: jax.Array
+    """How much the step sounds like the class: classification scores, summed over the heads with their weights."""
+    attention: jax.Array
+    """How much the class attends to the step: sigmoids before they are divided by their sum over time, so that they
+    can be compared between windows; the mean over the heads."""
 
 
 class MeanPooling(nnx.Module):
@@ -42,8 +64,13 @@ class MeanPooling(nnx.Module):
     def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
         self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
 
-    def __call__(self, features: jax.Array) -> jax.Array:
-        return jnp.mean(self.cla.sigmoid(features), axis=1)
+    def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return mean_over_steps(self.cla.sigmoid(features), mask)
+
+    def frames(self, features: jax.Array) -> FrameScores:
+        """The score of every step; all steps weigh the same."""
+        scores = self.cla.sigmoid(features)
+        return FrameScores(scores, jnp.ones_like(scores))
 
 
 class LinearPooling(nnx.Module):
@@ -53,8 +80,8 @@ class LinearPooling(nnx.Module):
         self.kernel = nnx.Param(torch_uniform(rngs.params(), (channels, classes), channels))
         self.bias = nnx.Param(torch_uniform(rngs.params(), (classes,), channels))
 
-    def __call__(self, features: jax.Array) -> jax.Array:
-        return jax.nn.sigmoid(jnp.mean(features, axis=1) @ self.kernel[...] + self.bias[...])
+    def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return jax.nn.sigmoid(mean_over_steps(features, mask) @ self.kernel[...] + self.bias[...])
 
 
 class Attention(nnx.Module):
@@ -64,8 +91,12 @@ class Attention(nnx.Module):
         self.att = _Linear(channels, classes, reference_init=True, rngs=rngs)
         self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
 
-    def __call__(self, features: jax.Array) -> jax.Array:
-        return attend(self.att.sigmoid(features), self.cla.sigmoid(features))
+    def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return attend(self.att.sigmoid(features), self.cla.sigmoid(features), mask)
+
+    def frames(self, features: jax.Array) -> FrameScores:
+        """Score and attention of every step, as the head uses them."""
+        return FrameScores(self.cla.sigmoid(features), self.att.sigmoid(features))
 
 
 class MultiHeadAttention(nnx.Module):
@@ -74,11 +105,17 @@ class MultiHeadAttention(nnx.Module):
     def __init__(self, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.att = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
         self.cla = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
-        self.head_weight = nnx.Param(jnp.full((heads,), 1.0 / heads))
+        self.head_weight = nnx.Param(jax.device_put(np.full(heads, 1.0 / heads, np.float32)))
 
-    def __call__(self, features: jax.Array) -> jax.Array:
-        outputs = [attend(att.sigmoid(features), cla.sigmoid(features)) for att, cla in zip(self.att, self.cla)]
+    def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        outputs = [attend(att.sigmoid(features), cla.sigmoid(features), mask) for att, cla in zip(self.att, self.cla)]
         return jnp.tensordot(self.head_weight[...], jnp.stack(outputs), axes=1)
+
+    def frames(self, features: jax.Array) -> FrameScores:
+        """Score and attention of every step, over the heads."""
+        scores = [cla.sigmoid(features) for cla in self.cla]
+        attention = jnp.mean(jnp.stack([att.sigmoid(features) for att in self.att]), axis=0)
+        return FrameScores(jnp.tensordot(self.head_weight[...], jnp.stack(scores), axes=1), attention)
 
 
 Pooling = MeanPooling | LinearPooling | Attention | MultiHeadAttention

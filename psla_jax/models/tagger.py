@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from psla_jax.config import ModelConfig, Padding
 from psla_jax.models.efficientnet import SCALES, EfficientNet
-from psla_jax.models.layers import BatchNorm, ModelError
+from psla_jax.models.layers import BatchNorm, ModelError, NoDraws
 from psla_jax.models.mobilenet import MobileNetV2
 from psla_jax.models.pooling import Pooling, build_pooling
 from psla_jax.models.resnet import ResNet50
@@ -40,7 +40,7 @@ class AudioTagger(nnx.Module):
         padding: Padding,
         drop_connect: float,
         dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: Any,
     ) -> None:
         if name in SCALES:
             self.effnet = EfficientNet(name, padding=padding, drop_connect=drop_connect, dtype=dtype, rngs=rngs)
@@ -87,7 +87,7 @@ def build_model(
     padding: Padding = "symmetric",
     drop_connect: float = 0.2,
     dtype: DTypeLike = jnp.float32,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | NoDraws,
 ) -> nnx.Module:
     """Builds a model with fresh weights, in evaluation view.
 
@@ -134,8 +134,8 @@ def _custom_model(name: str) -> Callable[..., nnx.Module]:
         raise ModelError(f"the model {name!r} cannot be imported ({error}): name it as module:callable.") from error
 
 
-def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
-    """:func:`build_model` from the model section of a config."""
+def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | NoDraws) -> nnx.Module:
+    """:func:`build_model` from the model section of a config; with ``NoDraws``, one that waits for its weights."""
     return build_model(
         config.name,
         num_classes=num_classes,

@@ -1,0 +1,231 @@
+"""Sounds to names and times: tag."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from psla_jax.commands.arguments import UsageError, parse
+
+if TYPE_CHECKING:
+    from psla_jax.journal import Bar
+    from psla_jax.tagging.folder import Item
+    from psla_jax.tagging.tagger import Tagger
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What is in recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
+
+    audio: Positional[tuple[str, ...]]
+    """Files, or folders that are walked: whatever soundfile reads, at any rate, mono or not."""
+    model: tuple[str, ...]
+    """Model directory or run directory; several are an ensemble."""
+    top: int = 5
+    """How many classes of a whole recording to name."""
+    threshold: float = 0.2
+    """Scores below it are left out, and events reach it."""
+    classes: tuple[str, ...] = ()
+    """Look for these alone, by name or mid."""
+    not_classes: tuple[str, ...] = ()
+    """Leave these out."""
+    ontology: str = ""
+    """AudioSet's ontology.json: classes then stand for all below them too; without it, for themselves alone."""
+    times: Literal["auto", "always", "never"] = "auto"
+    """Events with times: for recordings longer than a window (auto), for all, or for none."""
+    json: str = ""
+    """Write a JSON object per line and recording to this file; - for the screen."""
+    csv: str = ""
+    """Write clip,onset,offset,class,mid,score to this file; - for the screen."""
+    rttm: str = ""
+    """Write RTTM lines to this file; - for the screen."""
+    audacity: str = ""
+    """Write an Audacity label track per recording into this folder."""
+    embeddings: str = ""
+    """Write the embeddings of every recording and of its steps into this folder, as .npz."""
+    policy: Literal["", "pad", "repeat", "mask"] = ""
+    """Recordings shorter than a window: silence after them, themselves again, or their own steps alone."""
+    overlap: float = 0.5
+    """Of the windows of longer recordings."""
+    release: float = 0.5
+    """An event lasts while scores are at this fraction of the threshold or above."""
+    smooth: int = 3
+    """Steps of 0.32 s under the running median of the scores; odd, 1 for none."""
+    min_gap: float = 0.64
+    """Seconds: events of a class with less between them are one."""
+    min_duration: float = 0.32
+    """Seconds: shorter events are left out."""
+    channel: Literal["mean", "first"] = "mean"
+    """Which channel of a stereo recording."""
+    batch_size: int = 0
+    """Windows computed together; 0 for what suits the device."""
+    trust: bool = False
+    """Import the Python code that a custom model names."""
+    overwrite: bool = False
+    """Begin the outputs anew, whatever is there."""
+
+
+def tag(arguments: list[str]) -> int:
+    """psla tag AUDIO... --model MODEL"""
+    options: Tag = parse(Tag, arguments, "psla tag")
+    screens = [name for name in ("json", "csv", "rttm") if getattr(options, name) == "-"]
+    if len(screens) > 1:
+        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    if options.top < 1:
+        raise UsageError(f"--top is {options.top}: name at least one class.")
+
+    from psla_jax.tagging.folder import find_audio
+
+    items = find_audio(options.audio)
+    tagger, classes = _tagger(options)
+    return _Session(options, tagger, classes).run(items)
+
+
+def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
+    """The models, and which of their classes to look for."""
+    from psla_jax.ontology import Ontology
+    from psla_jax.tagging.classes import selected
+    from psla_jax.tagging.events import Rules
+    from psla_jax.tagging.tagger import POLICY, load
+
+    rules = Rules(options.threshold, options.release, options.smooth, options.min_gap, options.min_duration)
+    tagger = load(
+        options.model,
+        trust=options.trust,
+        policy=options.policy or POLICY,
+        overlap=options.overlap,
+        rules=rules,
+        channel=options.channel,
+        batch_size=options.batch_size,
+    )
+    if options.embeddings:
+        tagger.require_embeddings()
+    ontology = Ontology.read(options.ontology) if options.ontology else None
+    return tagger, selected(tagger.vocabulary, options.classes, options.not_classes, ontology)
+
+
+class _Session:
+    """One call of the command: where results go, and what has failed."""
+
+    def __init__(self, options: Tag, tagger: Tagger, classes: list[int] | None) -> None:
+        from rich.console import Console
+
+        from psla_jax.tagging import output
+
+        self.options, self.tagger, self.classes = options, tagger, classes
+        self.shown = output.Shown(options.top, options.threshold, options.times)
+        self.formats = {"json": output.json_line, "csv": output.csv_rows, "rttm": output.rttm_lines}
+        self.headers = {"json": "", "csv": ",".join(output.COLUMNS) + "\n", "rttm": ""}
+        self.screen = Console(highlight=False)
+        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.failed = 0
+
+    def run(self, items: list[Item]) -> int:
+        """Tags everything that is not done yet; 1 if something could not be."""
+        from psla_jax.tagging.folder import Results
+
+        options = self.options
+        files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
+        folders = [folder for folder in (options.audacity, options.embeddings) if folder]
+        settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("overwrite", "batch_size")}
+        results = Results(files, folders, settings, overwrite=options.overwrite)
+        waiting = [item for item in items if item.path not in results.done]
+        if len(waiting) < len(items):
+            self.errors.print(f"{len(items) - len(waiting)} of {len(items)} recordings are done already: going on")
+        for name in self.headers:
+            if getattr(options, name) == "-":
+                sys.stdout.write(self.headers[name])
+        try:
+            with self._progress(waiting) as bar:
+                for item, found in zip(waiting, self._found(waiting, bar)):
+                    self._take(item, found, results)
+        except BaseException:
+            results.close()
+            raise
+        results.finish()
+        if self.failed:
+            self.errors.print(f"{self.failed} of {len(items)} recordings could not be tagged")
+        return 1 if self.failed else 0
+
+    def _progress(self, items: list[Item]) -> Any:
+        """A bar over the recordings, or over the seconds of a single one."""
+        from psla_jax.audio import header
+        from psla_jax.journal import Journal
+
+        total = len(items) if len(items) != 1 else math.ceil(header(items[0].path)[0])
+        return Journal().progress("tagging", total)
+
+    def _found(self, items: list[Item], bar: Bar) -> Iterator[Any]:
+        """The results in the order of the items, while the bar shows how far it is."""
+        from psla_jax.tagging.clip import Wanted
+        from psla_jax.tagging.result import clock
+
+        def tell(clip: str, seconds: float) -> None:
+            if len(items) == 1:
+                bar.reach(math.floor(seconds))
+            else:
+                bar.describe(f"{clip} {clock(seconds)}")
+
+        self.tagger.on_compile = bar.describe
+        wanted = Wanted(embeddings=bool(self.options.embeddings))
+        for found in self.tagger.analyse((item.path for item in items), wanted, self.classes, tell):
+            yield found
+            if len(items) > 1:
+                bar.advance()
+
+    def _take(self, item: Item, found: Any, results: Any) -> None:
+        """Writes what was found in one recording, or why nothing was."""
+        from psla_jax.tagging.tagger import Failure
+
+        options = self.options
+        if isinstance(found, Failure):
+            self.failed += 1
+            self.errors.print(f"psla: {found.error}", markup=False)
+            line = self._failure_line(found)
+            results.add(item.path, {options.json: line} if options.json not in ("", "-") else {})
+            if options.json == "-":
+                sys.stdout.write(line)
+            return
+        tags = found.result()
+        self._write_own_files(item, found, tags)
+        texts = {name: make(tags, self.shown) for name, make in self.formats.items() if getattr(options, name)}
+        results.add(item.path, {getattr(options, k): text for k, text in texts.items() if getattr(options, k) != "-"})
+        screen = [text for name, text in texts.items() if getattr(options, name) == "-"]
+        if screen:
+            sys.stdout.write(screen[0])
+            sys.stdout.flush()
+        elif not texts and not options.audacity and not options.embeddings:
+            self._show(tags)
+
+    def _show(self, tags: Any) -> None:
+        from psla_jax.tagging import output
+
+        output.show(self.screen, tags, self.shown)
+
+    def _failure_line(self, found: Any) -> str:
+        import json
+
+        return json.dumps({"clip": found.clip, "error": str(found.error)}, ensure_ascii=False) + "\n"
+
+    def _write_own_files(self, item: Item, found: Any, tags: Any) -> None:
+        """The label track and the embeddings of one recording."""
+        from pathlib import Path
+
+        from psla_jax.ontology import written_aside
+        from psla_jax.tagging import output
+
+        if self.options.audacity:
+            place = Path(self.options.audacity) / f"{item.name}.txt"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with written_aside(place) as file:
+                file.write(output.audacity_labels(tags, self.shown))
+        if self.options.embeddings:
+            place = Path(self.options.embeddings) / f"{item.name}.npz"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            found.embeddings().save(place)

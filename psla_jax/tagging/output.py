@@ -1,0 +1,135 @@
+"""Results as text: for people, and in the formats that other programs read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from psla_jax.tagging.result import Event, Tags, clock
+
+COLUMNS = ("clip", "onset", "offset", "class", "mid", "score")
+SHOWN_EVENTS = 40
+"""Events of one recording on the screen; the files have all."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How much of a result is written."""
+
+    top: int = 5
+    """Classes of the whole recording, the highest first."""
+    threshold: float = 0.2
+    """Classes below it are left out."""
+    times: Literal["auto", "always", "never"] = "auto"
+    """Events, or the whole recording's classes: ``auto`` has events where it is longer than a window."""
+
+    def has_events(self, tags: Tags) -> bool:
+        """Whether a recording is told by its events."""
+        return self.times == "always" or (self.times == "auto" and tags.long)
+
+    def events(self, tags: Tags) -> Sequence[Event]:
+        """What is written of a recording: its events, or its classes as events that last all the time."""
+        if self.has_events(tags):
+            return tags.events
+        found = tags.top(self.top, self.threshold)
+        return [Event(0.0, round(tags.duration, 3), tag.mid, tag.name, tag.score) for tag in found]
+
+
+def csv_rows(tags: Tags, shown: Shown) -> str:
+    """Lines of ``clip,onset,offset,class,mid,score``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for e in shown.events(tags):
+        writer.writerow((tags.clip, f"{e.onset:.3f}", f"{e.offset:.3f}", e.name, e.mid, f"{e.score:.6f}"))
+    return text.getvalue()
+
+
+def json_line(tags: Tags, shown: Shown) -> str:
+    """One object on one line: clip, duration, tags, events, notes."""
+    tagged = tags.top(shown.top, shown.threshold)
+    content: dict[str, Any] = {
+        "clip": tags.clip,
+        "duration": round(tags.duration, 3),
+        "tags": [{"class": t.name, "mid": t.mid, "score": round(t.score, 6)} for t in tagged],
+    }
+    if shown.has_events(tags):
+        content["events"] = [
+            {"onset": e.onset, "offset": e.offset, "class": e.name, "mid": e.mid, "score": round(e.score, 6)}
+            for e in tags.events
+        ]
+        content["events_from"] = tags.events_from
+    if tags.notes:
+        content["notes"] = list(tags.notes)
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def audacity_labels(tags: Tags, shown: Shown) -> str:
+    """A label track: onset, offset and class between tabs."""
+    return "".join(f"{e.onset:.6f}\t{e.offset:.6f}\t{e.name}\n" for e in shown.events(tags))
+
+
+def rttm_lines(tags: Tags, shown: Shown) -> str:
+    """The ten fields of RTTM, with the class for the speaker and the score for the confidence; blanks become ``_``."""
+    clip = _one_word(tags.clip)
+    return "".join(
+        f"SPEAKER {clip} 1 {e.onset:.3f} {e.offset - e.onset:.3f} <NA> <NA> {_one_word(e.name)} {e.score:.6f} <NA>\n"
+        for e in shown.events(tags)
+    )
+
+
+def _one_word(text: str) -> str:
+    return "_".join(text.split())
+
+
+def show(console: Console, tags: Tags, shown: Shown) -> None:
+    """The table of one recording."""
+    console.print(f"[bold]{escape(tags.clip)}[/]  {clock(tags.duration)}", highlight=False)
+    for note in tags.notes:
+        console.print(f"  {note}", style="yellow", markup=False, highlight=False)
+    found = tags.top(shown.top, shown.threshold)
+    if found:
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
+        table.add_column(justify="right")
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for tag in found:
+            table.add_row(f"{tag.score:.3f}", _bar(tag.score), escape(tag.name))
+        console.print(table)
+    else:
+        best = tags.top(1)[0]
+        console.print(
+            f"  no class reaches {shown.threshold:g}; the highest is {best.name} with {best.score:.3f}", markup=False
+        )
+    if shown.has_events(tags):
+        _show_events(console, tags)
+    console.print()
+
+
+def _show_events(console: Console, tags: Tags) -> None:
+    source = "" if tags.events_from == "head" else " (from windows alone: this model does not score steps)"
+    if not tags.events:
+        console.print(f"  no events{source}", markup=False)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), title=f"  events{source}", title_justify="left")
+    for name in ("from", "to", "score"):
+        table.add_column(name, justify="right", header_style="dim")
+    table.add_column("class", header_style="dim", overflow="fold")
+    for e in tags.events[:SHOWN_EVENTS]:
+        table.add_row(clock(e.onset), clock(e.offset), f"{e.score:.3f}", escape(e.name))
+    console.print(table)
+    if len(tags.events) > SHOWN_EVENTS:
+        more = len(tags.events) - SHOWN_EVENTS
+        console.print(f"  ... and {more} more: --csv FILE writes all", markup=False, highlight=False)
+
+
+def _bar(score: float, width: int = 12) -> str:
+    eighths = round(min(max(score, 0.0), 1.0) * width * 8)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()

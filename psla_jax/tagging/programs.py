@@ -1,0 +1,158 @@
+"""A model's network as compiled programs over batches of windows, two shapes at most."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psla_jax.checkpoints import Model
+from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
+from psla_jax.models.pooling import LinearPooling
+from psla_jax.models.tagger import AudioTagger
+from psla_jax.tagging import kept
+from psla_jax.tagging.windows import FRAMES_PER_STEP
+
+Policy = Literal["pad", "repeat", "mask"]
+BATCH_ON_CPU, BATCH = 4, 32
+"""Windows computed together, where there are so many. On a CPU more do not make it faster."""
+
+
+class Output(NamedTuple):
+    """What a program says of a batch of windows."""
+
+    scores: Any
+    """``(batch, classes)``."""
+    frames: Any = None
+    """``(batch, steps, classes)``: the scores of every step; None where the head has none."""
+    attention: Any = None
+    """``(batch, steps, classes)``, likewise."""
+    features: Any = None
+    """``(batch, steps, channels)``; None for a model of somebody's own code."""
+
+
+def _analyse(
+    graphdef: Any, frontend: Frontend, masked: bool, weights: Any, waveforms: jax.Array, lengths: jax.Array
+) -> Output:
+    """One program from waveforms, mean-free and zero-padded to the window, to everything that tagging asks for."""
+    network = nnx.merge(graphdef, *weights)
+    spectrograms = frontend(waveforms, lengths)
+    if not isinstance(network, AudioTagger):
+        return Output(network(spectrograms).astype(jnp.float32))
+    features = network.backbone(spectrograms)
+    mask = _mask(lengths, features.shape[1]) if masked else None
+    scores = network.head(features, mask)
+    if isinstance(network.head, LinearPooling):
+        return Output(scores, features=features)
+    frames, attention = network.head.frames(features)
+    return Output(scores, frames, attention, features)
+
+
+def _mask(lengths: jax.Array, steps: int) -> jax.Array:
+    """1 for the steps that have sound in them, at least one a clip; `(batch, steps)`."""
+    frames = jnp.where(lengths < FRAME_LENGTH, 0, 1 + (lengths - FRAME_LENGTH) // FRAME_SHIFT)
+    return (jnp.arange(steps) < jnp.maximum(1, -(-frames // FRAMES_PER_STEP))[:, None]).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded model as compiled programs. Safe to call from threads: it changes nothing but the table of programs."""
+
+    model: Model
+    policy: Policy
+    batch_size: int
+    on_compile: Callable[[str], None] = field(repr=False)
+    """Told what is happening before a program is compiled, and given an empty text afterwards."""
+    _programs: dict[int, Any] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        graphdef, params, rest = nnx.split(self.model.network, nnx.Param, ...)
+        return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+
+    @functools.cached_property
+    def frontend(self) -> Frontend:
+        """Waveforms to this model's spectrograms."""
+        return self.model.frontend
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the head scores every step."""
+        network = self.model.network
+        return isinstance(network, AudioTagger) and not isinstance(network.head, LinearPooling)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of an embedding; 0 where the model has none to give."""
+        network = self.model.network
+        return network.backbone.num_features if isinstance(network, AudioTagger) else 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole window."""
+        return -(-self.frontend.target_length // FRAMES_PER_STEP)
+
+    def __call__(self, windows: Sequence[np.ndarray]) -> Output:
+        """Starts the computation for up to `batch_size` windows; the output has their rows first, then padding."""
+        size = 1 if len(windows) == 1 else self.batch_size
+        waveforms = np.zeros((size, self.frontend.num_samples), np.float32)
+        lengths = np.zeros(size, np.int32)
+        for row, samples in enumerate(windows):
+            samples = samples[: self.frontend.num_samples] - samples.mean()
+            if self.policy == "repeat":
+                samples = np.resize(samples, self.frontend.num_samples)
+            waveforms[row, : len(samples)], lengths[row] = samples, len(samples)
+        return self._program(size)(self._parts[1], waveforms, lengths)
+
+    def _program(self, size: int) -> Any:
+        """The program for a batch of that size, compiled once."""
+        with self._lock:
+            if size not in self._programs:
+                self._programs[size] = self._kept(size) or self._compiled(size)
+            return self._programs[size]
+
+    def _arguments(self, size: int) -> tuple[Any, Any, Any]:
+        """Weights, waveforms and lengths as a program takes them."""
+        waveforms = jax.ShapeDtypeStruct((size, self.frontend.num_samples), jnp.float32)
+        return self._parts[1], waveforms, jax.ShapeDtypeStruct((size,), jnp.int32)
+
+    def _name(self, size: int) -> str:
+        """What the program is kept under; empty for somebody's own code, which may change unseen."""
+        card = self.model.card
+        if ":" in card.model.name:
+            return ""
+        settings = dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), len(card.vocabulary)
+        return kept.key(*settings, size, self.policy == "mask")
+
+    def _kept(self, size: int) -> Any | None:
+        """The program from an earlier process, if there is one and it runs."""
+        if not self._name(size):
+            return None
+        output = Output(0, *([0, 0] if self.has_frames else [None, None]), 0)
+        weights, *inputs = self._arguments(size)
+        trees = jax.tree.structure(((weights, *inputs), {})), jax.tree.structure(output)
+        return kept.read(self._name(size), *trees, (weights, *(np.zeros(x.shape, x.dtype) for x in inputs)))
+
+    def _compiled(self, size: int) -> Any:
+        """The program, made anew and kept."""
+        self.on_compile("compiling (once; kept for the next time)")
+        program = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
+        compiled = kept.compiled_anew(program, *self._arguments(size))
+        if self._name(size):
+            kept.write(self._name(size), compiled)
+        self.on_compile("")
+        return compiled
+
+
+def batch_size_for_device() -> int:
+    """How many windows are computed together here."""
+    return BATCH_ON_CPU if jax.default_backend() == "cpu" else BATCH

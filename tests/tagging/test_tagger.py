@@ -1,0 +1,280 @@
+"""The tagger against evaluation, against the network called by hand, and under bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from sounds import VOCABULARY
+
+import psla_jax
+from psla_jax.audio import AudioError, write_pcm16
+from psla_jax.checkpoints import CheckpointError, load_model
+from psla_jax.comparison import Request, evaluate
+from psla_jax.data import datafile
+from psla_jax.evaluation import Scores
+from psla_jax.tagging.events import Rules, find_events
+from psla_jax.tagging.tagger import Failure, TaggerError
+from psla_jax.tagging.windows import STEP_SAMPLES, Cutter
+
+SIZE = 400 + 160 * 95
+
+
+def by_hand(model, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores, frame scores and features of one window, from the network alone."""
+    padded = np.zeros((1, SIZE), np.float32)
+    padded[0, : len(samples)] = samples - samples.mean()
+    features = nnx.jit(model.network.backbone)(model.frontend(padded, np.array([len(samples)])))
+    head = model.network.head
+    scores = [jax.nn.sigmoid(cla(features)) for cla in head.cla]
+    frames = sum(w * s for w, s in zip(head.head_weight[...], scores))
+    return np.asarray(head(features))[0], np.asarray(frames)[0], np.asarray(features)[0]
+
+
+def test_a_clip_no_longer_than_a_window_scores_as_in_evaluation(saved, sound, tmp_path, monkeypatch):
+    found: list[Scores] = []
+    monkeypatch.setattr(Scores, "metrics", lambda self, real=Scores.metrics: found.append(self) or real(self))
+    lengths = (SIZE, SIZE - 1, 9_000, 401)
+    records = []
+    for i, length in enumerate(lengths):
+        write_pcm16(tmp_path / f"{i}.wav", sound[20_000 * i : 20_000 * i + length])
+        records.append((str(tmp_path / f"{i}.wav"), [VOCABULARY.mids[i % 3]]))
+    datafile.write(tmp_path / "data.json", records)
+    evaluate(
+        Request((str(saved("attention")),), str(tmp_path / "data.json"), batch_size=4, bootstrap=0, keep_scores=False)
+    )
+    tagger = psla_jax.load(saved("attention"), batch_size=4)
+    for clip, scores in zip(found[0].clips, found[0].scores):
+        np.testing.assert_allclose(tagger.tag(clip).scores, scores, atol=2e-6)
+    assert np.ptp(found[0].scores) > 0.2
+
+
+def test_a_long_recording_is_its_windows_joined(saved, sound):
+    model = load_model(saved("attention"))
+    tagger = psla_jax.load(saved("attention"), overlap=0.4, batch_size=4)
+    cutter = Cutter(SIZE, 2)
+    windows = [*cutter.push(sound), *cutter.finish()]
+    seen = [(w, *by_hand(model, sound[w.start * STEP_SAMPLES :][:SIZE])) for w in windows]
+    steps = windows[-1].start + windows[-1].steps
+    assert steps == 19
+    total, features, weights = np.zeros((steps, 4)), np.zeros((steps, seen[0][3].shape[1])), np.zeros((steps, 1))
+    for window, _, frames, embedding in seen:
+        for j in range(window.steps):
+            weight = min(j + 1, 3 - j)
+            total[window.start + j] += weight * frames[j]
+            features[window.start + j] += weight * embedding[j]
+            weights[window.start + j] += weight
+    timeline = tagger.timeline(sound, 16_000)
+    np.testing.assert_allclose(timeline.scores, total / weights, atol=1e-3)
+    np.testing.assert_allclose(timeline.times[[0, 1, -1]], [0, 0.32, 5.76])
+    result = tagger.tag(sound, 16_000)
+    np.testing.assert_allclose(result.scores, np.max([s for _, s, _, _ in seen], axis=0), atol=2e-6)
+    embeddings = tagger.embed(sound, 16_000)
+    np.testing.assert_allclose(embeddings.frames, features / weights, atol=1e-4)
+    np.testing.assert_allclose(embeddings.clip, (features / weights).mean(axis=0), atol=1e-4)
+    assert result.long
+    assert result.duration == 6.0
+
+
+def test_events_are_those_of_the_timeline(saved, sound):
+    timeline = psla_jax.load(saved("attention")).timeline(sound, 16_000)
+    middle = np.sort(timeline.scores.astype(np.float32), axis=0)[9:11].mean(axis=0)  # no score lies on it
+    rules = Rules(threshold=middle, release=1.0, smooth=3, min_gap=0.4)
+    result = psla_jax.load(saved("attention"), rules=rules).tag(sound, 16_000)
+    spans = find_events(timeline.scores.astype(np.float32), rules)
+    assert len(spans) > 3, timeline.scores
+    assert [(e.mid, e.onset) for e in result.events] == [
+        (VOCABULARY.mids[s.column], pytest.approx(0.32 * s.start)) for s in spans
+    ]
+    assert all(0 <= e.onset < e.offset <= 6.0 for e in result.events)
+    few = psla_jax.load(saved("attention"), rules=rules).tag(sound, 16_000, classes=[2])
+    assert few.events == tuple(e for e in result.events if e.mid == VOCABULARY.mids[2])
+    assert [t.mid for t in few.top()] == [VOCABULARY.mids[2]]
+
+
+@pytest.mark.parametrize("policy", ["pad", "repeat", "mask"])
+def test_what_becomes_of_short_clips(saved, sound, policy):
+    model, short = load_model(saved("attention")), sound[17_000 : 17_000 + 6_000]
+    tagger = psla_jax.load(saved("attention"), policy=policy)
+    result = tagger.tag(short, 16_000)
+    if policy == "pad":
+        expected = by_hand(model, short)[0]
+    elif policy == "repeat":
+        quiet = short - short.mean()
+        expected = by_hand(model, np.tile(quiet, 3)[:SIZE])[0]
+    else:
+        features = by_hand(model, short)[2][None, :2]  # 36 frames reach into two steps.
+        expected = np.asarray(model.network.head(features))[0]
+    np.testing.assert_allclose(result.scores, expected, atol=1e-5)
+    assert tagger.timeline(short, 16_000).scores.shape == (2, 4), "padding is no step"
+    assert tagger.embed(short, 16_000).frames.shape[0] == 2
+
+
+def test_policies_agree_where_a_window_is_full(saved, sound):
+    scores = [
+        psla_jax.load(saved("mean"), policy=p).tag(sound[:SIZE], 16_000).scores for p in ("pad", "repeat", "mask")
+    ]
+    np.testing.assert_allclose(scores[1:], [scores[0]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [("mean", "head"), ("one head", "head"), ("linear", "windows"), ("custom", "windows")]
+)
+def test_where_times_come_from(saved, sound, kind, source):
+    tagger = psla_jax.load(saved(kind), trust=True)
+    assert tagger.tag(sound, 16_000).events_from == tagger.events_from == source
+    scores = tagger.timeline(sound, 16_000).scores
+    assert scores.shape == (19, 4)
+    if source == "windows":
+        assert (scores[0] == tagger.tag(sound[:SIZE], 16_000).scores.astype(np.float16)).all()
+
+
+def test_an_ensemble_is_the_mean_of_its_members(saved, sound):
+    members = [psla_jax.load(saved(kind)) for kind in ("attention", "other")]
+    together = psla_jax.load([saved("attention"), saved("other")])
+    for samples in (sound, sound[:5000]):
+        scores = [member.tag(samples, 16_000).scores for member in members]
+        assert np.abs(scores[0] - scores[1]).max() > 0.01
+        np.testing.assert_allclose(together.tag(samples, 16_000).scores, np.mean(scores, axis=0), atol=2e-6)
+        timelines = [member.timeline(samples, 16_000).scores.astype(np.float32) for member in members]
+        np.testing.assert_allclose(together.timeline(samples, 16_000).scores, np.mean(timelines, axis=0), atol=2e-3)
+
+
+def changed(model, to, change):
+    """A copy of a model with another description."""
+    shutil.copytree(model, to)
+    card = json.loads((to / "model.json").read_text())
+    change(card)
+    (to / "model.json").write_text(json.dumps(card))
+    return to
+
+
+def test_members_may_differ_in_windows_and_order_of_classes(saved, sound, tmp_path):
+    longer = changed(saved("other"), tmp_path / "longer", lambda card: card["frontend"].update(target_length=160))
+    members = [psla_jax.load(saved("attention")), psla_jax.load(longer)]
+    together = psla_jax.load([saved("attention"), longer])
+    expected = np.mean([member.timeline(sound, 16_000).scores for member in members], axis=0, dtype=np.float32)
+    np.testing.assert_allclose(together.timeline(sound, 16_000).scores, expected, atol=2e-3)
+    turned = changed(saved("other"), tmp_path / "turned", lambda card: card["vocabulary"].reverse())
+    pair = psla_jax.load([saved("attention"), turned])
+    scores = [members[0].tag(sound, 16_000).scores, psla_jax.load(turned).tag(sound, 16_000).scores[::-1]]
+    np.testing.assert_allclose(pair.tag(sound, 16_000).scores, np.mean(scores, axis=0), atol=2e-6)
+
+
+def test_files_and_arrays_of_any_kind_agree(saved, sound, tmp_path):
+    tagger = psla_jax.load(saved("attention"))
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="PCM_16")
+    scores = tagger.tag(tmp_path / "a.wav").scores
+    pcm = soundfile.read(tmp_path / "a.wav", dtype="int16")[0]
+    for same in (pcm, pcm.astype(np.int32) * 65_536, pcm / 32_768, np.stack([pcm, pcm], axis=1)):
+        np.testing.assert_allclose(tagger.tag(same, 16_000).scores, scores, atol=1e-6)
+
+
+def test_threads_do_not_disturb_each_other(saved, sound):
+    tagger = psla_jax.load(saved("attention"), batch_size=4)
+    pieces = [sound[2_000 * i : 2_000 * i + 12_000 + 7_000 * (i % 5)] for i in range(16)]
+    alone = [psla_jax.load(saved("attention"), batch_size=4).tag(piece, 16_000) for piece in pieces[:3]]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda piece: tagger.tag(piece, 16_000), pieces))
+    for one, other in zip(alone, together):
+        np.testing.assert_array_equal(one.scores, other.scores)
+        assert one.events == other.events
+
+
+def test_few_programs_serve_any_length(saved, sound):
+    said: list[str] = []
+    tagger = psla_jax.load(saved("attention"), batch_size=4)
+    tagger.on_compile = said.append
+    for length in (500, 3_000, 15_600, 16_000, 33_333, 61_234, 96_000):
+        tagger.tag(sound[:length], 16_000)
+    assert [bool(text) for text in said] == [True, False, True, False]
+    assert "compiling" in said[0]
+
+
+def test_many_files_come_in_their_order_and_a_bad_one_does_not_stop_them(saved, sound, tmp_path):
+    tagger = psla_jax.load(saved("attention"), batch_size=4)
+    paths = [tmp_path / f"{i}.wav" for i in range(9)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, sound[: 3_000 + 11_000 * (i % 4)], 16_000)
+    paths[3].write_text("no sound")
+    paths[8].unlink()
+    found = list(tagger.tag_all(paths))
+    assert [f.clip for f in found] == [str(path) for path in paths]
+    assert [i for i, f in enumerate(found) if isinstance(f, Failure)] == [3, 8]
+    assert "cannot be read as audio" in str(found[3].error)
+    for path, result in zip(paths, found):
+        if not isinstance(result, Failure):
+            np.testing.assert_allclose(result.scores, tagger.tag(path).scores, atol=2e-6)
+
+
+ARRAYS = {
+    "rank": (np.zeros((2, 3, 4)), 16_000, "has the shape (2, 3, 4)"),
+    "turned": (np.zeros((2, 4_000)), 16_000, "transpose it"),
+    "empty": (np.zeros(0), 16_000, "has the shape (0,)"),
+    "NaN": (np.full(5_000, np.nan), 16_000, "not finite"),
+    "int64": (np.zeros(5_000, np.int64), 16_000, "is of type int64"),
+    "complex": (np.zeros(5_000, complex), 16_000, "is of type complex128"),
+    "text": (np.array(["a", "b"]), 16_000, "is of type <U1"),
+    "scale": (np.full(5_000, 20_000.0), 16_000, "scale it to [-1, 1]"),
+    "rate 0": (np.zeros(5_000), 0, "has the sample rate 0"),
+    "negative rate": (np.zeros(5_000), -44_100, "has the sample rate -44100"),
+    "rate NaN": (np.zeros(5_000), float("nan"), "has the sample rate nan"),
+    "rate in words": (np.zeros(5_000), "16k", "has the sample rate '16k'"),
+    "too short": (np.zeros(399), 16_000, "is too short (399 samples at 16 kHz)"),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_that_cannot_be_tagged_are_named(saved, kind):
+    samples, rate, reason = ARRAYS[kind]
+    with pytest.raises(AudioError) as caught:
+        psla_jax.load(saved("attention")).tag(samples, rate)
+    assert reason in str(caught.value)
+    assert str(caught.value).count(". ") == 0
+
+
+def test_other_mistakes_are_one_sentence(saved, sound, tmp_path):
+    tagger = psla_jax.load(saved("attention"))
+    with pytest.raises(TaggerError, match="give sample_rate too"):
+        tagger.tag(sound)
+    with pytest.raises(TaggerError, match="sample_rate is 16000 for the file"):
+        tagger.tag("a.wav", 16_000)
+    with pytest.raises(AudioError, match="is missing"):
+        tagger.tag(tmp_path / "a.wav")
+    for option, value in (("policy", "loop"), ("times", "never"), ("channel", "left"), ("batch_size", -1)):
+        with pytest.raises(TaggerError, match=f"{option} is "):
+            psla_jax.load(saved("attention"), **{option: value})
+    with pytest.raises(TaggerError, match="unexpected keyword argument 'polcy'"):
+        psla_jax.load(saved("attention"), polcy="pad")
+    with pytest.raises(TaggerError, match="name at least one"):
+        psla_jax.load([])
+    with pytest.raises(TaggerError, match="share no space"):
+        psla_jax.load([saved("attention"), saved("other")]).embed(sound, 16_000)
+    with pytest.raises(TaggerError, match="no embeddings to give"):
+        psla_jax.load(saved("custom"), trust=True).embed(sound, 16_000)
+    other = changed(saved("other"), tmp_path / "m", lambda card: card["vocabulary"][0].__setitem__(0, "/t/else"))
+    with pytest.raises(TaggerError, match="differ in 2 classes, such as '/t/else'"):
+        psla_jax.load([saved("attention"), other])
+
+
+def test_an_incomplete_model_is_named(saved, tmp_path):
+    shutil.copytree(saved("attention"), tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "weights")
+    with pytest.raises(CheckpointError, match=r"weights of .*model cannot be read"):
+        psla_jax.load(tmp_path / "model")
+    (tmp_path / "model" / "model.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.json is missing"):
+        psla_jax.load(tmp_path / "model")
+
+
+def test_silence_and_a_narrow_band_are_noted(saved, sound):
+    tagger = psla_jax.load(saved("attention"))
+    assert "is silent" in tagger.tag(np.zeros(9_000), 16_000).notes[0]
+    assert "8000 Hz: it has nothing above 4000 Hz" in tagger.tag(sound, 8_000).notes[0]
+    assert tagger.tag(sound, 16_000).notes == ()
