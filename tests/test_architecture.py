@@ -24,10 +24,13 @@ DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
-HOST_SIDE = ("config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data")
+HOST_SIDE = (
+    "config", "ontology", "metrics", "audio", "sampling.balance", "sampling.mixup", "data",
+    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "output", "result", "windows")),
+)  # fmt: skip
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
-DEFERRED_LIBRARIES = {"absl", "jax", "platformdirs", "pooch", "requests", "scipy", "torch"}
+DEFERRED_LIBRARIES = {"absl", "jax", "pandas", "platformdirs", "pooch", "requests", "scipy", "torch"}
 """Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
 DYNAMIC = {"", "cli", "models.tagger"}
 """Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""
@@ -42,6 +45,7 @@ ROOMS = {
     "sampling": (),
     "models": ("config", "models"),
     "data": ("audio", "cache", "config", "data", "ontology", "sampling"),
+    "tagging": ("audio", "checkpoints", "config", "frontend", "models", "ontology", "tagging"),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {
@@ -194,7 +198,7 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    optional = needed | distributions(extras["cuda"]) | distributions(extras["convert"])
+    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas")))
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:
@@ -248,6 +252,11 @@ def test_the_command_line_starts_without_anything_heavy():
     own = ["psla_jax.cache", "psla_jax.cli", "psla_jax.runtime"]
     assert [name for name in loaded if within(name, PACKAGE)] == [PACKAGE, *own]
     assert {library(name) for name in loaded} & HEAVY == set()
+
+
+def test_tagging_loads_nothing_that_only_training_needs():
+    loaded = {library(name) for name in loaded_by("psla_jax.tagging.tagger")}
+    assert loaded & {"grain", "pandas", "scipy", "sklearn", "tensorboardX", "torch"} == set()
 
 
 @pytest.mark.parametrize("name", psla_jax.__all__)
