@@ -50,7 +50,7 @@ PARTS = (
     Part("frontend", "s", ("ours", "released"), "log-mel of 8 clips of 10 s"),
     Part("host_per_clip", "s", ("ours", "released"), "CPU time of one core per training clip of 10 s"),
     Part("epoch_end", "s", ("ours", "released"), "metrics and scores on disk, 20,000 clips x 527 classes"),
-    Part("first_tag", "s", ("ours",), "a cold process until a 10 s file is tagged, second time"),
+    Part("first_tag", "s", ("ours",), "psla tag on a 10 s file, a process of its own, second time"),
 )
 
 

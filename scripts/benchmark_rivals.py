@@ -375,27 +375,9 @@ def _reference_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) ->
     loop(ensemble)
 
 
-FIRST_TAG = """
-import sys, numpy as np
-import psla_jax
-from psla_jax import audio, runtime
-runtime.keep_compiled_programs()
-model = psla_jax.load_model(sys.argv[1])
-wave = audio.read(sys.argv[2])
-wave = wave - wave.mean()
-from psla_jax.evaluation import score_batch
-from psla_jax.training import split_model
-from flax import nnx
-padded = np.zeros((1, model.frontend.num_samples), np.float32)
-padded[0, : len(wave)] = wave[: model.frontend.num_samples]
-batch = {"waveform": padded, "num_samples": np.array([len(wave)], np.int32)}
-scores = np.asarray(score_batch(nnx.graphdef(model.network), model.frontend, *split_model(model.network), batch))
-print(model.card.vocabulary.names[int(scores[0].argmax())])
-"""
-
-
 def first_tag(rival: str, folder: Path, precision: str) -> Measure:
-    command = [sys.executable, "-c", FIRST_TAG, str(folder / "model"), str(folder / "0.wav")]
+    """The command as a user types it, from Enter to the end of the process."""
+    command = [sys.executable, "-m", "psla_jax.cli", "tag", str(folder / "0.wav"), "--model", str(folder / "model")]
 
     def work() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -27,6 +27,7 @@ HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
     *("scores", "labeling", "score_files", "enhancement"),
+    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "output", "result", "windows")),
 )
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
@@ -34,6 +35,7 @@ DEFERRED_LIBRARIES = {
     "absl",
     "array_record",
     "jax",
+    "pandas",
     "platformdirs",
     "pooch",
     "requests",
@@ -60,6 +62,7 @@ ROOMS = {
     "scores": ("metrics",),
     "labeling": ("config", "data", "ontology"),
     "score_files": ("data", "labeling", "ontology", "scores"),
+    "tagging": ("audio", "checkpoints", "config", "frontend", "models", "ontology", "tagging"),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {
@@ -212,7 +215,7 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    optional = needed | distributions(extras["cuda"]) | distributions(extras["convert"])
+    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas")))
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:
@@ -266,6 +269,11 @@ def test_the_command_line_starts_without_anything_heavy():
     own = ["psla_jax.cache", "psla_jax.cli", "psla_jax.runtime"]
     assert [name for name in loaded if within(name, PACKAGE)] == [PACKAGE, *own]
     assert {library(name) for name in loaded} & HEAVY == set()
+
+
+def test_tagging_loads_nothing_that_only_training_needs():
+    loaded = {library(name) for name in loaded_by("psla_jax.tagging.tagger")}
+    assert loaded & {"grain", "pandas", "scipy", "sklearn", "tensorboardX", "torch"} == set()
 
 
 @pytest.mark.parametrize("name", psla_jax.__all__)

@@ -124,7 +124,6 @@ class _Session:
         self.headers = {"json": "", "csv": ",".join(output.COLUMNS) + "\n", "rttm": ""}
         self.screen = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.failed = 0
 
     def run(self, items: list[Item]) -> int:
         """Tags everything that is not done yet; 1 if something could not be."""
@@ -149,9 +148,9 @@ class _Session:
             results.close()
             raise
         results.finish()
-        if self.failed:
-            self.errors.print(f"{self.failed} of {len(items)} recordings could not be tagged")
-        return 1 if self.failed else 0
+        if results.failed:
+            self.errors.print(f"{len(results.failed)} of {len(items)} recordings could not be tagged")
+        return 1 if results.failed else 0
 
     def _progress(self, items: list[Item]) -> Any:
         """A bar over the recordings, or over the seconds of a single one."""
@@ -185,10 +184,9 @@ class _Session:
 
         options = self.options
         if isinstance(found, Failure):
-            self.failed += 1
             self.errors.print(f"psla: {found.error}", markup=False)
             line = self._failure_line(found)
-            results.add(item.path, {options.json: line} if options.json not in ("", "-") else {})
+            results.add(item.path, {options.json: line} if options.json not in ("", "-") else {}, failed=True)
             if options.json == "-":
                 sys.stdout.write(line)
             return

@@ -25,7 +25,7 @@ class _Linear(Conv):
     def __init__(self, channels: int, classes: int, *, reference_init: bool, rngs: nnx.Rngs) -> None:
         super().__init__(channels, classes, bias=True, rngs=rngs)
         if reference_init:
-            self.kernel = nnx.Param(uniform(rngs.params(), self.kernel.shape, math.sqrt(6.0 / channels)))
+            self.kernel = nnx.Param(uniform(rngs.params(), (1, 1, channels, classes), math.sqrt(6.0 / channels)))
             self.bias = nnx.Param(jnp.zeros((classes,)))
 
     def sigmoid(self, x: jax.Array) -> jax.Array:

@@ -75,6 +75,10 @@ def _inner(path: str) -> str:
 class Results:
     """Files that results are appended to, clip after clip, and a note of what is in them.
 
+    Attributes:
+        done: clips that an interrupted run had been through.
+        failed: those among all clips so far that could not be tagged.
+
     A run that was interrupted is gone on with by the same command: what had been half written is cut off, and clips
     that are done are left out. Nothing that is there is overwritten, unless that was asked for.
     """
@@ -92,6 +96,7 @@ class Results:
             FolderError: something is there that is not the beginning of this run.
         """
         self.done: set[str] = set()
+        self.failed: set[str] = set()
         self._files: dict[str, IO[bytes]] = {}
         self._progress: IO[bytes] | None = None
         names = [*files, *folders]
@@ -107,6 +112,7 @@ class Results:
         if not begun and not overwrite:
             _require_new(names)
         self.done = {line["clip"] for line in begun[1:]}
+        self.failed = {line["clip"] for line in begun[1:] if line["failed"]}
         sizes = begun[-1].get("sizes", {}) if begun else {}
         for path, header in files.items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -118,14 +124,15 @@ class Results:
         self._note.write_text(whole, encoding="utf-8")
         self._progress = open(self._note, "ab")  # noqa: SIM115 - closed by close()
 
-    def add(self, clip: str, texts: Mapping[str, str]) -> None:
-        """Appends a clip's lines to the files; then it is done."""
+    def add(self, clip: str, texts: Mapping[str, str], *, failed: bool = False) -> None:
+        """Appends a clip's lines to the files; then it is done, or has failed for good."""
+        self.failed |= {clip} if failed else set()
         for path, text in texts.items():
             self._files[path].write(text.encode("utf-8", "surrogateescape"))
             self._files[path].flush()
         if self._progress is not None:
             sizes = {path: file.tell() for path, file in self._files.items()}
-            self._progress.write((json.dumps({"clip": clip, "sizes": sizes}) + "\n").encode())
+            self._progress.write((json.dumps({"clip": clip, "failed": failed, "sizes": sizes}) + "\n").encode())
             self._progress.flush()
 
     def finish(self) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 from jax.experimental import serialize_executable
 
 SOURCES = ("frontend.py", "models", "tagging/programs.py")
@@ -30,7 +29,7 @@ def key(*made_from: Any) -> str:
     """The name of a program that is made from these things (anything JSON can hold), here and now."""
     device = jax.devices()[0]
     surroundings = (
-        jax.__version__, jaxlib.__version__, _source(), device.platform, device.device_kind, len(jax.devices()),
+        jax.__version__, jax.lib.__version__, _source(), device.platform, device.device_kind, len(jax.devices()),
         _processor(), os.environ.get("XLA_FLAGS", ""), str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
     )  # fmt: skip
     return hashlib.sha256(json.dumps([surroundings, made_from]).encode()).hexdigest()

@@ -96,7 +96,7 @@ def show(console: Console, tags: Tags, shown: Shown) -> None:
         console.print(f"  {note}", style="yellow", markup=False, highlight=False)
     found = tags.top(shown.top, shown.threshold)
     if found:
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
+        table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
         table.add_column(justify="right")
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
@@ -118,7 +118,7 @@ def _show_events(console: Console, tags: Tags) -> None:
     if not tags.events:
         console.print(f"  no events{source}", markup=False)
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 2), title=f"  events{source}", title_justify="left")
+    table = Table(box=None, padding=(0, 0, 0, 2), title=f"  events{source}", title_justify="left")
     for name in ("from", "to", "score"):
         table.add_column(name, justify="right", header_style="dim")
     table.add_column("class", header_style="dim", overflow="fold")

@@ -76,7 +76,7 @@ class Network:
 
     @functools.cached_property
     def _parts(self) -> tuple[Any, Any]:
-        graphdef, params, rest = nnx.split(self.model.network, nnx.Param, ...)
+        graphdef, params, rest = nnx.split(self.model.network, nnx.Param, ...)  # type: ignore[misc]
         return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
 
     @functools.cached_property
@@ -137,7 +137,8 @@ class Network:
         """The program from an earlier process, if there is one and it runs."""
         if not self._name(size):
             return None
-        output = Output(0, *([0, 0] if self.has_frames else [None, None]), 0)
+        frames = 0 if self.has_frames else None
+        output = Output(0, frames, frames, 0)
         weights, *inputs = self._arguments(size)
         trees = jax.tree.structure(((weights, *inputs), {})), jax.tree.structure(output)
         return kept.read(self._name(size), *trees, (weights, *(np.zeros(x.shape, x.dtype) for x in inputs)))

@@ -1,0 +1,120 @@
+"""What is written, read back by other means."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sounds import VOCABULARY
+
+from psla_jax.tagging import output
+from psla_jax.tagging.output import Shown
+from psla_jax.tagging.result import Embeddings, Event, ResultError, Tags, clock
+
+EVENTS = (
+    Event(0.0, 1.92, "/t/low", "Low tone", 0.75),
+    Event(3600.5, 3661.25, "/t/noise", "Noise", 1.0625),
+)
+
+
+def tags(**changes) -> Tags:
+    values = {
+        "clip": "a, b.wav", "duration": 3700.0, "scores": np.array([0.75, 0.125, 1.0625, 0.25], np.float32),
+        "events": EVENTS, "vocabulary": VOCABULARY, "selected": np.arange(4), "long": True, "notes": ("It is odd.",),
+    }  # fmt: skip
+    return Tags(**{**values, **changes})
+
+
+def test_csv():
+    rows = list(csv.reader(io.StringIO(",".join(output.COLUMNS) + "\n" + output.csv_rows(tags(), Shown()))))
+    assert rows[0] == ["clip", "onset", "offset", "class", "mid", "score"]
+    assert rows[1:] == [
+        ["a, b.wav", "0.000", "1.920", "Low tone", "/t/low", "0.750000"],
+        ["a, b.wav", "3600.500", "3661.250", "Noise", "/t/noise", "1.062500"],
+    ]
+
+
+def test_a_short_recording_has_its_classes_all_the_time():
+    rows = list(csv.reader(io.StringIO(output.csv_rows(tags(long=False), Shown(top=3, threshold=0.2)))))
+    assert [(row[1], row[2], row[3]) for row in rows] == [
+        ("0.000", "3700.000", name) for name in ("Noise", "Low tone", "Never")
+    ]
+    assert output.csv_rows(tags(long=False), Shown(times="always")) == output.csv_rows(tags(), Shown())
+    assert output.csv_rows(tags(), Shown(times="never")) == output.csv_rows(tags(long=False), Shown())
+
+
+def test_json():
+    line = output.json_line(tags(), Shown(top=2))
+    assert line.count("\n") == 1
+    found = json.loads(line)
+    assert (found["clip"], found["duration"], found["notes"]) == ("a, b.wav", 3700.0, ["It is odd."])
+    assert found["tags"] == [
+        {"class": "Noise", "mid": "/t/noise", "score": 1.0625}, {"class": "Low tone", "mid": "/t/low", "score": 0.75},
+    ]  # fmt: skip
+    assert found["events"][1] == {
+        "onset": 3600.5, "offset": 3661.25, "class": "Noise", "mid": "/t/noise", "score": 1.0625,
+    }  # fmt: skip
+    assert "events" not in json.loads(output.json_line(tags(long=False), Shown()))
+
+
+def test_label_track_and_rttm():
+    assert output.audacity_labels(tags(), Shown()).splitlines()[0].split("\t") == ["0.000000", "1.920000", "Low tone"]
+    first = output.rttm_lines(tags(), Shown()).splitlines()[0].split(" ")
+    assert first == ["SPEAKER", "a,_b.wav", "1", "0.000", "1.920", "<NA>", "<NA>", "Low_tone", "0.750000", "<NA>"]
+
+
+def shown(found: Tags, **options) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    output.show(console, found, Shown(**options))
+    return console.file.getvalue()
+
+
+def test_the_table():
+    lines = shown(tags(), top=2).splitlines()
+    assert lines[0].split() == ["a,", "b.wav", "1:01:40.0"]
+    assert "It is odd." in lines[1]
+    assert lines[2].split() == ["1.062", "█" * 12, "Noise"]
+    assert lines[3].split() == ["0.750", "█" * 9, "Low", "tone"]
+    assert [line.split() for line in lines[4:8]] == [
+        ["events"], ["from", "to", "score", "class"], ["0:00.0", "0:01.9", "0.750", "Low", "tone"],
+        ["1:00:00.5", "1:01:01.2", "1.062", "Noise"],
+    ]  # fmt: skip
+    assert "windows alone" in shown(tags(events_from="windows"))
+    assert "no class reaches 2; the highest is Noise with 1.062" in shown(tags(), threshold=2.0)
+    assert "[/t/x]" in shown(tags(clip="[/t/x].wav")), "names are no markup"
+    many = shown(tags(events=EVENTS * 30))
+    assert "... and 20 more: --csv FILE writes all" in many
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00.0"), (59.96, "1:00.0"), (754.32, "12:34.3"), (36_000, "10:00:00.0")]
+)
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_results_answer():
+    found = tags(selected=np.array([1, 3]))
+    assert [tag.name for tag in found.top()] == ["Never", "High tone"]
+    assert found["Noise"] == found["/t/noise"] == 1.0625
+    with pytest.raises(ResultError, match="there is no class 'Cow'"):
+        found["Cow"]
+    assert str(tags()).splitlines()[:2] == ["a, b.wav (1:01:40.0)", "  1.062  Noise"]
+
+
+def test_embeddings_are_saved(tmp_path):
+    embeddings = Embeddings(np.arange(3, dtype=np.float32), np.ones((4, 3), np.float32))
+    embeddings.save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        np.testing.assert_array_equal(file["clip"], [0, 1, 2])
+        assert file["frames"].shape == (4, 3)
+        np.testing.assert_allclose(file["times"], [0, 0.32, 0.64, 0.96])
+    embeddings.save(tmp_path / "a.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [0, 1, 2])
+    with pytest.raises(ResultError, match=r"a\.txt: use a name that ends in \.npz"):
+        embeddings.save(tmp_path / "a.txt")
+    assert len(list(tmp_path.iterdir())) == 2
