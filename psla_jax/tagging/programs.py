@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from psla_jax.checkpoints import Model
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.models.pooling import LinearPooling
 from psla_jax.models.tagger import AudioTagger
-from psla_jax.tagging import kept
 from psla_jax.tagging.windows import FRAMES_PER_STEP
 
 Policy = Literal["pad", "repeat", "mask"]
@@ -117,7 +115,7 @@ class Network:
         """The program for a batch of that size, compiled once."""
         with self._lock:
             if size not in self._programs:
-                self._programs[size] = self._kept(size) or self._compiled(size)
+                self._programs[size] = self._compiled(size)
             return self._programs[size]
 
     def _arguments(self, size: int) -> tuple[Any, Any, Any]:
@@ -125,31 +123,10 @@ class Network:
         waveforms = jax.ShapeDtypeStruct((size, self.frontend.num_samples), jnp.float32)
         return self._parts[1], waveforms, jax.ShapeDtypeStruct((size,), jnp.int32)
 
-    def _name(self, size: int) -> str:
-        """What the program is kept under; empty for somebody's own code, which may change unseen."""
-        card = self.model.card
-        if ":" in card.model.name:
-            return ""
-        settings = dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), len(card.vocabulary)
-        return kept.key(*settings, size, self.policy == "mask")
-
-    def _kept(self, size: int) -> Any | None:
-        """The program from an earlier process, if there is one and it runs."""
-        if not self._name(size):
-            return None
-        frames = 0 if self.has_frames else None
-        output = Output(0, frames, frames, 0)
-        weights, *inputs = self._arguments(size)
-        trees = jax.tree.structure(((weights, *inputs), {})), jax.tree.structure(output)
-        return kept.read(self._name(size), *trees, (weights, *(np.zeros(x.shape, x.dtype) for x in inputs)))
-
     def _compiled(self, size: int) -> Any:
-        """The program, made anew and kept."""
-        self.on_compile("compiling (once; kept for the next time)")
+        self.on_compile("compiling (once; JAX keeps it for the next time)")
         program = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
-        compiled = kept.compiled_anew(program, *self._arguments(size))
-        if self._name(size):
-            kept.write(self._name(size), compiled)
+        compiled = jax.jit(program).lower(*self._arguments(size)).compile()
         self.on_compile("")
         return compiled
 
