@@ -56,13 +56,14 @@ ROOMS = {
     "download": (),
     "journal": (),
     "frontend": ("config",),
+    "inference": (),
     "sampling": (),
     "models": ("config", "models"),
     "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling", "shards"),
     "scores": ("metrics",),
     "labeling": ("config", "data", "ontology"),
     "score_files": ("data", "labeling", "ontology", "scores"),
-    "tagging": ("audio", "checkpoints", "config", "frontend", "models", "ontology", "tagging"),
+    "tagging": ("audio", "checkpoints", "config", "frontend", "inference", "models", "ontology", "tagging"),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {

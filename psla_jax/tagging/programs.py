@@ -15,13 +15,14 @@ from flax import nnx
 
 from psla_jax.checkpoints import Model
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
+from psla_jax.inference import compiler_options, one_by_one
 from psla_jax.models.pooling import LinearPooling
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
 
 Policy = Literal["pad", "repeat", "mask"]
 BATCH_ON_CPU, BATCH = 4, 32
-"""Windows computed together, where there are so many. On a CPU more do not make it faster."""
+"""Windows computed together, where there are so many; a CPU with few cores takes them one by one."""
 
 
 class Output(NamedTuple):
@@ -126,11 +127,13 @@ class Network:
     def _compiled(self, size: int) -> Any:
         self.on_compile("compiling (once; JAX keeps it for the next time)")
         program = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
-        compiled = jax.jit(program).lower(*self._arguments(size)).compile()
+        compiled = jax.jit(program, compiler_options=dict(compiler_options())).lower(*self._arguments(size)).compile()
         self.on_compile("")
         return compiled
 
 
 def batch_size_for_device() -> int:
     """How many windows are computed together here."""
-    return BATCH_ON_CPU if jax.default_backend() == "cpu" else BATCH
+    if jax.default_backend() != "cpu":
+        return BATCH
+    return 1 if one_by_one() else BATCH_ON_CPU
