@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
@@ -49,6 +50,8 @@ class Tag:
     """Write an Audacity label track per recording into this folder."""
     embeddings: str = ""
     """Write the embeddings of every recording and of its steps into this folder, as .npz."""
+    plot: str = ""
+    """Draw every recording into this folder, as .png: log-mel, the --top classes over time, attention."""
     policy: Literal["", "pad", "repeat", "mask"] = ""
     """Recordings shorter than a window: silence after them, themselves again, or their own steps alone."""
     overlap: float = 0.5
@@ -82,6 +85,10 @@ def tag(arguments: list[str]) -> int:
 
     from psla_jax.tagging.folder import find_audio
 
+    if options.plot:
+        from psla_jax.tagging import picture
+
+        picture.require()
     items = find_audio(options.audio)
     tagger, classes = _tagger(options)
     return _Session(options, tagger, classes).run(items)
@@ -131,7 +138,7 @@ class _Session:
 
         options = self.options
         files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
-        folders = [folder for folder in (options.audacity, options.embeddings) if folder]
+        folders = [folder for folder in (options.audacity, options.embeddings, options.plot) if folder]
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("overwrite", "batch_size")}
         results = Results(files, folders, settings, overwrite=options.overwrite)
         waiting = [item for item in items if item.path not in results.done]
@@ -172,7 +179,7 @@ class _Session:
                 bar.describe(f"{clip} {clock(seconds)}")
 
         self.tagger.on_compile = bar.describe
-        wanted = Wanted(embeddings=bool(self.options.embeddings))
+        wanted = Wanted(embeddings=bool(self.options.embeddings), picture=bool(self.options.plot))
         for found in self.tagger.analyse((item.path for item in items), wanted, self.classes, tell):
             yield found
             if len(items) > 1:
@@ -198,7 +205,7 @@ class _Session:
         if screen:
             sys.stdout.write(screen[0])
             sys.stdout.flush()
-        elif not texts and not options.audacity and not options.embeddings:
+        elif not texts and not options.audacity and not options.embeddings and not options.plot:
             self._show(tags)
 
     def _show(self, tags: Any) -> None:
@@ -212,18 +219,29 @@ class _Session:
         return json.dumps({"clip": found.clip, "error": str(found.error)}, ensure_ascii=False) + "\n"
 
     def _write_own_files(self, item: Item, found: Any, tags: Any) -> None:
-        """The label track and the embeddings of one recording."""
-        from pathlib import Path
-
+        """The label track, the embeddings and the picture of one recording."""
         from psla_jax.ontology import written_aside
         from psla_jax.tagging import output
 
         if self.options.audacity:
-            place = Path(self.options.audacity) / f"{item.name}.txt"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with written_aside(place) as file:
+            with written_aside(_place(self.options.audacity, f"{item.name}.txt")) as file:
                 file.write(output.audacity_labels(tags, self.shown))
         if self.options.embeddings:
-            place = Path(self.options.embeddings) / f"{item.name}.npz"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            found.embeddings().save(place)
+            found.embeddings().save(_place(self.options.embeddings, f"{item.name}.npz"))
+        if self.options.plot:
+            self._draw(_place(self.options.plot, f"{item.name}.png"), item, found, tags)
+
+    def _draw(self, place: Path, item: Item, found: Any, tags: Any) -> None:
+        from psla_jax import audio
+        from psla_jax.tagging import picture
+        from psla_jax.tagging.spectrum import spectrum
+
+        sound = spectrum(audio.blocks(item.path, channel=self.options.channel))
+        picture.draw(place, tags, found.strips(), sound, top=self.options.top)
+
+
+def _place(folder: str, name: str) -> Path:
+    """Where one of a folder of outputs goes; its own folder is made."""
+    place = Path(folder) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -105,6 +106,24 @@ def test_the_screen(home, capsys):
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert {row["mid"] for row in rows} == {"/t/noise"}
     assert len({row["clip"] for row in rows}) == 2
+
+
+def test_pictures_of_a_folder(home, tmp_path, capsys):
+    assert tag(home, home / "in", "--plot", tmp_path / "pictures", "--top", "2") == 1
+    assert capsys.readouterr().out == ""
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert found == [f"pictures/{name}.png" for name in ("a.wav", "b.flac", "d.wav", "sub/e.wav")]
+    assert tag(home, home / "in", "--plot", tmp_path / "pictures") == 2
+    assert "pictures is there already" in capsys.readouterr().err
+
+
+def test_pictures_without_what_draws_them_are_refused_before_any_work(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["tag", str(home / "in"), "--model", "nowhere", "--plot", str(tmp_path / "pictures")]) == 2
+    said = capsys.readouterr().err
+    assert "pip install 'psla_jax[plot]'" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 MISTAKES = {
