@@ -11,7 +11,8 @@ REPLACEMENT = "\ufffd"
 
 
 def lettered(texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Texts without what cannot be drawn, and the settings with which matplotlib draws them as they stand.
+    """Texts without what cannot be drawn, and the settings with which matplotlib draws them as they stand, upright and
+    of the usual weight.
 
     Line breaks and the like become blanks, bytes that are no text and letters that no font has a replacement
     character, and a ``$`` begins no formula.
@@ -19,7 +20,7 @@ def lettered(texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     printable = ["".join(_printable(c) for c in text) for text in texts]
     families, missing = _families(frozenset("".join(printable)))
     table = {ord(letter): REPLACEMENT for letter in missing}
-    settings = {"parse_math": False, "usetex": False, "family": list(families)}
+    settings = {"parse_math": False, "usetex": False, "family": list(families), "weight": "normal"}
     return [text.translate(table) for text in printable], settings
 
 
@@ -38,8 +39,9 @@ def _families(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]
     families = [usual.get_name()]
     missing = _missing(font_manager.findfont(usual), letters)
     for font in font_manager.fontManager.ttflist if missing else ():
+        upright = font.style == "normal" and font.weight in (400, "normal", "book", "regular")
         # Fonts of last resort have a box for every letter.
-        if font.name not in families and "Last Resort" not in font.name:
+        if upright and font.name not in families and "Last Resort" not in font.name:
             left = _missing(font.fname, missing)
             if left < missing:
                 families.append(font.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import textwrap
 import threading
@@ -28,6 +29,11 @@ NAME_WIDTH = 32
 LOUDNESS = 80.0
 """Decibels from the loudest down to black."""
 FREQUENCIES = (125, 250, 500, 1000, 2000, 4000, 8000)
+TICKS = (
+    *(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30),
+    *(60 * minutes for minutes in (1, 2, 5, 10, 15, 30, 60, 120)),
+)
+"""Seconds from one tick of the time axis to the next."""
 EVENT_COLOUR = "#d55e00"
 _DRAWING = threading.Lock()  # Figures are apart, but matplotlib's fonts and caches are not made for threads.
 
@@ -49,9 +55,7 @@ def require(place: str | os.PathLike[str] = "a.png") -> None:
         ) from error
 
 
-def draw(
-    place: str | os.PathLike[str], tags: Tags, strips: Strips, spectrum: Spectrum, *, top: int = SHOWN
-) -> None:
+def draw(place: str | os.PathLike[str], tags: Tags, strips: Strips, spectrum: Spectrum, *, top: int = SHOWN) -> None:
     """Writes a PNG; the file appears whole or not at all.
 
     Args:
@@ -103,11 +107,11 @@ def figure(tags: Tags, strips: Strips, spectrum: Spectrum, *, top: int = SHOWN) 
         _say(panels[2], "attention: what each step weighs in the score; 1 if all weighed the same; mean of the heads")
     for panel in panels[:-1]:
         panel.tick_params(labelbottom=False)
-    panels[-1].set_xlabel("time")
-    panels[0].set_xlim(0, tags.duration)
+    _time_axis(panels[-1], tags.duration)
     (name, *notes), lettering = lettered([os.path.basename(tags.clip), *tags.notes])
     name = name if len(name) <= 100 else f"{name[:60]} ... {name[-35:]}"
-    whole.suptitle(f"{name}   {clock(tags.duration)}", x=0.01, horizontalalignment="left", fontweight="bold", **lettering)
+    length = f"{tags.duration:.3g} s" if tags.duration < 60 else clock(tags.duration)
+    whole.suptitle(f"{name}   {length}", x=0.01, horizontalalignment="left", **lettering)
     if notes:
         _say(panels[0], "\n".join(textwrap.fill(note, 150) for note in notes), **lettering)
     return whole
@@ -165,7 +169,6 @@ def _sound(panel: Any, tags: Tags, spectrum: Spectrum) -> Any:
         spectrum.decibels.T,
         x_coords=_edges(len(spectrum.decibels), spectrum.frames * 0.01, 0.0075, tags.duration),
         y_coords=_mel_edges(spectrum.decibels.shape[1]),
-        x_axis="time",
         y_axis="mel",
         cmap="magma",
         vmin=floor,
@@ -174,7 +177,22 @@ def _sound(panel: Any, tags: Tags, spectrum: Spectrum) -> Any:
     )
     panel.set(xlabel="", ylabel="Hz")
     panel.set_yticks(FREQUENCIES, [str(hertz) for hertz in FREQUENCIES])
+    panel.minorticks_off()
     return mesh
+
+
+def _time_axis(panel: Any, duration: float) -> None:
+    """Ticks where people look for them, ten or fewer after the first."""
+    step = next((step for step in TICKS if duration <= 10 * step), 3600 * math.ceil(duration / 36_000))
+    times = [round(i * step, 6) for i in range(int(duration / step) + 1)]
+    if duration < 60:
+        labels, unit = [f"{t:g}" for t in times], "seconds"
+    elif duration < 3600:
+        labels, unit = [f"{t // 60:.0f}:{t % 60:02.0f}" for t in times], "minutes:seconds"
+    else:
+        labels, unit = [f"{t // 3600:.0f}:{t // 60 % 60:02.0f}" for t in times], "hours:minutes"
+    panel.set_xticks(times, labels)
+    panel.set(xlim=(0, duration), xlabel=unit)
 
 
 def _say(panel: Any, text: str, **lettering: Any) -> None:

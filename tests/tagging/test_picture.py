@@ -48,7 +48,7 @@ def test_panels_hold_the_log_mel_the_scores_with_events_and_the_attention():
     tags, strips, spectrum = drawable(selected=np.array([0, 2, 3]))
     figure = picture.figure(tags, strips, spectrum, top=2)
     sound, scores, attention = panels(figure)
-    assert "street.wav   0:06.0" in figure.get_suptitle()
+    assert "street.wav   6 s" in figure.get_suptitle()
     assert [panel.get_xlim() for panel in (sound, scores, attention)] == [(0, 6)] * 3
     np.testing.assert_array_equal(sound.collections[0].get_array(), spectrum.decibels.T)
     names = [text.get_text() for text in scores.get_yticklabels()]
@@ -84,16 +84,17 @@ def test_models_without_attention_have_two_panels_and_say_where_times_come_from(
 
 
 @pytest.mark.parametrize(
-    ("duration", "label"), [(0.025, "0.005"), (10.0, "4"), (180.0, "1:00"), (3600.0, "30:00"), (36_000.0, "4:00:00")]
+    ("duration", "label"),
+    [(0.025, "0.005"), (10.0, "4"), (180.0, "0:30"), (600.0, "10:00"), (3600.0, "0:50"), (90_000.0, "24:00")],
 )
 @pytest.mark.filterwarnings("error")
 def test_any_length_has_times_that_can_be_read(tmp_path, duration, label):
     figure = picture.figure(*drawable(duration))
     figure.savefig(io.BytesIO(), dpi=40)
+    assert panels(figure)[0].get_xlim() == (0, duration)
     ticks = [text.get_text() for text in panels(figure)[-1].get_xticklabels()]
-    assert any(label in tick for tick in ticks), ticks
-    assert 4 <= len(ticks) <= 14
-    assert len(set(ticks)) == len(ticks)
+    assert label in ticks
+    assert 4 <= len(set(ticks)) == len(ticks) <= 12
 
 
 @pytest.mark.filterwarnings("error")
@@ -110,7 +111,7 @@ def test_silence_is_dark_and_odd_names_are_whole(tmp_path):
     pixels = image.imread(tmp_path / "a.png")
     height = figure.get_size_inches()[1] * picture.DOTS
     assert pixels.shape == (int(height), 1440, 4)
-    assert np.ptp(pixels[..., :3]) == 1
+    assert np.ptp(pixels[..., :3]) > 0.9
 
 
 def test_one_class_and_many():
