@@ -47,8 +47,8 @@ def require(place: str | os.PathLike[str] = "a.png") -> None:
     if Path(place).suffix.lower() != ".png":
         raise PictureError(f"a picture cannot be written to {place}: use a name that ends in .png.")
     try:
-        import librosa.display
-        import matplotlib.figure  # noqa: F401 - both are there
+        import librosa.display  # noqa: F401 - both are asked for alone
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise PictureError(
             f"pictures need matplotlib and librosa ({error}): pip install 'psla_jax[plot]', or do without pictures."
@@ -98,13 +98,14 @@ def figure(tags: Tags, strips: Strips, spectrum: Spectrum, *, top: int = SHOWN) 
     mesh = rows.draw(panels[1], edges, strips.scores, cmap="viridis", vmin=0.0, vmax=1.0)
     whole.colorbar(mesh, cax=scales[1], label="score")
     rows.draw_events(panels[1], tags.events)
-    source = "of each step" if tags.events_from == "head" else "of windows, as this model does not score steps"
-    _say(panels[1], f"score {source}; the lines are events")
+    source = "of steps" if tags.events_from == "head" else "of windows, as this model does not score steps"
+    reduced = f", the highest of {strips.steps} in each column" if strips.steps > 1 else ""
+    _say(panels[1], f"score {source}{reduced}; the lines are events")
     if strips.attention is not None:
         limit = max(2.0, float(strips.attention[:, rows.columns].max()))
         mesh = rows.draw(panels[2], edges, strips.attention, cmap="cividis", vmin=0.0, vmax=limit)
         whole.colorbar(mesh, cax=scales[2], label="attention")
-        _say(panels[2], "attention: what each step weighs in the score; 1 if all weighed the same; mean of the heads")
+        _say(panels[2], f"attention: what steps weigh in the score, 1 where all weigh the same; mean of heads{reduced}")
     for panel in panels[:-1]:
         panel.tick_params(labelbottom=False)
     _time_axis(panels[-1], tags.duration)

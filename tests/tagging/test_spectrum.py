@@ -15,12 +15,12 @@ def in_blocks(samples: np.ndarray) -> list[np.ndarray]:
     return np.split(samples, sizes[sizes < len(samples)])
 
 
-@pytest.mark.parametrize("length", [400, 559, 560, 96_000, 164_079, 164_080, 200_000])
+@pytest.mark.parametrize("length", [400, 559, 560, 164_079, 164_080, 200_000])
 def test_short_recordings_keep_every_frame(length: int) -> None:
     samples = np.random.default_rng(length).normal(0, 0.1, length).astype(np.float32)
     found = spectrum(in_blocks(samples))
     frames = 1 + (length - 400) // 160
-    whole = np.asarray(Frontend(1280).log_mel(samples[None], [length]))[0, :frames]
+    whole = np.asarray(Frontend(1280).log_mel(samples[None], np.array([length])))[0, :frames]
     assert found.decibels.shape == (frames, 128)
     np.testing.assert_allclose(found.decibels, 10 * np.log10(np.exp(whole.astype(np.float64))), atol=1e-3)
     assert found.frames == 1
