@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,14 +79,15 @@ class Tag:
 def tag(arguments: list[str]) -> int:
     """psla tag AUDIO... --model MODEL"""
     options: Tag = parse(Tag, arguments, "psla tag")
-    screens = [name for name in ("json", "csv", "rttm") if getattr(options, name) == "-"]
-    if len(screens) > 1:
-        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    _require_places(options)
     if options.top < 1:
         raise UsageError(f"--top is {options.top}: name at least one class.")
 
     from psla_jax.tagging.folder import find_audio
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # Names of files may be no UTF-8: they pass as they are.
     if options.plot:
         from psla_jax.tagging import picture
 
@@ -92,6 +95,23 @@ def tag(arguments: list[str]) -> int:
     items = find_audio(options.audio)
     tagger, classes = _tagger(options)
     return _Session(options, tagger, classes).run(items)
+
+
+def _require_places(options: Tag) -> None:
+    """Raises UsageError if outputs would mix."""
+    files = {name: getattr(options, name) for name in ("json", "csv", "rttm") if getattr(options, name)}
+    folders = {name: getattr(options, name) for name in ("audacity", "embeddings", "plot") if getattr(options, name)}
+    screens = [name for name, place in files.items() if place == "-"]
+    if len(screens) > 1:
+        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    for name, place in folders.items():
+        if place == "-":
+            raise UsageError(f"--{name} is -, and a folder cannot go to the screen: name a folder.")
+    seen: dict[str, str] = {}
+    for name, place in {**files, **folders}.items():
+        other = seen.setdefault(os.path.abspath(place), name)
+        if other != name and place != "-" and not {name, other} <= set(folders):
+            raise UsageError(f"--{other} and --{name} are both {place}: name a place for each.")
 
 
 def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
@@ -187,12 +207,13 @@ class _Session:
 
     def _take(self, item: Item, found: Any, results: Any) -> None:
         """Writes what was found in one recording, or why nothing was."""
+        from psla_jax.tagging import output
         from psla_jax.tagging.tagger import Failure
 
         options = self.options
         if isinstance(found, Failure):
             self.errors.print(f"psla: {found.error}", markup=False)
-            line = self._failure_line(found)
+            line = output.failure_line(found.clip, found.error)
             results.add(item.path, {options.json: line} if options.json not in ("", "-") else {}, failed=True)
             if options.json == "-":
                 sys.stdout.write(line)
@@ -212,11 +233,6 @@ class _Session:
         from psla_jax.tagging import output
 
         output.show(self.screen, tags, self.shown)
-
-    def _failure_line(self, found: Any) -> str:
-        import json
-
-        return json.dumps({"clip": found.clip, "error": str(found.error)}, ensure_ascii=False) + "\n"
 
     def _write_own_files(self, item: Item, found: Any, tags: Any) -> None:
         """The label track, the embeddings and the picture of one recording."""

@@ -136,6 +136,10 @@ MISTAKES = {
     "smooth": (["in/a.wav", "--smooth", "2"], 2, "smooth of events is 2"),
     "top": (["in/a.wav", "--top", "0"], 2, "--top is 0"),
     "two screens": (["in/a.wav", "--csv", "-", "--json", "-"], 2, "would mix on the screen"),
+    "folder on screen": (["in/a.wav", "--plot", "-"], 2, "--plot is -, and a folder cannot go to the screen"),
+    "same file": (["in/a.wav", "--csv", "x.txt", "--json", "./x.txt"], 2, "--json and --csv are both x.txt"),
+    "file and folder": (["in/a.wav", "--csv", "x", "--plot", "x"], 2, "--csv and --plot are both x"),
+    "sound for ontology": (["in/a.wav", "--ontology", "in/b.flac"], 2, "ontology.json (it is no text): download"),
     "there already": (["in/a.wav", "--csv", "in/b.flac"], 2, "b.flac is there already"),
 }
 

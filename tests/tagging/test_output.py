@@ -62,6 +62,13 @@ def test_json():
     assert "events" not in json.loads(output.json_line(tags(long=False), Shown()))
 
 
+def test_json_is_json_whatever_a_file_is_called():
+    for clip in ("鳥.wav", "byte \udcff.wav"):
+        for line in (output.json_line(tags(clip=clip), Shown()), output.failure_line(clip, ValueError("bad"))):
+            assert json.loads(line.encode())["clip"] == clip
+            assert (clip in line) == ("鳥" in clip)
+
+
 def test_label_track_and_rttm():
     assert output.audacity_labels(tags(), Shown()).splitlines()[0].split("\t") == ["0.000000", "1.920000", "Low tone"]
     first = output.rttm_lines(tags(), Shown()).splitlines()[0].split(" ")
