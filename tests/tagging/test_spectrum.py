@@ -33,3 +33,17 @@ def test_long_recordings_keep_the_loudest_of_several_frames() -> None:
     assert found.frames == 4
     assert len(found.decibels) == -(-(1 + (16_000 * 50 - 400) // 160) // 4)
     assert found.decibels.max(axis=1).argmax() * 4 * 160 == pytest.approx(480_000, abs=1000)
+
+
+def test_one_program_serves_any_length(monkeypatch) -> None:
+    shapes = []
+
+    def recorded(self: Frontend, waveforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        shapes.append((waveforms.shape, waveforms.dtype, lengths.shape, lengths.dtype))
+        return np.zeros((1, self.target_length, 128), np.float32)
+
+    monkeypatch.setattr(Frontend, "log_mel", recorded)
+    for length in (400, 5_000, 164_080, 400_000):
+        spectrum(in_blocks(np.zeros(length, np.float32)))
+    assert len(shapes) > 4
+    assert len(set(shapes)) == 1
