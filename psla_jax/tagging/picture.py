@@ -66,7 +66,7 @@ def draw(place: str | os.PathLike[str], tags: Tags, strips: Strips, spectrum: Sp
         top: how many classes have a row, 40 at most; those with the highest scores.
 
     Raises:
-        PictureError: matplotlib or librosa is not installed, or the place does not end in .png.
+        PictureError: matplotlib or librosa is not installed, the place does not end in .png, or there is no class.
         OSError: the file cannot be written.
     """
     require(place)
@@ -131,7 +131,9 @@ class _Rows:
     @classmethod
     def of(cls, tags: Tags, top: int) -> _Rows:
         """Those with the highest scores."""
-        found = tags.top(min(top, MOST_ROWS))
+        found = tags.top(min(max(top, 0), MOST_ROWS))
+        if not found:
+            raise PictureError(f"top is {top} of {len(tags.selected)} classes: draw at least one.")
         names, lettering = lettered([tag.name for tag in found])
         labels = [f"{textwrap.fill(name, NAME_WIDTH)}  {tag.score:.2f}" for name, tag in zip(names, found)]
         return cls(found, [tags.vocabulary.index(tag.mid) for tag in found], labels, lettering)

@@ -142,6 +142,8 @@ def test_a_picture_that_cannot_be_drawn_is_one_sentence(tmp_path, monkeypatch):
         picture.draw(tmp_path / "a.jpg", *drawable())
     with pytest.raises(OSError, match="nowhere"):
         picture.draw(tmp_path / "nowhere" / "a.png", *drawable())
+    with pytest.raises(PictureError, match="top is 0 of 4 classes: draw at least one"):
+        picture.draw(tmp_path / "a.png", *drawable(), top=0)
     for library in ("matplotlib.figure", "librosa.display"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, library, None)
