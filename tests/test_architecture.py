@@ -27,7 +27,8 @@ HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
     *("scores", "labeling", "score_files", "enhancement"),
-    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "output", "result", "windows")),
+    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "lettering", "output", "result")),
+    *("tagging.strip", "tagging.windows"),
 )
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
@@ -35,6 +36,8 @@ DEFERRED_LIBRARIES = {
     "absl",
     "array_record",
     "jax",
+    "librosa",
+    "matplotlib",
     "pandas",
     "platformdirs",
     "pooch",
@@ -216,7 +219,7 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas")))
+    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas", "plot")))
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:
@@ -274,7 +277,7 @@ def test_the_command_line_starts_without_anything_heavy():
 
 def test_tagging_loads_nothing_that_only_training_needs():
     loaded = {library(name) for name in loaded_by("psla_jax.tagging.tagger")}
-    assert loaded & {"grain", "pandas", "scipy", "sklearn", "tensorboardX", "torch"} == set()
+    assert loaded & {"grain", "librosa", "matplotlib", "pandas", "scipy", "sklearn", "tensorboardX", "torch"} == set()
 
 
 @pytest.mark.parametrize("name", psla_jax.__all__)

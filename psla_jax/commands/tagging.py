@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
@@ -49,6 +52,8 @@ class Tag:
     """Write an Audacity label track per recording into this folder."""
     embeddings: str = ""
     """Write the embeddings of every recording and of its steps into this folder, as .npz."""
+    plot: str = ""
+    """Draw every recording into this folder, as .png: log-mel, the --top classes over time, attention."""
     policy: Literal["", "pad", "repeat", "mask"] = ""
     """Recordings shorter than a window: silence after them, themselves again, or their own steps alone."""
     overlap: float = 0.5
@@ -74,17 +79,39 @@ class Tag:
 def tag(arguments: list[str]) -> int:
     """psla tag AUDIO... --model MODEL"""
     options: Tag = parse(Tag, arguments, "psla tag")
-    screens = [name for name in ("json", "csv", "rttm") if getattr(options, name) == "-"]
-    if len(screens) > 1:
-        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    _require_places(options)
     if options.top < 1:
         raise UsageError(f"--top is {options.top}: name at least one class.")
 
     from psla_jax.tagging.folder import find_audio
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # Names of files may be no UTF-8: they pass as they are.
+    if options.plot:
+        from psla_jax.tagging import picture
+
+        picture.require()
     items = find_audio(options.audio)
     tagger, classes = _tagger(options)
     return _Session(options, tagger, classes).run(items)
+
+
+def _require_places(options: Tag) -> None:
+    """Raises UsageError if outputs would mix."""
+    files = {name: getattr(options, name) for name in ("json", "csv", "rttm") if getattr(options, name)}
+    folders = {name: getattr(options, name) for name in ("audacity", "embeddings", "plot") if getattr(options, name)}
+    screens = [name for name, place in files.items() if place == "-"]
+    if len(screens) > 1:
+        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    for name, place in folders.items():
+        if place == "-":
+            raise UsageError(f"--{name} is -, and a folder cannot go to the screen: name a folder.")
+    seen: dict[str, str] = {}
+    for name, place in {**files, **folders}.items():
+        other = seen.setdefault(os.path.abspath(place), name)
+        if other != name and place != "-" and not {name, other} <= set(folders):
+            raise UsageError(f"--{other} and --{name} are both {place}: name a place for each.")
 
 
 def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
@@ -131,7 +158,7 @@ class _Session:
 
         options = self.options
         files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
-        folders = [folder for folder in (options.audacity, options.embeddings) if folder]
+        folders = [folder for folder in (options.audacity, options.embeddings, options.plot) if folder]
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("overwrite", "batch_size")}
         results = Results(files, folders, settings, overwrite=options.overwrite)
         waiting = [item for item in items if item.path not in results.done]
@@ -172,7 +199,7 @@ class _Session:
                 bar.describe(f"{clip} {clock(seconds)}")
 
         self.tagger.on_compile = bar.describe
-        wanted = Wanted(embeddings=bool(self.options.embeddings))
+        wanted = Wanted(embeddings=bool(self.options.embeddings), picture=bool(self.options.plot))
         for found in self.tagger.analyse((item.path for item in items), wanted, self.classes, tell):
             yield found
             if len(items) > 1:
@@ -180,12 +207,13 @@ class _Session:
 
     def _take(self, item: Item, found: Any, results: Any) -> None:
         """Writes what was found in one recording, or why nothing was."""
+        from psla_jax.tagging import output
         from psla_jax.tagging.tagger import Failure
 
         options = self.options
         if isinstance(found, Failure):
             self.errors.print(f"psla: {found.error}", markup=False)
-            line = self._failure_line(found)
+            line = output.failure_line(found.clip, found.error)
             results.add(item.path, {options.json: line} if options.json not in ("", "-") else {}, failed=True)
             if options.json == "-":
                 sys.stdout.write(line)
@@ -198,7 +226,7 @@ class _Session:
         if screen:
             sys.stdout.write(screen[0])
             sys.stdout.flush()
-        elif not texts and not options.audacity and not options.embeddings:
+        elif not texts and not options.audacity and not options.embeddings and not options.plot:
             self._show(tags)
 
     def _show(self, tags: Any) -> None:
@@ -206,24 +234,30 @@ class _Session:
 
         output.show(self.screen, tags, self.shown)
 
-    def _failure_line(self, found: Any) -> str:
-        import json
-
-        return json.dumps({"clip": found.clip, "error": str(found.error)}, ensure_ascii=False) + "\n"
-
     def _write_own_files(self, item: Item, found: Any, tags: Any) -> None:
-        """The label track and the embeddings of one recording."""
-        from pathlib import Path
-
+        """The label track, the embeddings and the picture of one recording."""
         from psla_jax.ontology import written_aside
         from psla_jax.tagging import output
 
         if self.options.audacity:
-            place = Path(self.options.audacity) / f"{item.name}.txt"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with written_aside(place) as file:
+            with written_aside(_place(self.options.audacity, f"{item.name}.txt")) as file:
                 file.write(output.audacity_labels(tags, self.shown))
         if self.options.embeddings:
-            place = Path(self.options.embeddings) / f"{item.name}.npz"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            found.embeddings().save(place)
+            found.embeddings().save(_place(self.options.embeddings, f"{item.name}.npz"))
+        if self.options.plot:
+            self._draw(_place(self.options.plot, f"{item.name}.png"), item, found, tags)
+
+    def _draw(self, place: Path, item: Item, found: Any, tags: Any) -> None:
+        from psla_jax import audio
+        from psla_jax.tagging import picture
+        from psla_jax.tagging.spectrum import spectrum
+
+        sound = spectrum(audio.blocks(item.path, channel=self.options.channel))
+        picture.draw(place, tags, found.strips(), sound, top=self.options.top)
+
+
+def _place(folder: str, name: str) -> Path:
+    """Where one of a folder of outputs goes; its own folder is made."""
+    place = Path(folder) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place

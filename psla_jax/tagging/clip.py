@@ -10,6 +10,7 @@ from psla_jax.audio import SAMPLE_RATE
 from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.result import Embeddings, Event, Tags, Timeline
+from psla_jax.tagging.strip import Strip, Strips
 from psla_jax.tagging.windows import STEP_SECONDS, Joiner, Window
 
 SILENCE = 2.0**-15
@@ -18,10 +19,11 @@ SILENCE = 2.0**-15
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is kept of every step; it grows with the recording."""
+    """What is kept of every step: it grows with the recording, but for a picture."""
 
     timeline: bool = False
     embeddings: bool = False
+    picture: bool = False
 
 
 class Mean:
@@ -66,7 +68,7 @@ class ClipState:
         self._peak = 0.0
         self._ended = self._finished = False
         self._expected, self._absorbed = [0] * len(steps), [0] * len(steps)
-        self._vocabulary, self._wanted, self._selected = vocabulary, wanted, selected
+        self._vocabulary, self.wanted, self._selected = vocabulary, wanted, selected
         self._steps, self._events_from = steps, events_from
         self._best = [np.full(len(vocabulary), -np.inf, np.float32) for _ in steps]
         self._joiners, self._mean = [Joiner() for _ in steps], Mean(len(steps))
@@ -74,6 +76,7 @@ class ClipState:
         self._spans: list[Span] = []
         self._timeline: list[np.ndarray] = []
         self._features, self._frames = Joiner(), list[np.ndarray]()
+        self._strips = Strip(), Strip()
 
     def heard(self, block: np.ndarray) -> None:
         """Notes a block of samples that was read."""
@@ -99,7 +102,13 @@ class ClipState:
         return self.samples / SAMPLE_RATE
 
     def absorb(
-        self, number: int, window: Window, scores: np.ndarray, frames: np.ndarray | None, features: np.ndarray | None
+        self,
+        number: int,
+        window: Window,
+        scores: np.ndarray,
+        frames: np.ndarray | None = None,
+        attention: np.ndarray | None = None,
+        features: np.ndarray | None = None,
     ) -> None:
         """Takes what a network says of a window; windows of one network come in their order.
 
@@ -108,6 +117,7 @@ class ClipState:
             window: what it saw.
             scores: ``(classes,)``.
             frames: ``(steps, classes)``; None where the head does not score steps.
+            attention: likewise; from all networks or from none.
             features: ``(steps, channels)``, or None.
         """
         self._absorbed[number] += 1
@@ -116,8 +126,10 @@ class ClipState:
         steps = min(window.steps, size)
         if self._events_from == "windows" or frames is None:
             frames = np.broadcast_to(scores, (steps, len(scores)))
+        if self.wanted.picture and attention is not None:
+            frames = np.concatenate([frames[:steps], attention[:steps]], axis=1)
         self._take(number, self._joiners[number].push(window.start, frames[:steps], size))
-        if self._wanted.embeddings and features is not None:
+        if self.wanted.embeddings and features is not None:
             self._frames.append(self._features.push(window.start, features[:steps], size))
 
     def _take(self, number: int, steps: np.ndarray) -> None:
@@ -125,9 +137,13 @@ class ClipState:
         steps = self._mean.push(number, steps)
         if len(steps) == 0:
             return
+        steps, attention = np.split(steps, [len(self._vocabulary)], axis=1)  # of which there may be none
         self._spans += self._finder.push(steps[:, self._selected])
-        if self._wanted.timeline:
+        if self.wanted.timeline:
             self._timeline.append(steps.astype(np.float16))
+        if self.wanted.picture:
+            for strip, values in zip(self._strips, (steps, attention)):
+                strip.push(values)
 
     def _finish(self) -> None:
         """Passes the last steps on; called again, it does nothing."""
@@ -137,7 +153,7 @@ class ClipState:
         for number, joiner in enumerate(self._joiners):
             self._take(number, joiner.finish())
         self._spans += self._finder.finish()
-        if self._wanted.embeddings:
+        if self.wanted.embeddings:
             self._frames.append(self._features.finish())
 
     def result(self) -> Tags:
@@ -161,6 +177,12 @@ class ClipState:
         self._finish()
         frames = np.concatenate([block for block in self._frames if len(block)])
         return Embeddings(frames.mean(axis=0), frames)
+
+    def strips(self) -> Strips:
+        """What a picture shows of the steps."""
+        self._finish()
+        scores, attention = (strip.finish() for strip in self._strips)
+        return Strips(scores, attention if attention.size else None, self._strips[0].each)
 
     def _event(self, span: Span) -> Event:
         i = int(self._selected[span.column])

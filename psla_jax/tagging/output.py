@@ -68,7 +68,22 @@ def json_line(tags: Tags, shown: Shown) -> str:
         content["events_from"] = tags.events_from
     if tags.notes:
         content["notes"] = list(tags.notes)
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return as_line(content)
+
+
+def failure_line(clip: str, error: Exception) -> str:
+    """The same of a recording that could not be tagged: clip, error."""
+    return as_line({"clip": clip, "error": str(error)})
+
+
+def as_line(content: dict[str, Any]) -> str:
+    """JSON on one line, readable where it can be: a file name that is no UTF-8 would make it none either."""
+    line = json.dumps(content, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(content) + "\n"
+    return line
 
 
 def audacity_labels(tags: Tags, shown: Shown) -> str:

@@ -16,7 +16,7 @@ from flax import nnx
 from psla_jax.checkpoints import Model
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.inference import compiler_options, one_by_one
-from psla_jax.models.pooling import LinearPooling
+from psla_jax.models.pooling import Attention, LinearPooling, MultiHeadAttention
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
 
@@ -33,7 +33,7 @@ class Output(NamedTuple):
     frames: Any = None
     """``(batch, steps, classes)``: the scores of every step; None where the head has none."""
     attention: Any = None
-    """``(batch, steps, classes)``, likewise."""
+    """``(batch, steps, classes)``: what every step weighs, as a multiple of an even weight; None likewise."""
     features: Any = None
     """``(batch, steps, channels)``; None for a model of somebody's own code."""
 
@@ -51,7 +51,7 @@ def _analyse(
     scores = network.head(features, mask)
     if isinstance(network.head, LinearPooling):
         return Output(scores, features=features)
-    frames, attention = network.head.frames(features)
+    frames, attention = network.head.frames(features, mask)
     return Output(scores, frames, attention, features)
 
 
@@ -88,6 +88,12 @@ class Network:
         """Whether the head scores every step."""
         network = self.model.network
         return isinstance(network, AudioTagger) and not isinstance(network.head, LinearPooling)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the head weighs some steps more than others."""
+        network = self.model.network
+        return isinstance(network, AudioTagger) and isinstance(network.head, Attention | MultiHeadAttention)
 
     @property
     def num_features(self) -> int:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -139,16 +139,25 @@ class Tags:
 
     __repr__ = __str__
 
-    def to_dataframe(self) -> Any:
-        """The events as a pandas DataFrame: clip, onset, offset, class, mid, score.
+    def to_dataframe(self, what: Literal["events", "tags"] = "events") -> Any:
+        """A pandas DataFrame.
+
+        Args:
+            what: ``events`` for clip, onset, offset, class, mid, score; ``tags`` for clip, class, mid, score of all
+                selected classes, the highest first.
 
         Raises:
-            ResultError: pandas is not installed.
+            ResultError: pandas is not installed, or there is no such thing.
         """
+        if what not in ("events", "tags"):
+            raise ResultError(f"there are no {what!r} to make a DataFrame of: choose events or tags.")
         try:
             import pandas
         except ImportError as error:
             raise ResultError("a DataFrame needs pandas, which is not installed: pip install pandas.") from error
+        if what == "tags":
+            found = [(self.clip, t.name, t.mid, t.score) for t in self.top(len(self.scores))]
+            return pandas.DataFrame(found, columns=["clip", "class", "mid", "score"])
         rows = [(self.clip, e.onset, e.offset, e.name, e.mid, e.score) for e in self.events]
         return pandas.DataFrame(rows, columns=["clip", "onset", "offset", "class", "mid", "score"])
 

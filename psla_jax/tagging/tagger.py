@@ -17,11 +17,13 @@ from psla_jax.checkpoints import load_model
 from psla_jax.config import Channel
 from psla_jax.frontend import FRAME_LENGTH, Frontend
 from psla_jax.ontology import Vocabulary
+from psla_jax.tagging import picture
 from psla_jax.tagging.ahead import ahead
 from psla_jax.tagging.clip import ClipState, Wanted
 from psla_jax.tagging.events import Rules
 from psla_jax.tagging.programs import Network, Output, Policy, batch_size_for_device
-from psla_jax.tagging.result import Embeddings, Tags, Timeline, select
+from psla_jax.tagging.result import SHOWN, Embeddings, Tags, Timeline, select
+from psla_jax.tagging.spectrum import spectrum
 from psla_jax.tagging.windows import STEP_SECONDS, Cutter, Window, hop_of
 
 POLICY: Policy = "pad"
@@ -178,6 +180,37 @@ class Tagger:
         self.require_embeddings()
         return self._one(audio, sample_rate, Wanted(embeddings=True), None).embeddings()
 
+    def plot(
+        self,
+        audio: Audio,
+        place: str | os.PathLike[str],
+        sample_rate: float | None = None,
+        *,
+        classes: Sequence[int] | None = None,
+        top: int = SHOWN,
+    ) -> Tags:
+        """Tags a recording and draws it: its log-mel, the scores of its top classes over time, and the attention.
+
+        Args:
+            audio: as for :meth:`tag`, likewise ``sample_rate`` and ``classes``.
+            place: of the PNG; what is there is replaced.
+            sample_rate: of an array.
+            classes: those to look for.
+            top: how many classes are drawn, see :func:`psla_jax.tagging.picture.draw`.
+
+        Returns:
+            What :meth:`tag` does.
+
+        Raises:
+            PictureError: what draws pictures is not installed, or the place does not end in .png.
+            AudioError: as for :meth:`tag`.
+        """
+        picture.require(place)
+        state = self._one(audio, sample_rate, Wanted(picture=True), classes)
+        tags = state.result()
+        picture.draw(place, tags, state.strips(), spectrum(self._waveform(audio, sample_rate)), top=top)
+        return tags
+
     def require_embeddings(self) -> None:
         """Raises TaggerError if these models have no embeddings to give."""
         if len(self._networks) > 1:
@@ -216,6 +249,12 @@ class Tagger:
         states = (self._state(os.fspath(path), wanted, classes, path) for path in paths)
         yield from self._run(states, on_progress or (lambda clip, seconds: None))
 
+    def _waveform(self, given: Audio, rate: float | None) -> Iterable[np.ndarray]:
+        """The blocks of a file, or an array as one."""
+        if isinstance(given, str | os.PathLike):
+            return audio.blocks(given, channel=self.options.channel)
+        return [audio.from_samples(given, rate or 0, channel=self.options.channel)]
+
     def _one(self, given: Audio, rate: float | None, wanted: Wanted, classes: Sequence[int] | None) -> ClipState:
         if isinstance(given, str | os.PathLike):
             if rate is not None:
@@ -224,7 +263,7 @@ class Tagger:
         else:
             if rate is None:
                 raise TaggerError("an array says nothing of its sample rate: give sample_rate too.")
-            samples = audio.from_samples(given, rate, channel=self.options.channel)
+            (samples,) = self._waveform(given, rate)
             state = self._state("the array", wanted, classes, samples, rate)
         (found,) = self._run([state], lambda clip, seconds: None)
         if isinstance(found, Failure):
@@ -306,6 +345,7 @@ class _Batches:
         self, networks: Sequence[Network], orders: Sequence[np.ndarray], on_progress: Callable[[str, float], None]
     ) -> None:
         self._networks, self._orders, self._on_progress = networks, orders, on_progress
+        self._have_attention = all(network.has_attention for network in networks)
         self._gathered: list[list[tuple[ClipState, Window]]] = [[] for _ in networks]
         self._running: deque[tuple[int, list[tuple[ClipState, Window]], Output]] = deque()
 
@@ -337,16 +377,15 @@ class _Batches:
     def _absorb(self, number: int, batch: list[tuple[ClipState, Window]], output: Output) -> None:
         order = self._orders[number]
         scores = np.asarray(output.scores)[:, order]
-        frames = None if output.frames is None else np.asarray(output.frames)
-        features = None if output.features is None else np.asarray(output.features)
+        frames = None if output.frames is None else np.asarray(output.frames)[..., order]
+        # What nobody wants does not leave the device.
+        wanted = [state.wanted for state, _ in batch]
+        pictures = self._have_attention and any(w.picture for w in wanted)
+        attention = np.asarray(output.attention)[..., order] if pictures else None
+        features = np.asarray(output.features) if any(w.embeddings for w in wanted) else None
         for row, (state, window) in enumerate(batch):
-            state.absorb(
-                number,
-                window,
-                scores[row],
-                None if frames is None else frames[row][:, order],
-                None if features is None else features[row],
-            )
+            of_row = [None if values is None else values[row] for values in (frames, attention, features)]
+            state.absorb(number, window, scores[row], *of_row)
             self._on_progress(state.clip, window.start * STEP_SECONDS + len(window.samples) / SAMPLE_RATE)
 
 

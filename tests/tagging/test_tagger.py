@@ -19,7 +19,9 @@ from psla_jax.checkpoints import CheckpointError, load_model
 from psla_jax.comparison import Request, evaluate
 from psla_jax.data import datafile
 from psla_jax.evaluation import Scores
+from psla_jax.tagging.clip import Wanted
 from psla_jax.tagging.events import Rules, find_events
+from psla_jax.tagging.picture import PictureError
 from psla_jax.tagging.tagger import Failure, TaggerError
 from psla_jax.tagging.windows import STEP_SAMPLES, Cutter
 
@@ -144,6 +146,53 @@ def test_an_ensemble_is_the_mean_of_its_members(saved, sound):
         np.testing.assert_allclose(together.tag(samples, 16_000).scores, np.mean(scores, axis=0), atol=2e-6)
         timelines = [member.timeline(samples, 16_000).scores.astype(np.float32) for member in members]
         np.testing.assert_allclose(together.timeline(samples, 16_000).scores, np.mean(timelines, axis=0), atol=2e-3)
+
+
+def strips_of(tagger, sound):
+    (state,) = tagger._run([tagger._state("x", Wanted(picture=True), None, sound)], lambda clip, seconds: None)
+    return state.strips()
+
+
+def test_a_picture_shows_the_timeline_and_the_attention_of_the_windows(saved, sound):
+    model, tagger = load_model(saved("one head")), psla_jax.load(saved("one head"), overlap=0, batch_size=4)
+    strips = strips_of(tagger, sound[: 2 * SIZE])
+    assert strips.steps == 1
+    np.testing.assert_allclose(strips.scores, tagger.timeline(sound[: 2 * SIZE], 16_000).scores, atol=1e-3)
+    window = np.zeros((1, SIZE), np.float32)
+    window[0] = sound[:SIZE] - sound[:SIZE].mean()
+    features = np.asarray(nnx.jit(model.network.backbone)(model.frontend(window, np.array([SIZE]))))
+    weights = np.asarray(jax.nn.sigmoid(model.network.head.att(features)))[0]
+    np.testing.assert_allclose(strips.attention[:3], 3 * weights / weights.sum(axis=0), atol=1e-4)
+    assert np.ptp(strips.attention) > 0.1
+
+
+@pytest.mark.parametrize("kinds", [["mean"], ["linear"], ["custom"], ["attention", "mean"]])
+def test_without_attention_in_every_model_there_is_none_to_show(saved, sound, kinds):
+    strips = strips_of(psla_jax.load([saved(kind) for kind in kinds], trust=True), sound)
+    assert strips.attention is None
+    assert strips.scores.shape == (19, 4)
+
+
+def test_the_attention_of_an_ensemble_is_the_mean_of_its_members(saved, sound):
+    members = [strips_of(psla_jax.load(saved(kind)), sound).attention for kind in ("attention", "other")]
+    together = strips_of(psla_jax.load([saved("attention"), saved("other")]), sound).attention
+    np.testing.assert_allclose(together, np.mean(members, axis=0), atol=1e-4)
+
+
+def test_plot_tags_and_draws(saved, sound, tmp_path):
+    tagger = psla_jax.load(saved("attention"))
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="FLOAT")
+    drawn = [tagger.plot(tmp_path / "a.wav", tmp_path / "a.png"), tagger.plot(sound, tmp_path / "b.png", 16_000)]
+    for tags in drawn:
+        np.testing.assert_array_equal(tags.scores, tagger.tag(sound, 16_000).scores)
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))
+    with pytest.raises(PictureError, match=r"ends in \.png"):
+        tagger.plot(sound, tmp_path / "b.pdf", 16_000)
+    with pytest.raises(AudioError, match="is missing"):
+        tagger.plot(tmp_path / "c.wav", tmp_path / "c.png")
+    with pytest.raises(TaggerError, match="give sample_rate"):
+        tagger.plot(sound, tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
 
 
 def changed(model, to, change):
