@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -214,6 +215,24 @@ def read_card(directory: Path) -> ModelCard:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else _first_line(error)
         raise CheckpointError(f"{directory / DESCRIPTION} cannot be read ({what}): make the model again.") from error
+
+
+def fingerprint(directory: Path, card: ModelCard) -> str:
+    """A hash of all that a model's scores depend on: its settings, its classes, the files of its weights.
+
+    Raises:
+        CheckpointError: the weights are missing.
+    """
+    settings = [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    files = sorted(file for file in (directory / WEIGHTS).rglob("*") if file.is_file())
+    if not files:
+        raise CheckpointError(f"{directory} has no weights: make the model again.")
+    for file in files:
+        digest.update(file.relative_to(directory).as_posix().encode())
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _first_line(error: Exception) -> str:
