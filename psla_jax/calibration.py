@@ -7,9 +7,10 @@ belongs to these weights and classes alone. Applying it takes NumPy and nothing 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,10 +176,28 @@ class Calibration:
     shared: Decider
     classes: tuple[CalibratedClass, ...]
 
+    def __deepcopy__(self, memo: Any) -> Calibration:
+        """Nothing in it changes."""
+        return self
+
     @cached_property
     def deciders(self) -> Deciders:
         """One for each class, its own or the shared one."""
         return Deciders(tuple(entry.own or self.shared for entry in self.classes))
+
+    @property
+    def event_thresholds(self) -> np.ndarray:
+        """The thresholds for scores of steps, float64 `(classes,)`: those of whole clips, but above 0.
+
+        Steps score otherwise than clips: a clip's score is a weighted mean of those of its steps, so that its highest
+        step is above it as a rule. These thresholds are a beginning for events, and not fitted to them.
+        """
+        return np.maximum(self.deciders.thresholds, FLOOR)
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all of it."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of ``calibration.json``."""
@@ -208,13 +227,13 @@ class Calibration:
         return directory / CALIBRATION
 
 
-def read(directory: Path, vocabulary: Vocabulary, fingerprint: str) -> Calibration | None:
+def read(directory: Path, vocabulary: Vocabulary, fingerprint: Callable[[], str]) -> Calibration | None:
     """The calibration in a model directory; None if there is none.
 
     Args:
         directory: of the model.
         vocabulary: its classes.
-        fingerprint: of the model as it is now.
+        fingerprint: makes that of the model as it is now; called only if there is a calibration.
 
     Raises:
         CalibrationError: it cannot be read, or was fitted to other classes or other weights.
@@ -229,6 +248,6 @@ def read(directory: Path, vocabulary: Vocabulary, fingerprint: str) -> Calibrati
         raise CalibrationError(f"{place} cannot be read ({what}): {remedy}") from error
     if tuple(entry.mid for entry in found.classes) != vocabulary.mids:
         raise CalibrationError(f"{place} was fitted to other classes than those of the model: {remedy}")
-    if found.model != fingerprint:
+    if found.model != fingerprint():
         raise CalibrationError(f"{place} was fitted to another model than the one it lies in: {remedy}")
     return found
