@@ -39,7 +39,7 @@ class Request:
     data: str
     method: Method = "sigmoid"
     precision: float | None = None
-    min_positives: int = 5
+    min_positives: int = 10
     folds: int = 5
     policy: Policy | Literal[""] = ""
     channel: Channel = "mean"

@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from psla_jax.calibration import CalibrationError, Curve, Decider, Deciders, Isotonic, Sigmoid, log_odds
+from psla_jax.calibration import FLOOR, CalibrationError, Curve, Decider, Deciders, Isotonic, Sigmoid, log_odds
 
 Method = Literal["sigmoid", "isotonic"]
 
@@ -31,7 +31,7 @@ class Recipe:
     """``sigmoid`` (Platt): two numbers a class; ``isotonic``: any rising curve, for hundreds of positives a class."""
     precision: float | None = None
     """The threshold is the lowest one with this precision; None: the one with the best F1."""
-    min_positives: int = 5
+    min_positives: int = 10
     """Classes with fewer positive clips share a threshold and a curve."""
     folds: int = 5
     """Parts of the clips, each judged by what was fitted to the others."""
@@ -110,28 +110,34 @@ class Cuts:
 # ---- curves
 
 
-def sigmoid_curve(scores: np.ndarray, labels: np.ndarray) -> Sigmoid | None:
-    """Platt scaling of the log-odds of scores `(clips,)`; None where higher scores do not mean higher probability.
-
-    As Platt has it, a positive among P counts as one by (P + 1) / (P + 2), a negative among N by 1 / (N + 2), so that
-    a class whose scores part its clips without fault does not become a step.
+def targets(labels: np.ndarray) -> np.ndarray:
+    """How much of a positive each clip counts for, as Platt has it: (P + 1) / (P + 2) for one of P, 1 / (N + 2) for one
+    of N negatives. So scores that part a few clips without fault do not become certainties.
     """
     truth = labels > 0.5
     positives, negatives = int(truth.sum()), int((~truth).sum())
-    share = np.where(truth, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    x = log_odds(scores)
+    return np.where(truth, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+
+def sigmoid_curve(scores: np.ndarray, labels: np.ndarray) -> Sigmoid | None:
+    """Platt scaling of the log-odds of scores `(clips,)`; None where higher scores do not mean higher probability."""
+    share, x = targets(labels), log_odds(scores)
+    middle, spread = float(x.mean()), float(x.std())
+    if spread < FLOOR:
+        return None
+    x = (x - middle) / spread
     # Every clip is there twice, as a positive and as a negative, weighted by its share of each.
     outcomes, weights = np.repeat([1, 0], len(x)), np.concatenate([share, 1 - share])
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8, max_iter=1000)
     model.fit(np.concatenate([x, x])[:, None], outcomes, sample_weight=weights)
-    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
-    return Sigmoid(slope, intercept) if slope > 0 else None
+    slope = float(model.coef_[0, 0]) / spread
+    return Sigmoid(slope, float(model.intercept_[0]) - slope * middle) if slope > 0 else None
 
 
 def isotonic_curve(scores: np.ndarray, labels: np.ndarray) -> Isotonic:
-    """The rising curve that is nearest to labels `(clips,)`."""
+    """The rising curve that is nearest to the targets of labels `(clips,)`."""
     model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-    model.fit(scores.astype(np.float64), (labels > 0.5).astype(np.float64))
+    model.fit(scores.astype(np.float64), targets(labels))
     return Isotonic(tuple(map(float, model.X_thresholds_)), tuple(map(float, model.y_thresholds_)))
 
 
@@ -144,25 +150,28 @@ CURVES: dict[Method, Callable[[np.ndarray, np.ndarray], Curve | None]] = {
 # ---- all classes
 
 
-def fit(scores: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Fit:
+def fit(scores: np.ndarray, labels: np.ndarray, recipe: Recipe, has_own: np.ndarray | None = None) -> Fit:
     """Fits every class.
 
     Args:
         scores: `(clips, classes)`.
         labels: of the same shape, 0 or 1.
         recipe: how.
+        has_own: which classes have enough positives for a decider of their own, bool `(classes,)`; None: count them.
 
     Raises:
         CalibrationError: the scores are not finite, there is no clip, or no label.
     """
     _require_usable(scores, labels)
     positives = (labels > 0.5).sum(axis=0)
-    few = (positives > 0) & (positives < recipe.min_positives)
+    if has_own is None:
+        has_own = positives >= recipe.min_positives
+    few = (positives > 0) & ~has_own
     pooled = few if positives[few].sum() >= recipe.min_positives else positives > 0
     shared = _shared(scores[:, pooled].ravel(), labels[:, pooled].ravel(), recipe)
 
     def own(i: int) -> Decider | None:
-        return _decider(scores[:, i], labels[:, i], recipe) if positives[i] >= recipe.min_positives else None
+        return _decider(scores[:, i], labels[:, i], recipe) if has_own[i] and positives[i] else None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return Fit(shared, tuple(pool.map(own, range(scores.shape[1]))))
@@ -214,6 +223,8 @@ class HeldOut:
 def crossfit(scores: np.ndarray, labels: np.ndarray, recipe: Recipe) -> HeldOut:
     """Judges the recipe: every fold of the clips by a fit to the others. Arguments and errors as for :func:`fit`.
 
+    The same classes have deciders of their own in every fold, though some are then fitted to fewer positives.
+
     Raises:
         CalibrationError: there are fewer clips than folds, or all labels are in one of them.
     """
@@ -221,9 +232,10 @@ def crossfit(scores: np.ndarray, labels: np.ndarray, recipe: Recipe) -> HeldOut:
     if len(scores) < recipe.folds:
         raise CalibrationError(f"{len(scores)} clips do not make {recipe.folds} folds: give more clips, or --folds 2.")
     fold_of = np.random.default_rng(0).permutation(len(scores)) % recipe.folds
+    has_own = (labels > 0.5).sum(axis=0) >= recipe.min_positives
     probabilities, present = np.zeros(scores.shape), np.zeros(scores.shape, bool)
     for fold in range(recipe.folds):
         held = fold_of == fold
-        deciders = fit(scores[~held], labels[~held], recipe).deciders
+        deciders = fit(scores[~held], labels[~held], recipe, has_own).deciders
         probabilities[held], present[held] = deciders.probabilities(scores[held]), deciders.present(scores[held])
     return HeldOut(probabilities, present)

@@ -26,7 +26,7 @@ class Calibrate:
     """From scores to probabilities: two numbers a class (Platt), or any rising curve, for hundreds of clips a class."""
     precision: float | None = None
     """The threshold of a class is the lowest one with this precision; without it, the one with the best F1."""
-    min_positives: int = 5
+    min_positives: int = 10
     """Classes with fewer clips share a threshold and a curve."""
     folds: int = 5
     """Parts of the clips, each judged by what was fitted to the others."""
