@@ -197,14 +197,9 @@ def _calibration(
 
 
 def _overall(measured: Reliability | None, decided: Decisions | None) -> dict[str, float | None]:
-    values = (
-        {}
-        if measured is None
-        else {"brier": measured.brier, "ece": measured.ece, "ece_per_class": measured.ece_per_class}
-    )
-    if decided is not None:
-        values |= {name: getattr(decided, name) for name in ("micro_f1", "macro_f1", "precision", "recall")}
-    return {name: _number(value) for name, value in values.items()}
+    """The figures of all clips and classes, by name."""
+    asked = ((measured, ("brier", "ece", "ece_per_class")), (decided, ("micro_f1", "macro_f1", "precision", "recall")))
+    return {name: _number(getattr(figures, name)) for figures, names in asked if figures is not None for name in names}
 
 
 def _of_class(views: dict[str, Any], labels: np.ndarray, i: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Thresholds and curves from scores and labels; scikit-learn fits the curves.
 
 A class with enough positive clips has a threshold and a curve of its own. The others share one of each, fitted to all
-of them that have a positive clip: a threshold that was set between two positives says nothing. What is found is judged
-on clips that it was not fitted to (:func:`crossfit`).
+of them that have a positive clip: their own would be those of a few recordings. What is found is judged on clips that
+it was not fitted to (:func:`crossfit`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from psla_jax.calibration import FLOOR, CalibrationError, Curve, Decider, Deciders, Isotonic, Sigmoid, log_odds
+from psla_jax.calibration import CalibrationError, Curve, Decider, Deciders, Isotonic, Sigmoid, log_odds
 
 Method = Literal["sigmoid", "isotonic"]
+_TRIED = 1000
+"""Thresholds that are tried for several classes together."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,24 @@ class Cuts:
         reached = np.flatnonzero(self.hits >= precision * self.found)
         return float(self.thresholds[reached[-1]]) if len(reached) else math.inf
 
-    def threshold(self, recipe: Recipe) -> float:
-        """The one that was asked for."""
-        return self.best_f1() if recipe.precision is None else self.lowest_with(recipe.precision)
+
+def best_mean_f1(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The threshold with the best mean F1 of several classes `(clips, classes)`, each of which has a positive.
+
+    F1 can only be best where a positive is just above the threshold; of several such places, the highest.
+    """
+    truth = labels > 0.5
+    tried = np.unique(scores[truth].astype(np.float64))
+    if len(tried) > _TRIED:
+        tried = np.quantile(tried, np.linspace(0, 1, _TRIED), method="nearest")
+    total = np.zeros(len(tried))
+    for column, positive in zip(scores.T.astype(np.float64), truth.T):
+        found = len(column) - np.searchsorted(np.sort(column), tried)
+        hits = positive.sum() - np.searchsorted(np.sort(column[positive]), tried)
+        total += 2 * hits / (found + positive.sum())
+    best = tried[len(tried) - 1 - np.argmax(total[::-1])]
+    below = scores[scores < best]
+    return float((best + below.max()) / 2) if below.size else float(best)
 
 
 # ---- curves
@@ -123,7 +140,7 @@ def sigmoid_curve(scores: np.ndarray, labels: np.ndarray) -> Sigmoid | None:
     """Platt scaling of the log-odds of scores `(clips,)`; None where higher scores do not mean higher probability."""
     share, x = targets(labels), log_odds(scores)
     middle, spread = float(x.mean()), float(x.std())
-    if spread < FLOOR:
+    if np.ptp(x) == 0:
         return None
     x = (x - middle) / spread
     # Every clip is there twice, as a positive and as a negative, weighted by its share of each.
@@ -168,7 +185,7 @@ def fit(scores: np.ndarray, labels: np.ndarray, recipe: Recipe, has_own: np.ndar
         has_own = positives >= recipe.min_positives
     few = (positives > 0) & ~has_own
     pooled = few if positives[few].sum() >= recipe.min_positives else positives > 0
-    shared = _shared(scores[:, pooled].ravel(), labels[:, pooled].ravel(), recipe)
+    shared = _shared(scores[:, pooled], labels[:, pooled], recipe)
 
     def own(i: int) -> Decider | None:
         return _decider(scores[:, i], labels[:, i], recipe) if has_own[i] and positives[i] else None
@@ -182,16 +199,21 @@ def _decider(scores: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Decider 
     if (labels > 0.5).all():  # There is nothing to tell its clips from.
         return None
     curve = CURVES[recipe.method](scores, labels)
-    return None if curve is None else Decider(Cuts.of(scores, labels).threshold(recipe), curve)
+    cuts = Cuts.of(scores, labels)
+    threshold = cuts.best_f1() if recipe.precision is None else cuts.lowest_with(recipe.precision)
+    return None if curve is None else Decider(threshold, curve)
 
 
 def _shared(scores: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Decider:
-    """Of scores that may tell nothing: then the probability of all is the share of positives."""
-    found = _decider(scores, labels, recipe)
-    if found is not None:
-        return found
-    rate = (labels.sum() + 1) / (len(labels) + 2)
-    return Decider(Cuts.of(scores, labels).threshold(recipe), Sigmoid(0.0, float(log_odds(rate))))
+    """Of several classes together. Where their scores tell nothing, every probability is the share of positives."""
+    cells = scores.ravel(), labels.ravel()
+    if recipe.precision is None:
+        threshold = best_mean_f1(scores, labels)
+    else:
+        threshold = Cuts.of(*cells).lowest_with(recipe.precision)
+    curve = None if (labels > 0.5).all() else CURVES[recipe.method](*cells)
+    rate = (labels.sum() + 1) / (labels.size + 2)
+    return Decider(threshold, curve or Sigmoid(0.0, float(log_odds(rate))))
 
 
 def _require_usable(scores: np.ndarray, labels: np.ndarray) -> None:

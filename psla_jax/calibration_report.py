@@ -44,11 +44,21 @@ def _lines(calibration: Calibration, vocabulary: Vocabulary) -> list[str]:
     aim = "the best F1" if fitted["precision"] is None else f"a precision of {fitted['precision']:g}"
     lines = [f"{fitted['clips']:,} clips of {fitted['data']}: thresholds of {aim}, {fitted['method']} probabilities"]
     absent = [entry for entry in classes if not entry.positives]
-    few = [entry for entry in classes if entry.positives and entry.own is None]
-    own = len(classes) - len(few) - len(absent)
+    sharing = [entry for entry in classes if entry.positives and entry.own is None]
+    few = [entry for entry in sharing if entry.positives < fitted["min_positives"]]
+    blind = [entry for entry in sharing if entry.positives >= fitted["min_positives"]]
+    own = len(classes) - len(sharing) - len(absent)
     lines.append(f"{_count(own, 'class')} of {len(classes)} with a threshold and a curve of their own")
     if few:
-        lines.append(f"{_count(len(few), 'class')} with too few clips, which share theirs: {_named(few, vocabulary)}")
+        lines.append(
+            f"{_count(len(few), 'class')} with fewer than {fitted['min_positives']} clips, which share one of each: "
+            f"{_named(few, vocabulary)}"
+        )
+    if blind:
+        lines.append(
+            f"{_count(len(blind), 'class')} whose clips score no higher than others, which take the shared ones too: "
+            f"{_named(blind, vocabulary)}"
+        )
     if absent:
         lines.append(
             f"{_count(len(absent), 'class')} without any clip, which take the shared ones unjudged: "

@@ -6,6 +6,7 @@ and the vocabulary, ``weights/`` the parameters and batch statistics. Nothing of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,10 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
+from psla_jax import calibration
+from psla_jax.calibration import CALIBRATION, CalibrationError
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.frontend import Frontend
 from psla_jax.models import tagger
@@ -100,6 +104,7 @@ def save_model(
 ) -> None:
     """Writes a model directory; it appears whole or not at all, and replaces a model of the same name.
 
+    A calibration of the model that was there is kept, and holds on if the new model is the same.
     `report` says what became of the entries of a converted file; it goes into ``report.json``.
 
     Raises:
@@ -115,12 +120,25 @@ def save_model(
         (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
         if report is not None:
             (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if (directory / CALIBRATION).is_file():
+            _keep_calibration(directory, aside, card, (params, rest))
         if directory.exists():
             os.replace(directory, before)
         os.replace(aside, directory)
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _keep_calibration(directory: Path, aside: Path, card: ModelCard, weights: tuple[Any, Any]) -> None:
+    """Takes the calibration of a model along to the one that replaces it; of another model it will be refused."""
+    shutil.copyfile(directory / CALIBRATION, aside / CALIBRATION)
+    with contextlib.suppress(CalibrationError, CheckpointError):
+        replaced = read_card(directory)
+        found = calibration.read(directory, replaced.vocabulary, lambda: fingerprint(directory, replaced))
+        pairs = jax.tree.map(np.array_equal, load_weights(directory, *weights), weights)
+        if found is not None and _settings(card) == _settings(replaced) and jax.tree.all(pairs):
+            dataclasses.replace(found, model=fingerprint(aside, card)).write(aside)
 
 
 def require_place(directory: Path, *, overwrite: bool) -> None:
@@ -223,8 +241,7 @@ def fingerprint(directory: Path, card: ModelCard) -> str:
     Raises:
         CheckpointError: the weights are missing.
     """
-    settings = [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(_settings(card), sort_keys=True).encode())
     files = sorted(file for file in (directory / WEIGHTS).rglob("*") if file.is_file())
     if not files:
         raise CheckpointError(f"{directory} has no weights: make the model again.")
@@ -233,6 +250,11 @@ def fingerprint(directory: Path, card: ModelCard) -> str:
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _settings(card: ModelCard) -> list[Any]:
+    """What scores depend on besides the weights."""
+    return [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import f1_score, precision_recall_curve
 
 from psla_jax.calibration import CalibrationError, Isotonic, Sigmoid, curve_from_json, log_odds
-from psla_jax.calibration_fit import Cuts, Recipe, crossfit, fit, isotonic_curve, sigmoid_curve, targets
+from psla_jax.calibration_fit import Cuts, Recipe, best_mean_f1, crossfit, fit, isotonic_curve, sigmoid_curve, targets
 
 
 def one_class(seed: int, clips: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -67,6 +67,16 @@ def test_cuts_lie_halfway_between_scores():
     assert cuts.best_f1() == 0.5
     assert cuts.lowest_with(0.3) == pytest.approx(0.175)
     assert cuts.lowest_with(0.6) == math.inf
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shared_threshold_has_the_best_mean_f1_of_all_cuts(seed):
+    scores, labels = set_of(4, clips=40, seed=1000 * seed)
+    found = best_mean_f1(scores, labels)
+    tried = [f1_score(labels, scores >= t, average="macro") for t in np.unique(scores)]
+    assert f1_score(labels, scores >= found, average="macro") == pytest.approx(max(tried), abs=1e-12)
+    alone = best_mean_f1(scores[:, :1], labels[:, :1])
+    np.testing.assert_array_equal(scores[:, 0] >= alone, scores[:, 0] >= Cuts.of(scores[:, 0], labels[:, 0]).best_f1())
 
 
 # ---- curves
@@ -135,9 +145,10 @@ def test_classes_with_few_positives_share():
     for i in range(3):
         assert found.own[i].threshold == Cuts.of(scores[:, i], labels[:, i]).best_f1()
         assert found.own[i].curve == sigmoid_curve(scores[:, i], labels[:, i])
-    pooled = scores[:, 3:5].ravel(), labels[:, 3:5].ravel()
-    assert found.shared.threshold == Cuts.of(*pooled).best_f1()
-    assert found.shared.curve == sigmoid_curve(*pooled)
+    assert found.shared.threshold == best_mean_f1(scores[:, 3:5], labels[:, 3:5])
+    assert found.shared.curve == sigmoid_curve(scores[:, 3:5].ravel(), labels[:, 3:5].ravel())
+    precise = fit(scores, labels, Recipe(min_positives=5, precision=0.7)).shared.threshold
+    assert precise == Cuts.of(scores[:, 3:5].ravel(), labels[:, 3:5].ravel()).lowest_with(0.7)
     deciders = found.deciders
     assert deciders.of_class[5] == deciders.of_class[4] == found.shared
     np.testing.assert_allclose(deciders.probabilities(scores)[:, 1], found.own[1].curve(scores[:, 1]), rtol=1e-6)

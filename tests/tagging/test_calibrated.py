@@ -15,10 +15,11 @@ from sounds import VOCABULARY
 import psla_jax
 from psla_jax import cli
 from psla_jax.calibration import CALIBRATION, Calibration, CalibrationError, Decider, Sigmoid
-from psla_jax.checkpoints import find_model, fingerprint, read_card
+from psla_jax.checkpoints import find_model, fingerprint, load_model, read_card, save_model
 from psla_jax.comparison import Request, evaluate
 from psla_jax.tagging.events import Rules
 from psla_jax.tagging.tagger import Tagger
+from psla_jax.training import split_model
 
 CLIPS = 45
 
@@ -164,6 +165,22 @@ def test_a_fingerprint_is_of_settings_classes_and_weights(saved, tmp_path):
     assert fingerprint(copied, card) == own
     next(file for file in sorted((copied / "weights").rglob("*")) if file.is_file()).write_bytes(b"changed")
     assert fingerprint(copied, card) != own
+
+
+def test_a_model_that_is_saved_again_keeps_its_calibration(home, saved, calibrated, tmp_path, capsys):
+    place, file = tmp_path / "model", str(home / "data" / "validation02.wav")
+    shutil.copytree(find_model(home / "run"), place)
+    model, other = load_model(place), load_model(saved("other"))
+    save_model(place, model.card, *split_model(model.network))
+    again = psla_jax.load(place)
+    assert again.calibration.classes == calibrated.classes
+    assert again.calibration.model == fingerprint(place, model.card)
+    before = (place / CALIBRATION).read_text()
+    save_model(place, other.card, *split_model(other.network))
+    assert (place / CALIBRATION).read_text() == before, "nothing is lost"
+    with pytest.raises(CalibrationError, match="was fitted to another model than the one it lies in"):
+        psla_jax.load(place)
+    assert psla_jax.load(place, calibrated=False).tag(file).probabilities is None
 
 
 def test_a_calibration_is_replaced_only_if_asked_and_scores_are_kept(home, calibrated, tmp_path, capsys):
