@@ -104,8 +104,8 @@ def save_model(
 ) -> None:
     """Writes a model directory; it appears whole or not at all, and replaces a model of the same name.
 
-    A calibration of the model that was there is kept, and holds on if the new model is the same.
-    `report` says what became of the entries of a converted file; it goes into ``report.json``.
+    `report` says what became of the entries of a converted file; it goes into ``report.json``. A calibration of the
+    model that was there is kept, and goes on to hold if the new model is the same.
 
     Raises:
         CheckpointError: something else than a model has that name.

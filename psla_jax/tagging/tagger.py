@@ -118,8 +118,8 @@ def _calibration_of(models: Sequence[tuple[str, Model]], options: Options) -> tu
     places = [find_model(Path(path)) for path, _ in models]
     if len(places) != 1:
         have = [path for (path, _), place in zip(models, places) if (place / CALIBRATION).exists()]
-        what = f"what {', '.join(dict.fromkeys(have))} was calibrated to is not of the ensemble, which has scores alone"
-        return None, [what] if have else []
+        names = ", ".join(dict.fromkeys(have))
+        return None, [f"what {names} was calibrated to is not of the ensemble, which has scores alone"] if have else []
     card = models[0][1].card
     found = read_calibration(places[0], card.vocabulary, lambda: fingerprint(places[0], card))
     if found is None or found.fitted.get("policy") == options.policy:

@@ -219,7 +219,7 @@ def write(path: Path, records: list) -> list[str]:
 
 
 def test_mistakes_are_one_sentence(home, saved, tmp_path, capsys):
-    model, wav = str(saved("one head")), str(home / "data" / "validation00.wav")
+    model, wav = str(saved("attention")), str(home / "data" / "validation00.wav")
     (tmp_path / "broken.wav").write_text("no sound")
     shutil.copytree(model, tmp_path / "incomplete")
     shutil.rmtree(tmp_path / "incomplete" / "weights")
