@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sounds
+from rich.console import Console
 from sounds import VOCABULARY
 
 import psla_jax
@@ -17,6 +19,7 @@ from psla_jax import cli
 from psla_jax.calibration import CALIBRATION, Calibration, CalibrationError, Decider, Sigmoid
 from psla_jax.checkpoints import find_model, fingerprint, load_model, read_card, save_model
 from psla_jax.comparison import Request, evaluate
+from psla_jax.tagging import output
 from psla_jax.tagging.events import Rules
 from psla_jax.tagging.tagger import Tagger
 from psla_jax.training import split_model
@@ -45,7 +48,13 @@ def calibrated(home) -> Calibration:
     return Calibration.from_json((home / "run" / "models" / "average" / CALIBRATION).read_text())
 
 
-def test_it_is_fitted_to_what_tagging_says_of_the_clips(home, calibrated):
+@pytest.fixture(scope="module")
+def tagger(home, calibrated) -> Tagger:
+    """Of the calibrated model."""
+    return psla_jax.load(home / "run")
+
+
+def test_it_is_fitted_to_what_tagging_says_of_the_clips(home, calibrated, tagger):
     assert calibrated.fitted | {"sha256": ""} == {
         "data": "validation.json", "sha256": "", "clips": CLIPS, "unreadable": 0, "policy": "pad", "overlap": 0.5,
         "channel": "mean", "method": "sigmoid", "precision": None, "min_positives": 10, "folds": 5,
@@ -54,7 +63,6 @@ def test_it_is_fitted_to_what_tagging_says_of_the_clips(home, calibrated):
     assert [(entry.mid, entry.positives) for entry in calibrated.classes] == list(zip(VOCABULARY.mids, (15, 15, 15, 0)))
     assert calibrated.classes[3].own is None
     assert calibrated.classes[3].figures == {}
-    tagger = psla_jax.load(home / "run")
     files = [str(home / "data" / f"validation{i:02d}.wav") for i in range(CLIPS)]
     present = np.array([found.present for found in tagger.tag_all(files)])
     truth = np.arange(CLIPS) % 3 == 0
@@ -65,8 +73,7 @@ def test_it_is_fitted_to_what_tagging_says_of_the_clips(home, calibrated):
     )
 
 
-def test_python_gives_probabilities_and_decisions(home, calibrated):
-    tagger = psla_jax.load(home / "run")
+def test_python_gives_probabilities_and_decisions(home, calibrated, tagger):
     assert tagger.calibration == calibrated
     assert tagger.notes == ()
     np.testing.assert_array_equal(tagger.options.rules.threshold, calibrated.event_thresholds)
@@ -86,31 +93,32 @@ def test_python_gives_probabilities_and_decisions(home, calibrated):
 
 
 def said_by_tag(home, capsys, *arguments: str) -> str:
-    assert cli.main(["tag", *map(str, arguments), "--model", str(home / "run")]) == 0
+    file = str(home / "data" / "validation00.wav")
+    capsys.readouterr()
+    assert cli.main(["tag", file, *map(str, arguments), "--model", str(home / "run")]) == 0
     return capsys.readouterr().out
 
 
-def test_the_command_line_speaks_in_decisions(home, calibrated, capsys):
-    file = home / "data" / "validation00.wav"
-    found = psla_jax.load(home / "run").tag(str(file))
-    capsys.readouterr()
-    line = json.loads(said_by_tag(home, capsys, file, "--json", "-"))
+def test_the_command_line_speaks_in_decisions(home, tagger, capsys, tmp_path):
+    found = tagger.tag(str(home / "data" / "validation00.wav"))
+    line = json.loads(said_by_tag(home, capsys, "--json", "-", "--csv", tmp_path / "a.csv", "--times", "always"))
     assert {tag["mid"] for tag in line["tags"]} == {m for m, p in zip(VOCABULARY.mids, found.present) if p}
-    everything = json.loads(said_by_tag(home, capsys, file, "--json", "-", "--threshold", "1e-9"))["tags"]
+    events = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert {(row["probability"], row["present"]) for row in events} <= {("", "")}
+    line = said_by_tag(home, capsys, "--json", "-", "--csv", tmp_path / "b.csv", "--threshold", "1e-9")
+    everything = json.loads(line)["tags"]
     index = [VOCABULARY.index(tag["mid"]) for tag in everything]
     assert [tag["probability"] for tag in everything] == pytest.approx(found.probabilities[index], abs=1e-6)
     assert [tag["score"] for tag in everything] == pytest.approx(found.scores[index], abs=1e-6)
     assert [tag["present"] for tag in everything] == found.present[index].tolist()
-    rows = list(csv.DictReader(said_by_tag(home, capsys, file, "--csv", "-", "--threshold", "1e-9").splitlines()))
+    rows = list(csv.DictReader((tmp_path / "b.csv").read_text().splitlines()))
     assert [(row["mid"], float(row["probability"]), row["present"]) for row in rows] == [
         (tag["mid"], tag["probability"], str(tag["present"]).lower()) for tag in everything
     ]
-    events = csv.DictReader(said_by_tag(home, capsys, file, "--csv", "-", "--times", "always").splitlines())
-    assert {(row["probability"], row["present"]) for row in events} <= {("", "")}
-    shown = said_by_tag(home, capsys, file, "--threshold", "1e-9")
+    shown = said_by_tag(home, capsys, "--threshold", "1e-9")
     assert shown.count("✓") == found.present.sum()
     assert "probability" in shown
-    raw = said_by_tag(home, capsys, file, "--csv", "-", "--raw", "True")
+    raw = said_by_tag(home, capsys, "--csv", "-", "--raw", "True")
     assert raw.splitlines()[0] == "clip,onset,offset,class,mid,score"
 
 
@@ -127,15 +135,15 @@ def test_events_begin_at_the_thresholds_of_their_classes(home, saved, tmp_path, 
     line = json.loads(capsys.readouterr().out)
     assert {event["mid"] for event in line["events"]} == {"/t/high"}
     assert [tag["mid"] for tag in line["tags"]] == ["/t/high"]
-    assert cli.main(["tag", file, "--model", str(place), "--not-classes", "High tone"]) == 0
-    assert "no class reaches its threshold; the most probable is" in capsys.readouterr().out
+    rare = psla_jax.load(place).tag(file, classes=[0, 2])
+    console = Console(file=io.StringIO(), width=100)
+    output.show(console, rare, output.Shown(threshold=rare.calibration.deciders.thresholds))
+    assert "no class reaches its threshold; the most probable is" in console.file.getvalue()
 
 
 def test_ensembles_and_other_policies_are_told_apart(home, saved, calibrated, capsys):
     file = str(home / "data" / "validation02.wav")
-    both = psla_jax.load([home / "run", saved("other")])
-    assert both.calibration is None
-    assert both.tag(file).probabilities is None
+    assert psla_jax.load([home / "run", saved("other")]).calibration is None
     assert cli.main(["tag", file, "--csv", "-", "--model", str(home / "run"), str(saved("other"))]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == "clip,onset,offset,class,mid,score"
@@ -168,7 +176,7 @@ def test_a_fingerprint_is_of_settings_classes_and_weights(saved, tmp_path):
 
 
 def test_a_model_that_is_saved_again_keeps_its_calibration(home, saved, calibrated, tmp_path, capsys):
-    place, file = tmp_path / "model", str(home / "data" / "validation02.wav")
+    place = tmp_path / "model"
     shutil.copytree(find_model(home / "run"), place)
     model, other = load_model(place), load_model(saved("other"))
     save_model(place, model.card, *split_model(model.network))
@@ -180,7 +188,7 @@ def test_a_model_that_is_saved_again_keeps_its_calibration(home, saved, calibrat
     assert (place / CALIBRATION).read_text() == before, "nothing is lost"
     with pytest.raises(CalibrationError, match="was fitted to another model than the one it lies in"):
         psla_jax.load(place)
-    assert psla_jax.load(place, calibrated=False).tag(file).probabilities is None
+    assert psla_jax.load(place, calibrated=False).calibration is None
 
 
 def test_a_calibration_is_replaced_only_if_asked_and_scores_are_kept(home, calibrated, tmp_path, capsys):
