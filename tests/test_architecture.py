@@ -22,11 +22,11 @@ MAX_FILE, MAX_FUNCTION = 450, 60
 
 DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
-HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
+HEAVY = DEVICE | {"grain", "numpy", "scipy", "sklearn", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
-    *("scores", "labeling", "score_files", "enhancement"),
+    *("scores", "labeling", "score_files", "enhancement", "reliability", "calibration", "calibration_fit"),
     *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "lettering", "output", "result")),
     *("tagging.strip", "tagging.windows"),
 )
@@ -66,7 +66,10 @@ ROOMS = {
     "scores": ("metrics",),
     "labeling": ("config", "data", "ontology"),
     "score_files": ("data", "labeling", "ontology", "scores"),
-    "tagging": ("audio", "checkpoints", "config", "frontend", "inference", "models", "ontology", "tagging"),
+    "reliability": (),
+    "calibration": ("ontology",),
+    "calibration_fit": ("calibration",),
+    "tagging": tuple("audio calibration checkpoints config frontend inference models ontology tagging".split()),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {

@@ -17,9 +17,14 @@ from tyro.conf import Positional
 from psla_jax.commands.arguments import UsageError, parse
 
 if TYPE_CHECKING:
+    from psla_jax.calibration import Calibration
     from psla_jax.journal import Bar
     from psla_jax.tagging.folder import Item
     from psla_jax.tagging.tagger import Tagger
+
+
+THRESHOLD = 0.2
+"""Of scores that were not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,11 @@ class Tag:
     """Model directory or run directory; several are an ensemble."""
     top: int = 5
     """How many classes of a whole recording to name."""
-    threshold: float = 0.2
-    """Scores below it are left out, and events reach it."""
+    threshold: float | None = None
+    """Scores below it are left out, and events reach it; without it, the thresholds that psla calibrate fitted to the
+    classes of the model, or else 0.2."""
+    raw: bool = False
+    """Scores alone, also of a calibrated model."""
     classes: tuple[str, ...] = ()
     """Look for these alone, by name or mid."""
     not_classes: tuple[str, ...] = ()
@@ -121,7 +129,7 @@ def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
     from psla_jax.tagging.events import Rules
     from psla_jax.tagging.tagger import POLICY, load
 
-    rules = Rules(options.threshold, options.release, options.smooth, options.min_gap, options.min_duration)
+    rules = Rules(_threshold(options, None), options.release, options.smooth, options.min_gap, options.min_duration)
     tagger = load(
         options.model,
         trust=options.trust,
@@ -130,11 +138,22 @@ def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
         rules=rules,
         channel=options.channel,
         batch_size=options.batch_size,
+        calibrated=not options.raw,
     )
+    if options.threshold is None and tagger.calibration is not None:
+        rules = dataclasses.replace(rules, threshold=tagger.calibration.event_thresholds)
+        tagger.options = dataclasses.replace(tagger.options, rules=rules)
     if options.embeddings:
         tagger.require_embeddings()
     ontology = Ontology.read(options.ontology) if options.ontology else None
     return tagger, selected(tagger.vocabulary, options.classes, options.not_classes, ontology)
+
+
+def _threshold(options: Tag, calibration: Calibration | None) -> Any:
+    """What classes have to score to be shown: one number, or one for each."""
+    if options.threshold is not None:
+        return options.threshold
+    return THRESHOLD if calibration is None else calibration.deciders.thresholds
 
 
 class _Session:
@@ -146,9 +165,11 @@ class _Session:
         from psla_jax.tagging import output
 
         self.options, self.tagger, self.classes = options, tagger, classes
-        self.shown = output.Shown(options.top, options.threshold, options.times)
+        calibration = tagger.calibration
+        self.shown = output.Shown(options.top, _threshold(options, calibration), options.times)
         self.formats = {"json": output.json_line, "csv": output.csv_rows, "rttm": output.rttm_lines}
-        self.headers = {"json": "", "csv": ",".join(output.COLUMNS) + "\n", "rttm": ""}
+        columns = output.COLUMNS if calibration is None else output.COLUMNS + output.CALIBRATED
+        self.headers = {"json": "", "csv": ",".join(columns) + "\n", "rttm": ""}
         self.screen = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -156,10 +177,13 @@ class _Session:
         """Tags everything that is not done yet; 1 if something could not be."""
         from psla_jax.tagging.folder import Results
 
+        for note in self.tagger.notes:
+            self.errors.print(note, markup=False)
         options = self.options
         files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
         folders = [folder for folder in (options.audacity, options.embeddings, options.plot) if folder]
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("overwrite", "batch_size")}
+        settings["calibration"] = "" if self.tagger.calibration is None else self.tagger.calibration.sha256
         results = Results(files, folders, settings, overwrite=options.overwrite)
         waiting = [item for item in items if item.path not in results.done]
         if len(waiting) < len(items):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from psla_jax.audio import SAMPLE_RATE
+from psla_jax.calibration import Calibration
 from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.result import Embeddings, Event, Tags, Timeline
@@ -62,8 +63,9 @@ class ClipState:
         steps: list[int],
         events_from: str,
         rate: float,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.clip, self.rate = clip, rate
+        self.clip, self.rate, self._calibration = clip, rate, calibration
         self.samples = 0
         self._peak = 0.0
         self._ended = self._finished = False
@@ -164,7 +166,7 @@ class ClipState:
         long = max(self._expected) > 1
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected, long, self._events_from,
-            self._notes(),
+            self._notes(), self._calibration,
         )  # fmt: skip
 
     def timeline(self) -> Timeline:

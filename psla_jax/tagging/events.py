@@ -23,7 +23,8 @@ class Rules:
     """What counts as an event."""
 
     threshold: float | np.ndarray = 0.3
-    """The score an event has to reach at one step at least; one for all classes, or one each `(classes,)`."""
+    """The score an event has to reach at one step at least; one for all classes, or one each `(classes,)`.
+    Infinity for a class that makes no events."""
     release: float = 0.5
     """An event lasts while scores stay at this fraction of the threshold or above."""
     smooth: int = 3
@@ -36,7 +37,7 @@ class Rules:
     def __post_init__(self) -> None:
         threshold = np.asarray(self.threshold, np.float64)
         for name, value, ok, remedy in (
-            ("threshold", self.threshold, bool(((threshold > 0) & np.isfinite(threshold)).all()), "use scores above 0"),
+            ("threshold", self.threshold, bool((threshold > 0).all()), "use scores above 0"),
             ("release", self.release, 0 < self.release <= 1, "use a fraction of the threshold, above 0 and up to 1"),
             ("smooth", self.smooth, self.smooth >= 1 and self.smooth % 2 == 1, "use an odd number of steps"),
             ("min_gap", self.min_gap, 0 <= self.min_gap < math.inf, "use 0 or more seconds"),

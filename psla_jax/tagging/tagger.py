@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,7 +14,9 @@ from flax import nnx
 
 from psla_jax import audio
 from psla_jax.audio import SAMPLE_RATE, AudioError
-from psla_jax.checkpoints import load_model
+from psla_jax.calibration import CALIBRATION, Calibration
+from psla_jax.calibration import read as read_calibration
+from psla_jax.checkpoints import Model, find_model, fingerprint, load_model
 from psla_jax.config import Channel
 from psla_jax.frontend import FRAME_LENGTH, Frontend
 from psla_jax.ontology import Vocabulary
@@ -75,7 +78,11 @@ class Failure:
 
 
 def load(
-    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, trust: bool = False, **options: Any
+    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    trust: bool = False,
+    calibrated: bool = True,
+    **options: Any,
 ) -> Tagger:
     """A tagger from a model directory or run directory, or an ensemble from several.
 
@@ -83,10 +90,13 @@ def load(
         model: one path or several. Classes are matched by mid, in the order of the first one's; each model brings its
             own frontend.
         trust: import the code that a custom model names.
+        calibrated: where ``psla calibrate`` fitted thresholds and probabilities to the (single) model, give them; its
+            thresholds are then those of events too, unless `rules` are given.
         options: fields of :class:`Options`, such as ``policy="repeat"``.
 
     Raises:
         CheckpointError: naming the directory and what is wrong with it.
+        CalibrationError: the calibration of the model is of another one.
         TaggerError: for models with different classes, or an option that cannot be.
     """
     paths = [model] if isinstance(model, str | os.PathLike) else list(model)
@@ -96,7 +106,30 @@ def load(
         raise TaggerError(
             f"{str(error).replace('Options.__init__() ', '')}: see psla_jax.tagging.tagger.Options."
         ) from error
-    return Tagger([(os.fspath(path), load_model(path, trust=trust)) for path in paths], chosen)
+    models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
+    if not calibrated:
+        return Tagger(models, chosen)
+    calibration, notes = _calibration_of(models, chosen)
+    if calibration is not None and "rules" not in options:
+        chosen = replace(chosen, rules=Rules(threshold=calibration.event_thresholds))
+    return Tagger(models, chosen, calibration=calibration, notes=notes)
+
+
+def _calibration_of(models: Sequence[tuple[str, Model]], options: Options) -> tuple[Calibration | None, list[str]]:
+    """What was fitted to a single model, and what is odd about it."""
+    places = [find_model(Path(path)) for path, _ in models]
+    if len(places) != 1:
+        have = [path for (path, _), place in zip(models, places) if (place / CALIBRATION).exists()]
+        names = ", ".join(dict.fromkeys(have))
+        return None, [f"what {names} was calibrated to is not of the ensemble, which has scores alone"] if have else []
+    card = models[0][1].card
+    found = read_calibration(places[0], card.vocabulary, lambda: fingerprint(places[0], card))
+    if found is None or found.fitted.get("policy") == options.policy:
+        return found, []
+    return found, [
+        f"{models[0][0]} was calibrated with --policy {found.fitted.get('policy')}: with {options.policy}, recordings "
+        "shorter than a window have other scores, and their probabilities may be off"
+    ]
 
 
 class Tagger:
@@ -105,6 +138,8 @@ class Tagger:
     Attributes:
         vocabulary: the classes, in the order of all scores.
         options: see :class:`Options`.
+        calibration: of the model, which makes its scores probabilities and decisions; None where there is none.
+        notes: what is odd about it, a sentence each.
     """
 
     def __init__(
@@ -113,10 +148,13 @@ class Tagger:
         options: Options | None = None,
         *,
         on_compile: Callable[[str], None] | None = None,
+        calibration: Calibration | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if not models:
             raise TaggerError("there is no model to tag with: name at least one.")
         self.options = options or Options()
+        self.calibration, self.notes = calibration, tuple(notes)
         self.vocabulary: Vocabulary = models[0][1].card.vocabulary
         self._orders = [
             _class_order(self.vocabulary, model.card.vocabulary, name, models[0][0]) for name, model in models
@@ -275,7 +313,10 @@ class Tagger:
     ) -> tuple[ClipState, Any]:
         selected = select(self.vocabulary, classes)
         steps = [network.steps for network in self._networks]
-        state = ClipState(name, self.vocabulary, self.options.rules, wanted, selected, steps, self.events_from, rate)
+        rules = self.options.rules
+        state = ClipState(
+            name, self.vocabulary, rules, wanted, selected, steps, self.events_from, rate, self.calibration
+        )
         return state, source
 
     def _hop(self, network: Network) -> int:
