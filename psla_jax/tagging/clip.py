@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,7 +64,7 @@ class ClipState:
     ) -> None:
         self.clip, self.rate = clip, rate
         self.samples = 0
-        self._peak = 0.0
+        self.peak = 0.0
         self._ended = self._finished = False
         self._expected, self._absorbed = [0] * len(steps), [0] * len(steps)
         self._vocabulary, self._wanted, self._selected = vocabulary, wanted, selected
@@ -78,11 +79,34 @@ class ClipState:
     def heard(self, block: np.ndarray) -> None:
         """Notes a block of samples that was read."""
         self.samples += len(block)
-        self._peak = max(self._peak, float(np.abs(block).max(initial=0.0)))
+        self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
 
     def expect(self, number: int) -> None:
         """Notes that a window is on its way through a network."""
         self._expected[number] += 1
+
+    @property
+    def certain(self) -> int:
+        """How many steps are known for good, so that later windows change no event in them."""
+        return self._finder.steps
+
+    def over(self) -> list[Span]:
+        """The events that are over for good. Each is given once, and is then missing from the results."""
+        spans, self._spans = sorted(self._spans), []
+        return spans
+
+    def going_on(self) -> list[Span]:
+        """The events that have begun for good and may not be over yet, as they are now."""
+        return self._finder.going_on()
+
+    def rest(self) -> list[Span]:
+        """Brings it to its end, and gives the events that were not over yet."""
+        self._finish()
+        return self.over()
+
+    def copied(self) -> ClipState:
+        """The same again, to see what would come of it; costs less than a millisecond."""
+        return copy.deepcopy(self, {id(self._vocabulary): self._vocabulary})
 
     def ended(self) -> None:
         """Notes that there are no more windows to come."""
@@ -144,7 +168,7 @@ class ClipState:
         """Scores and events."""
         self._finish()
         scores = np.mean(self._best, axis=0)
-        events = tuple(self._event(span) for span in sorted(self._spans))
+        events = tuple(self.event(span) for span in sorted(self._spans))
         long = max(self._expected) > 1
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected, long, self._events_from,
@@ -162,7 +186,8 @@ class ClipState:
         frames = np.concatenate([block for block in self._frames if len(block)])
         return Embeddings(frames.mean(axis=0), frames)
 
-    def _event(self, span: Span) -> Event:
+    def event(self, span: Span) -> Event:
+        """An event in seconds, with its class."""
         i = int(self._selected[span.column])
         offset = min(span.stop * STEP_SECONDS, self.duration)
         return Event(
@@ -172,7 +197,7 @@ class ClipState:
 
     def _notes(self) -> tuple[str, ...]:
         notes = []
-        if self._peak < SILENCE:
+        if self.peak < SILENCE:
             notes.append(f"{self.clip} is silent: its scores are those of silence.")
         if 0 < self.rate < SAMPLE_RATE:
             notes.append(
