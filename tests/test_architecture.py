@@ -24,10 +24,14 @@ DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
+TAGGING_ON_THE_HOST = (
+    *("ahead", "classes", "clip", "events", "folder", "inbox", "ledger", "microphone", "output", "pipe", "result"),
+    "windows",
+)
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
     *("scores", "labeling", "score_files", "enhancement"),
-    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "output", "result", "windows")),
+    *(f"tagging.{name}" for name in TAGGING_ON_THE_HOST),
 )
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
@@ -40,6 +44,7 @@ DEFERRED_LIBRARIES = {
     "pooch",
     "requests",
     "scipy",
+    "sounddevice",
     "tensorboardX",
     "torch",
 }
@@ -215,7 +220,7 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas")))
+    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "listen", "pandas")))
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:

@@ -172,7 +172,7 @@ class ClipState:
         long = max(self._expected) > 1
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected, long, self._events_from,
-            self._notes(),
+            notes(self.clip, self.peak, self.rate),
         )  # fmt: skip
 
     def timeline(self) -> Timeline:
@@ -195,16 +195,24 @@ class ClipState:
             span.score,
         )  # fmt: skip
 
-    def _notes(self) -> tuple[str, ...]:
-        notes = []
-        if self.peak < SILENCE:
-            notes.append(f"{self.clip} is silent: its scores are those of silence.")
-        if 0 < self.rate < SAMPLE_RATE:
-            notes.append(
-                f"{self.clip} was sampled at {self.rate:g} Hz: it has nothing above {self.rate / 2:g} Hz, "
-                "and the model was trained with sound up to 8000 Hz."
-            )
-        return tuple(notes)
+
+def notes(name: str, peak: float, rate: float) -> tuple[str, ...]:
+    """What is odd about sound, a sentence each.
+
+    Args:
+        name: what it is called.
+        peak: its largest sample.
+        rate: its samples per second; 0 if they are not known.
+    """
+    found = []
+    if peak < SILENCE:
+        found.append(f"{name} is silent: its scores are those of silence.")
+    if 0 < rate < SAMPLE_RATE:
+        found.append(
+            f"{name} was sampled at {rate:g} Hz: it has nothing above {rate / 2:g} Hz, "
+            "and the model was trained with sound up to 8000 Hz."
+        )
+    return tuple(found)
 
 
 def _of_selected(rules: Rules, selected: np.ndarray, classes: int) -> Rules:

@@ -1,8 +1,8 @@
 """Sound as it comes: ``Stream(tagger).push(block)`` tells each event once, when it starts, grows and ends.
 
-The windows, their scores and the rules are those of :meth:`psla_jax.tagging.tagger.Tagger.tag`, so that the events which
-end are those of the same sound in a file. An event is certain once the last window that sees it is in, more than a
-window later. A first impression is there much sooner: what the events would be if the sound ended here.
+The windows, their scores and the rules are those of :meth:`psla_jax.tagging.tagger.Tagger.tag`, so that the events
+which end are those of the same sound in a file. An event is certain once the last window that sees it is in, more than
+a window later. A first impression is there much sooner: what the events would be if the sound ended here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Update:
 
     def __str__(self) -> str:
         e = self.event
-        return f"{clock(self.heard)}  {self.kind} #{self.id}  {clock(e.onset)} - {clock(e.offset)}  {e.score:.3f}  {e.name}"
+        when = f"{clock(e.onset)} - {clock(e.offset)}"
+        return f"{clock(self.heard)}  {self.kind} #{self.id}  {when}  {e.score:.3f}  {e.name}"
 
 
 @dataclass(frozen=True)
