@@ -60,6 +60,7 @@ def listen(arguments: list[str]) -> int:
         raise UsageError(f"{options.json} is there already: name another file for --json.")
     source = _source(options)
 
+    from psla_jax.tagging.clip import notes
     from psla_jax.tagging.inbox import Inbox
 
     inbox = Inbox(BUFFER_SECONDS * source.rate)
@@ -68,7 +69,7 @@ def listen(arguments: list[str]) -> int:
     with _Screen(options.json, source.live) as screen:
         stream = _stream(options, source.rate, screen)
         screen.say(f"listening to {source.name}, {source.rate} Hz: {stream.latency} (Ctrl-C ends it)")
-        for note in _notes(source, stream, beginning=True):
+        for note in notes(source.name, 1.0, source.rate):
             screen.say(note)
         if source.live:
             source.start(inbox)
@@ -81,13 +82,7 @@ def listen(arguments: list[str]) -> int:
             finally:
                 screen.tell(stream.close())
                 source.close()
-        for note in _notes(source, stream):
-            screen.say(note)
-        screen.say(f"heard {screen.clock(stream.heard)}, {screen.events} events")
-        if source.live and not stop.is_set():
-            screen.say(f"psla: {source.name} stopped by itself: is it still plugged in?")
-            return 1
-    return 130 if stop.is_set() else 0
+        return _ended(source, stream, screen, stop.is_set())
 
 
 def _source(options: Listen) -> Pipe | Microphone:
@@ -136,15 +131,20 @@ def _hear(stream: Stream, heard: Heard, rate: int, screen: _Screen) -> None:
     screen.tell(stream.push(heard.block))
 
 
-def _notes(source: Pipe | Microphone, stream: Stream, beginning: bool = False) -> Iterator[str]:
-    """What is odd about the sound."""
+def _ended(source: Pipe | Microphone, stream: Stream, screen: _Screen, stopped: bool) -> int:
+    """Says how it ended, and with which exit code."""
     from psla_jax.tagging.clip import notes
+    from psla_jax.tagging.result import clock
 
-    if beginning:
-        yield from notes(source.name, 1.0, source.rate)
-    else:
-        yield from source.notes
-        yield from notes(source.name, stream.peak, 0) if stream.heard else ()
+    for note in (*source.notes, *(notes(source.name, stream.peak, 0) if stream.heard else ())):
+        screen.say(note)
+    screen.say(f"heard {clock(stream.heard)}, {screen.events} events")
+    if stopped:
+        return 130
+    if source.live:
+        screen.say(f"psla: {source.name} stopped by itself: is it still plugged in?")
+        return 1
+    return 0 if stream.heard else 2
 
 
 @contextlib.contextmanager
@@ -180,7 +180,9 @@ class _Screen:
         self._out = Console(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         screen = self._out if self._out.is_terminal else self._err
-        self._status = Live(console=screen, transient=True, auto_refresh=False) if screen.is_terminal else None
+        # JSON on a terminal has it to itself.
+        shown = screen.is_terminal and not (file == "-" and self._out.is_terminal)
+        self._status = Live(console=screen, transient=True, auto_refresh=False) if shown else None
         self._shown = 0.0
         self._open: dict[int, Update] = {}
         self._text = file != "-"
