@@ -11,6 +11,7 @@ import pytest
 import scipy.io.wavfile
 import scipy.signal
 import soundfile
+import soxr
 
 from psla_jax import audio
 

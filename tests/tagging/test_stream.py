@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import threading
@@ -25,11 +26,14 @@ SIZE = 400 + 160 * 95
 def finder(saved, sound):
     """From kinds of models and an overlap to a tagger of them that finds many events in the sound."""
 
-    def find(*kinds: str, overlap: float = 0.5, models=(), **rules) -> Tagger:
-        paths = [*map(saved, kinds), *models]
-        scores = psla_jax.load(paths, overlap=overlap, trust=True).timeline(sound, 16_000).scores.astype(np.float32)
-        between = np.sort(scores, axis=0)[9:11].mean(axis=0) + 1e-4  # no score lies on it
-        return psla_jax.load(paths, overlap=overlap, trust=True, rules=Rules(between, **{"release": 0.97} | rules))
+    @functools.cache
+    def find(*kinds: str, overlap: float = 0.5) -> Tagger:
+        def load(rules: Rules) -> Tagger:
+            return psla_jax.load(list(map(saved, kinds)), overlap=overlap, trust=True, batch_size=1, rules=rules)
+
+        scores = load(Rules()).timeline(sound, 16_000).scores.astype(np.float32)
+        # No score lies on the median's thresholds.
+        return load(Rules(np.sort(scores, axis=0)[9:11].mean(axis=0) + 1e-4, release=0.97))
 
     return find
 
@@ -106,7 +110,8 @@ def test_an_ensemble_whose_windows_differ(finder, saved, sound, tmp_path):
     card = json.loads((tmp_path / "longer" / "model.json").read_text())
     card["frontend"]["target_length"] = 150  # ends within a step
     (tmp_path / "longer" / "model.json").write_text(json.dumps(card))
-    tagger = finder("attention", models=[tmp_path / "longer"])
+    models, rules = [saved("attention"), tmp_path / "longer"], finder("attention", "other").options.rules
+    tagger = psla_jax.load(models, rules=rules, batch_size=1)
     expected = offline(tagger, sound)
     assert len(expected) > 4
     for early in (True, False):
