@@ -58,8 +58,15 @@ def listen(arguments: list[str]) -> int:
     options: Listen = parse(Listen, arguments, "psla listen")
     if options.json not in ("", "-") and os.path.exists(options.json):
         raise UsageError(f"{options.json} is there already: name another file for --json.")
-    source = _source(options)
+    try:
+        return _listen(options, _source(options))
+    except BrokenPipeError:  # Whoever read the events has had enough, as head has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
+
+def _listen(options: Listen, source: Pipe | Microphone) -> int:
+    """Listens until the sound ends or Ctrl-C."""
     from psla_jax.tagging.clip import notes
     from psla_jax.tagging.inbox import Inbox
 
@@ -78,7 +85,7 @@ def listen(arguments: list[str]) -> int:
             try:
                 for heard in inbox.blocks(stop):
                     _hear(stream, heard, source.rate, screen)
-                    screen.show(stream, inbox.held / source.rate)
+                    screen.show(stream, inbox.held / source.rate if source.live else 0.0)
             finally:
                 screen.tell(stream.close())
                 source.close()
