@@ -61,8 +61,8 @@ def offline(tagger: Tagger, samples: np.ndarray, rate: float = 16_000) -> list[t
 
 
 @pytest.mark.parametrize("early", [True, False])
-@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
-@pytest.mark.parametrize("rate", [16_000, 44_100, 8_000])
+@pytest.mark.parametrize("overlap", [0.0, 0.7])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_events_are_those_of_the_recording(finder, sound, rate, overlap, early):
     tagger = finder("attention", overlap=overlap)
     samples = sound if rate == 16_000 else soxr.resample(sound, 16_000, rate)
@@ -173,8 +173,8 @@ def bursts(starts: list[int], steps: int, total: int) -> np.ndarray:
 def test_latency_is_the_longest_that_it_takes(saved, monkeypatch, rules, overlap):
     monkeypatch.setattr(Tagger, "look", loud_steps)
     tagger = psla_jax.load(saved("attention"), overlap=overlap, rules=rules)
-    starts = list(range(5, 400, 13))  # at every phase of the hops
-    sound = bursts(starts, 3, 420)
+    starts = list(range(5, 200, 13))  # at every phase of the hops
+    sound = bursts(starts, 3, 220)
     for early in (True, False):
         stream = Stream(tagger, early=early)
         updates = stream.push(sound)
