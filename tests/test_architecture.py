@@ -24,11 +24,14 @@ DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "sklearn", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
+TAGGING_ON_THE_HOST = (
+    *("ahead", "classes", "clip", "events", "folder", "inbox", "ledger", "lettering", "microphone", "output", "pipe"),
+    *("result", "strip", "windows"),
+)
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
     *("scores", "labeling", "score_files", "enhancement", "reliability", "calibration", "calibration_fit"),
-    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "lettering", "output", "result")),
-    *("tagging.strip", "tagging.windows"),
+    *(f"tagging.{name}" for name in TAGGING_ON_THE_HOST),
 )
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
@@ -43,6 +46,7 @@ DEFERRED_LIBRARIES = {
     "pooch",
     "requests",
     "scipy",
+    "sounddevice",
     "tensorboardX",
     "torch",
 }
@@ -69,7 +73,9 @@ ROOMS = {
     "reliability": (),
     "calibration": ("ontology",),
     "calibration_fit": ("calibration",),
-    "tagging": tuple("audio calibration checkpoints config frontend inference models ontology tagging".split()),
+    "tagging": tuple(
+        ["audio", "calibration", "checkpoints", "config", "frontend", "inference", "models", "ontology", "tagging"]
+    ),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {
@@ -222,7 +228,8 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas", "plot")))
+    names = ("cuda", "convert", "listen", "pandas", "plot")
+    optional = needed.union(*(distributions(extras[name]) for name in names))
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:

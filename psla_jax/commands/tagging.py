@@ -27,16 +27,12 @@ THRESHOLD = 0.2
 """Of scores that were not calibrated."""
 
 
-@dataclass(frozen=True)
-class Tag:
-    """What is in recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is looked for, with what and how: the same for recordings and for what is heard."""
 
-    audio: Positional[tuple[str, ...]]
-    """Files, or folders that are walked: whatever soundfile reads, at any rate, mono or not."""
     model: tuple[str, ...]
     """Model directory or run directory; several are an ensemble."""
-    top: int = 5
-    """How many classes of a whole recording to name."""
     threshold: float | None = None
     """Scores below it are left out, and events reach it; without it, the thresholds that psla calibrate fitted to the
     classes of the model, or else 0.2."""
@@ -48,6 +44,32 @@ class Tag:
     """Leave these out."""
     ontology: str = ""
     """AudioSet's ontology.json: classes then stand for all below them too; without it, for themselves alone."""
+    policy: Literal["", "pad", "repeat", "mask"] = ""
+    """What is shorter than a window: silence after it, itself again, or its own steps alone."""
+    overlap: float = 0.5
+    """Of the windows of longer recordings."""
+    release: float = 0.5
+    """An event lasts while scores are at this fraction of the threshold or above."""
+    smooth: int = 3
+    """Steps of 0.32 s under the running median of the scores; odd, 1 for none."""
+    min_gap: float = 0.64
+    """Seconds: events of a class with less between them are one."""
+    min_duration: float = 0.32
+    """Seconds: shorter events are left out."""
+    channel: Literal["mean", "first"] = "mean"
+    """Which channel of stereo sound."""
+    trust: bool = False
+    """Import the Python code that a custom model names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag(Search):
+    """What is in recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
+
+    audio: Positional[tuple[str, ...]]
+    """Files, or folders that are walked: whatever soundfile reads, at any rate, mono or not."""
+    top: int = 5
+    """How many classes of a whole recording to name."""
     times: Literal["auto", "always", "never"] = "auto"
     """Events with times: for recordings longer than a window (auto), for all, or for none."""
     json: str = ""
@@ -62,24 +84,8 @@ class Tag:
     """Write the embeddings of every recording and of its steps into this folder, as .npz."""
     plot: str = ""
     """Draw every recording into this folder, as .png: log-mel, the --top classes over time, attention."""
-    policy: Literal["", "pad", "repeat", "mask"] = ""
-    """Recordings shorter than a window: silence after them, themselves again, or their own steps alone."""
-    overlap: float = 0.5
-    """Of the windows of longer recordings."""
-    release: float = 0.5
-    """An event lasts while scores are at this fraction of the threshold or above."""
-    smooth: int = 3
-    """Steps of 0.32 s under the running median of the scores; odd, 1 for none."""
-    min_gap: float = 0.64
-    """Seconds: events of a class with less between them are one."""
-    min_duration: float = 0.32
-    """Seconds: shorter events are left out."""
-    channel: Literal["mean", "first"] = "mean"
-    """Which channel of a stereo recording."""
     batch_size: int = 0
     """Windows computed together; 0 for what suits the device."""
-    trust: bool = False
-    """Import the Python code that a custom model names."""
     overwrite: bool = False
     """Begin the outputs anew, whatever is there."""
 
@@ -101,7 +107,9 @@ def tag(arguments: list[str]) -> int:
 
         picture.require()
     items = find_audio(options.audio)
-    tagger, classes = _tagger(options)
+    tagger, classes = tagger_for(options, options.batch_size)
+    if options.embeddings:
+        tagger.require_embeddings()
     return _Session(options, tagger, classes).run(items)
 
 
@@ -122,7 +130,7 @@ def _require_places(options: Tag) -> None:
             raise UsageError(f"--{other} and --{name} are both {place}: name a place for each.")
 
 
-def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
+def tagger_for(options: Search, batch_size: int = 0) -> tuple[Tagger, list[int] | None]:
     """The models, and which of their classes to look for."""
     from psla_jax.ontology import Ontology
     from psla_jax.tagging.classes import selected
@@ -137,19 +145,17 @@ def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
         overlap=options.overlap,
         rules=rules,
         channel=options.channel,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
         calibrated=not options.raw,
     )
     if options.threshold is None and tagger.calibration is not None:
         rules = dataclasses.replace(rules, threshold=tagger.calibration.event_thresholds)
         tagger.options = dataclasses.replace(tagger.options, rules=rules)
-    if options.embeddings:
-        tagger.require_embeddings()
     ontology = Ontology.read(options.ontology) if options.ontology else None
     return tagger, selected(tagger.vocabulary, options.classes, options.not_classes, ontology)
 
 
-def _threshold(options: Tag, calibration: Calibration | None) -> Any:
+def _threshold(options: Search, calibration: Calibration | None) -> Any:
     """What classes have to score to be shown: one number, or one for each."""
     if options.threshold is not None:
         return options.threshold

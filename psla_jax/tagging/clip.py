@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,7 +68,7 @@ class ClipState:
     ) -> None:
         self.clip, self.rate, self._calibration = clip, rate, calibration
         self.samples = 0
-        self._peak = 0.0
+        self.peak = 0.0
         self._ended = self._finished = False
         self._expected, self._absorbed = [0] * len(steps), [0] * len(steps)
         self._vocabulary, self.wanted, self._selected = vocabulary, wanted, selected
@@ -83,11 +84,34 @@ class ClipState:
     def heard(self, block: np.ndarray) -> None:
         """Notes a block of samples that was read."""
         self.samples += len(block)
-        self._peak = max(self._peak, float(np.abs(block).max(initial=0.0)))
+        self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
 
     def expect(self, number: int) -> None:
         """Notes that a window is on its way through a network."""
         self._expected[number] += 1
+
+    @property
+    def certain(self) -> int:
+        """How many steps are known for good, so that later windows change no event in them."""
+        return self._finder.steps
+
+    def over(self) -> list[Span]:
+        """The events that are over for good. Each is given once, and is then missing from the results."""
+        spans, self._spans = sorted(self._spans), []
+        return spans
+
+    def going_on(self) -> list[Span]:
+        """The events that have begun for good and may not be over yet, as they are now."""
+        return self._finder.going_on()
+
+    def rest(self) -> list[Span]:
+        """Brings it to its end, and gives the events that were not over yet."""
+        self._finish()
+        return self.over()
+
+    def copied(self) -> ClipState:
+        """The same again, to see what would come of it; costs less than a millisecond."""
+        return copy.deepcopy(self, {id(self._vocabulary): self._vocabulary})
 
     def ended(self) -> None:
         """Notes that there are no more windows to come."""
@@ -162,11 +186,11 @@ class ClipState:
         """Scores and events."""
         self._finish()
         scores = np.mean(self._best, axis=0)
-        events = tuple(self._event(span) for span in sorted(self._spans))
+        events = tuple(self.event(span) for span in sorted(self._spans))
         long = max(self._expected) > 1
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected, long, self._events_from,
-            self._notes(), self._calibration,
+            notes(self.clip, self.peak, self.rate), self._calibration,
         )  # fmt: skip
 
     def timeline(self) -> Timeline:
@@ -186,7 +210,8 @@ class ClipState:
         scores, attention = (strip.finish() for strip in self._strips)
         return Strips(scores, attention if attention.size else None, self._strips[0].each)
 
-    def _event(self, span: Span) -> Event:
+    def event(self, span: Span) -> Event:
+        """An event in seconds, with its class."""
         i = int(self._selected[span.column])
         offset = min(span.stop * STEP_SECONDS, self.duration)
         return Event(
@@ -194,16 +219,24 @@ class ClipState:
             span.score,
         )  # fmt: skip
 
-    def _notes(self) -> tuple[str, ...]:
-        notes = []
-        if self._peak < SILENCE:
-            notes.append(f"{self.clip} is silent: its scores are those of silence.")
-        if 0 < self.rate < SAMPLE_RATE:
-            notes.append(
-                f"{self.clip} was sampled at {self.rate:g} Hz: it has nothing above {self.rate / 2:g} Hz, "
-                "and the model was trained with sound up to 8000 Hz."
-            )
-        return tuple(notes)
+
+def notes(name: str, peak: float, rate: float) -> tuple[str, ...]:
+    """What is odd about sound, a sentence each.
+
+    Args:
+        name: what it is called.
+        peak: its largest sample.
+        rate: its samples per second; 0 if they are not known.
+    """
+    found = []
+    if peak < SILENCE:
+        found.append(f"{name} is silent: its scores are those of silence.")
+    if 0 < rate < SAMPLE_RATE:
+        found.append(
+            f"{name} was sampled at {rate:g} Hz: it has nothing above {rate / 2:g} Hz, "
+            "and the model was trained with sound up to 8000 Hz."
+        )
+    return tuple(found)
 
 
 def _of_selected(rules: Rules, selected: np.ndarray, classes: int) -> Rules:

@@ -123,6 +123,11 @@ class Tracker:
         self._stop = np.zeros(columns, np.int64)
         self._score = np.zeros(columns, np.float32)
 
+    @property
+    def steps(self) -> int:
+        """How many steps it has taken."""
+        return self._now
+
     def push(self, scores: np.ndarray) -> list[Span]:
         """The events that are over for certain after these steps, `(steps, columns)`; those of a step by class."""
         found: list[Span] = []
@@ -191,6 +196,11 @@ class EventFinder:
     def finish(self) -> list[Span]:
         """The events that were not over yet."""
         return [*self._tracker.push(self._smoother.finish()), *self._tracker.finish()]
+
+    @property
+    def steps(self) -> int:
+        """How many steps were searched: those whose neighbours are known."""
+        return self._tracker.steps
 
     def going_on(self) -> list[Span]:
         """The events that have begun and may not be over yet."""

@@ -164,8 +164,7 @@ class Tagger:
         self._networks = [
             Network(model, self.options.policy, size, lambda text: self.on_compile(text)) for _, model in models
         ]
-        for network in self._networks:
-            Cutter(network.frontend.num_samples, self._hop(network))
+        self.cutters()  # Refuses an overlap that cannot be.
 
     def __repr__(self) -> str:
         names = ", ".join(network.model.card.model.name for network in self._networks)
@@ -191,6 +190,41 @@ class Tagger:
         """``head``, or ``windows`` if a model of the ensemble does not score steps, or that was asked for."""
         by_head = self.options.times == "head" and all(network.has_frames for network in self._networks)
         return "head" if by_head else "windows"
+
+    def cutters(self) -> list[Cutter]:
+        """What cuts a recording into windows, for each of the networks.
+
+        Raises:
+            WindowError: the overlap is impossible, or too small for so short windows.
+        """
+        sizes = [network.frontend.num_samples for network in self._networks]
+        return [Cutter(size, hop_of(size, self.options.overlap)) for size in sizes]
+
+    def clip_state(self, name: str, wanted: Wanted, classes: Sequence[int] | None, rate: float = 0.0) -> ClipState:
+        """Collects what the networks say of the windows of one recording.
+
+        Args:
+            name: of the recording.
+            wanted: what is kept of every step.
+            classes: as for :meth:`tag`.
+            rate: its samples per second; 0 if it is not known.
+        """
+        selected = select(self.vocabulary, classes)
+        steps = [network.steps for network in self._networks]
+        rules = self.options.rules
+        return ClipState(
+            name, self.vocabulary, rules, wanted, selected, steps, self.events_from, rate, self.calibration
+        )
+
+    def look(self, number: int, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        """What one of the networks says of one window, once it has been computed.
+
+        Returns:
+            Scores ``(classes,)``, and those of the steps ``(steps, classes)``; None where the head has none.
+        """
+        output, order = self._networks[number]([window.samples]), self._orders[number]
+        frames = None if output.frames is None else np.asarray(output.frames)[0][:, order]
+        return np.asarray(output.scores)[0][order], frames
 
     def tag(self, audio: Audio, sample_rate: float | None = None, *, classes: Sequence[int] | None = None) -> Tags:
         """What is in a recording.
@@ -311,16 +345,7 @@ class Tagger:
     def _state(
         self, name: str, wanted: Wanted, classes: Sequence[int] | None, source: Any, rate: float = 0.0
     ) -> tuple[ClipState, Any]:
-        selected = select(self.vocabulary, classes)
-        steps = [network.steps for network in self._networks]
-        rules = self.options.rules
-        state = ClipState(
-            name, self.vocabulary, rules, wanted, selected, steps, self.events_from, rate, self.calibration
-        )
-        return state, source
-
-    def _hop(self, network: Network) -> int:
-        return hop_of(network.frontend.num_samples, self.options.overlap)
+        return self.clip_state(name, wanted, classes, rate), source
 
     def _run(
         self, clips: Iterable[tuple[ClipState, Any]], on_progress: Callable[[str, float], None]
@@ -345,7 +370,7 @@ class Tagger:
     ) -> Iterator[tuple[ClipState, tuple[int, Window] | AudioError | None]]:
         """Each clip's windows with the number of the network that wants them, then None or what is wrong with it."""
         for state, source in clips:
-            cutters = [Cutter(network.frontend.num_samples, self._hop(network)) for network in self._networks]
+            cutters = self.cutters()
             try:
                 for block in self._blocks(source, state):
                     state.heard(block)

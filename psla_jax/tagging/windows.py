@@ -88,6 +88,10 @@ class Cutter:
         self._drop_to(self._start + -(-beyond // STEP_SAMPLES))
         yield Window(self._start, self._held.copy())
 
+    def so_far(self) -> Window:
+        """What is there of the next window."""
+        return Window(self._start, self._held.copy())
+
     def _drop_to(self, step: int) -> None:
         """Forgets the samples before a step."""
         self._held = self._held[(step - self._start) * STEP_SAMPLES :]
