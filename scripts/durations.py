@@ -21,7 +21,6 @@ from tyro.conf import Positional
 from psla_jax import audio, metrics
 from psla_jax.audio import SAMPLE_RATE
 from psla_jax.data.datafile import Datafile
-from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.programs import Policy
 from psla_jax.tagging.tagger import Tagger, load
 
@@ -78,12 +77,11 @@ def row(scores: dict[str, np.ndarray], labels: np.ndarray, resamples: int) -> li
 def main(options: Options) -> None:
     """Prints a table per model."""
     tables = Path(options.data) / "datafiles"
-    vocabulary = Vocabulary.read(tables / "class_labels_indices.csv")
-    datafile = Datafile.read(tables / "fsd50k_eval_full.json", vocabulary)
-    waveforms = [audio.read(datafile.wav(i)) for i in range(len(datafile))]
-    labels = np.stack([datafile.multi_hot(i) for i in range(len(datafile))])
     for model in options.models:
         taggers = {policy: load(model, policy=policy) for policy in POLICIES}
+        datafile = Datafile.read(tables / "fsd50k_eval_full.json", taggers["pad"].vocabulary)
+        waveforms = [audio.read(datafile.wav(i)) for i in range(len(datafile))]
+        labels = np.stack([datafile.multi_hot(i) for i in range(len(datafile))])
         print(f"\n{model}: windows of {taggers['pad'].window_seconds:.2f} s, {len(labels)} clips\n")
         print("| cut to | shorter than the window | " + " | ".join(POLICIES) + " |\n|---|---|" + "---|" * len(POLICIES))
         for seconds in (*options.seconds, np.inf):

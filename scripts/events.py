@@ -30,7 +30,7 @@ from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.clip import Wanted
 from psla_jax.tagging.events import Rules, find_events
 from psla_jax.tagging.tagger import Failure, load
-from psla_jax.tagging.windows import STEP_SECONDS
+from psla_jax.tagging.windows import beginning_of
 
 SHORTEST, LONGEST = 10.0, 30.0
 """Seconds of a clip."""
@@ -41,7 +41,7 @@ NOISE = 1e-3
 AUDIBLE = 0.01
 """A recording begins and ends where its level, over 10 ms, is this fraction of its highest: 40 dB below."""
 TUNING_SEED = 1_000_000
-THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 WAYS = ("head", "sliding window", "whole clip")
 Judge = Callable[[list[str]], Any]
 JUDGES: dict[str, Judge] = {
@@ -167,17 +167,21 @@ def timelines(model: str, clips: Sequence[Clip]) -> dict[str, list[np.ndarray]]:
 
 
 def events(scores: np.ndarray, clip: Clip, rules: Rules) -> Iterator[Sound]:
-    """What rules make of a timeline."""
+    """What rules make of a timeline; an event of its last step lasts to the end."""
     for span in find_events(scores, rules):
-        yield Sound(span.start * STEP_SECONDS, min(span.stop * STEP_SECONDS, clip.duration), span.column)
+        stop = clip.duration if span.stop == len(scores) else beginning_of(span.stop)
+        yield Sound(beginning_of(span.start), stop, span.column)
 
 
-def f1(judge: Judge, vocabulary: Vocabulary, clips: Sequence[Clip], scores: Sequence[np.ndarray], rules: Rules) -> float:
+def f1(
+    judge: Judge, vocabulary: Vocabulary, clips: Sequence[Clip], scores: Sequence[np.ndarray], rules: Rules
+) -> float:
     """F1 over all events, or segments, of a set."""
     metrics = judge(list(vocabulary.names))
     for clip, timeline in zip(clips, scores):
         metrics.evaluate(
-            _for_judge(clip.truth, vocabulary, clip.path), _for_judge(events(timeline, clip, rules), vocabulary, clip.path)
+            _for_judge(clip.truth, vocabulary, clip.path),
+            _for_judge(events(timeline, clip, rules), vocabulary, clip.path),
         )
     value = metrics.results_overall_metrics()["f_measure"]["f_measure"]
     return 0.0 if np.isnan(value) else float(value)
@@ -185,14 +189,15 @@ def f1(judge: Judge, vocabulary: Vocabulary, clips: Sequence[Clip], scores: Sequ
 
 def _for_judge(sounds: Sequence[Sound] | Iterator[Sound], vocabulary: Vocabulary, path: str) -> list[dict[str, Any]]:
     return [
-        {"filename": path, "onset": s.onset, "offset": s.offset, "event_label": vocabulary.names[s.label]} for s in sounds
+        {"filename": path, "onset": s.onset, "offset": s.offset, "event_label": vocabulary.names[s.label]}
+        for s in sounds
     ]
 
 
 def main(options: Options) -> None:
     """Builds, tags, tunes, judges, and prints the table."""
     tables = Path(options.data) / "datafiles"
-    vocabulary = Vocabulary.read(tables / "class_labels_indices.csv")
+    vocabulary = load(options.model).vocabulary
     splits = {
         split: sources(Datafile.read(tables / f"fsd50k_{split}_full.json", vocabulary)) for split in ("val", "eval")
     }
