@@ -48,9 +48,9 @@ class Search:
     """What is shorter than a window: silence after it, itself again, or its own steps alone."""
     overlap: float = 0.5
     """Of the windows of longer recordings."""
-    release: float = 0.5
+    release: float = 0.7
     """An event lasts while scores are at this fraction of the threshold or above."""
-    smooth: int = 3
+    smooth: int = 1
     """Steps of 0.32 s under the running median of the scores; odd, 1 for none."""
     min_gap: float = 0.64
     """Seconds: events of a class with less between them are one."""

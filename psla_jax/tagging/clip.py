@@ -13,7 +13,7 @@ from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.result import Embeddings, Event, Tags, Timeline
 from psla_jax.tagging.strip import Strip, Strips
-from psla_jax.tagging.windows import STEP_SECONDS, Joiner, Window
+from psla_jax.tagging.windows import Joiner, Window, beginning_of, steps_of
 
 SILENCE = 2.0**-15
 """Recordings whose samples are all smaller are silent: less than the last bit of 16."""
@@ -213,9 +213,10 @@ class ClipState:
     def event(self, span: Span) -> Event:
         """An event in seconds, with its class."""
         i = int(self._selected[span.column])
-        offset = min(span.stop * STEP_SECONDS, self.duration)
+        last = span.stop >= steps_of(self.samples)
+        offset = self.duration if last else min(beginning_of(span.stop), self.duration)
         return Event(
-            round(span.start * STEP_SECONDS, 3), round(offset, 3), self._vocabulary.mids[i], self._vocabulary.names[i],
+            round(beginning_of(span.start), 3), round(offset, 3), self._vocabulary.mids[i], self._vocabulary.names[i],
             span.score,
         )  # fmt: skip
 

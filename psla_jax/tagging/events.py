@@ -25,9 +25,9 @@ class Rules:
     threshold: float | np.ndarray = 0.3
     """The score an event has to reach at one step at least; one for all classes, or one each `(classes,)`.
     Infinity for a class that makes no events."""
-    release: float = 0.5
+    release: float = 0.7
     """An event lasts while scores stay at this fraction of the threshold or above."""
-    smooth: int = 3
+    smooth: int = 1
     """Steps, an odd number, whose median takes the place of the middle one; 1 for none."""
     min_gap: float = 0.64
     """Seconds: events of a class with less between them are one."""

@@ -18,7 +18,7 @@ from psla_jax.tagging.lettering import lettered
 from psla_jax.tagging.result import SHOWN, Event, Tag, Tags, clock
 from psla_jax.tagging.spectrum import Spectrum
 from psla_jax.tagging.strip import Strips
-from psla_jax.tagging.windows import STEP_SECONDS
+from psla_jax.tagging.windows import STEP_SECONDS, beginning_of
 
 MOST_ROWS = 40
 """Classes in a picture; more would not be read."""
@@ -93,7 +93,7 @@ def figure(tags: Tags, strips: Strips, spectrum: Spectrum, *, top: int = SHOWN) 
     panels, scales = axes[:, 0], axes[:, 1]
     for panel in panels[1:]:
         panel.sharex(panels[0])
-    edges = _edges(len(strips.scores), strips.steps * STEP_SECONDS, 0.0, tags.duration)
+    edges = _edges(len(strips.scores), strips.steps * STEP_SECONDS, beginning_of(1) - STEP_SECONDS, tags.duration)
     whole.colorbar(_sound(panels[0], tags, spectrum), cax=scales[0], label="dB")
     mesh = rows.draw(panels[1], edges, strips.scores, cmap="viridis", vmin=0.0, vmax=1.0)
     whole.colorbar(mesh, cax=scales[1], label="score")

@@ -16,7 +16,7 @@ from flax import nnx
 from psla_jax.checkpoints import Model
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.inference import compiler_options, one_by_one
-from psla_jax.models.pooling import Attention, LinearPooling, MultiHeadAttention
+from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_steps
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
 
@@ -31,7 +31,7 @@ class Output(NamedTuple):
     scores: Any
     """``(batch, classes)``."""
     frames: Any = None
-    """``(batch, steps, classes)``: the scores of every step; None where the head has none."""
+    """``(batch, steps, classes)``: how surely every step sounds like the class; None where the head does not say."""
     attention: Any = None
     """``(batch, steps, classes)``: what every step weighs, as a multiple of an even weight; None likewise."""
     features: Any = None
@@ -47,12 +47,23 @@ def _analyse(
     if not isinstance(network, AudioTagger):
         return Output(network(spectrograms).astype(jnp.float32))
     features = network.backbone(spectrograms)
-    mask = _mask(lengths, features.shape[1]) if masked else None
+    sounding = _mask(lengths, features.shape[1])
+    mask = sounding if masked else None
     scores = network.head(features, mask)
     if isinstance(network.head, LinearPooling):
         return Output(scores, features=features)
     frames, attention = network.head.frames(features, mask)
-    return Output(scores, frames, attention, features)
+    return Output(scores, _heeded(frames, attention, sounding), attention, features)
+
+
+def _heeded(scores: jax.Array, attention: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scores of steps, less where the class attends to a step less than to the others on average.
+
+    Training asks for the right classification only where there is attention. Elsewhere it may say anything, and what it
+    says of frequent classes is that they never stop. All arrays but the mask are `(batch, steps, classes)`.
+    """
+    average = mean_over_steps(attention, mask)[:, None]
+    return scores * jnp.minimum(1.0, attention / jnp.maximum(average, EPSILON))
 
 
 def _mask(lengths: jax.Array, steps: int) -> jax.Array:

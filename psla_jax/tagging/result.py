@@ -13,7 +13,7 @@ import numpy as np
 
 from psla_jax.calibration import Calibration
 from psla_jax.ontology import Vocabulary
-from psla_jax.tagging.windows import STEP_SECONDS
+from psla_jax.tagging.windows import beginning_of
 
 SHOWN = 5
 """Tags that are shown where nobody says how many."""
@@ -64,7 +64,7 @@ class Timeline:
     @property
     def times(self) -> np.ndarray:
         """Where each step begins, in seconds, float64 ``(steps,)``."""
-        return np.arange(len(self.scores)) * STEP_SECONDS
+        return np.array([beginning_of(step) for step in range(len(self.scores))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Embeddings:
     @property
     def times(self) -> np.ndarray:
         """Where each step begins, in seconds, float64 ``(steps,)``."""
-        return np.arange(len(self.frames)) * STEP_SECONDS
+        return np.array([beginning_of(step) for step in range(len(self.frames))])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``.npz`` with ``clip``, ``frames`` and ``times``, or ``.npy`` with the clip's alone; whole or not.

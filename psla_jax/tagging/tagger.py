@@ -22,12 +22,13 @@ from psla_jax.frontend import FRAME_LENGTH, Frontend
 from psla_jax.ontology import Vocabulary
 from psla_jax.tagging import picture
 from psla_jax.tagging.ahead import ahead
+from psla_jax.tagging.batches import Batches
 from psla_jax.tagging.clip import ClipState, Wanted
 from psla_jax.tagging.events import Rules
-from psla_jax.tagging.programs import Network, Output, Policy, batch_size_for_device
+from psla_jax.tagging.programs import Network, Policy, batch_size_for_device
 from psla_jax.tagging.result import SHOWN, Embeddings, Tags, Timeline, select
 from psla_jax.tagging.spectrum import spectrum
-from psla_jax.tagging.windows import STEP_SECONDS, Cutter, Window, hop_of
+from psla_jax.tagging.windows import Cutter, Window, hop_of
 
 POLICY: Policy = "pad"
 """What becomes of a clip that is shorter than a window, unless somebody says otherwise."""
@@ -351,7 +352,7 @@ class Tagger:
         self, clips: Iterable[tuple[ClipState, Any]], on_progress: Callable[[str, float], None]
     ) -> Iterator[ClipState | Failure]:
         """Reads, computes, and hands every clip over once all of its windows are in."""
-        batches = _Batches(self._networks, self._orders, on_progress)
+        batches = Batches(self._networks, self._orders, on_progress)
         waiting: deque[tuple[ClipState, AudioError | None]] = deque()
         depth = READ_AHEAD + self._networks[0].batch_size
         for state, item in ahead(self._windows(clips), depth):
@@ -402,57 +403,6 @@ class Tagger:
 
 def _handed_over(state: ClipState, error: AudioError | None) -> ClipState | Failure:
     return state if error is None else Failure(state.clip, error)
-
-
-class _Batches:
-    """Gathers windows, of one clip or of many, into batches; one batch is computed while the next one is gathered."""
-
-    def __init__(
-        self, networks: Sequence[Network], orders: Sequence[np.ndarray], on_progress: Callable[[str, float], None]
-    ) -> None:
-        self._networks, self._orders, self._on_progress = networks, orders, on_progress
-        self._have_attention = all(network.has_attention for network in networks)
-        self._gathered: list[list[tuple[ClipState, Window]]] = [[] for _ in networks]
-        self._running: deque[tuple[int, list[tuple[ClipState, Window]], Output]] = deque()
-
-    def add(self, state: ClipState, number: int, window: Window) -> None:
-        """Takes a window for one of the networks."""
-        gathered = self._gathered[number]
-        gathered.append((state, window))
-        if len(gathered) == self._networks[number].batch_size:
-            self._start(number, gathered)
-            self._gathered[number] = []
-
-    def flush(self) -> None:
-        """Computes what is gathered, and waits for all of it."""
-        for number, gathered in enumerate(self._gathered):
-            # Up to half a batch costs less one by one than as a batch that is mostly padding.
-            size = 1 if 2 * len(gathered) <= self._networks[number].batch_size else len(gathered)
-            for first in range(0, len(gathered), size):
-                self._start(number, gathered[first : first + size])
-            self._gathered[number] = []
-        while self._running:
-            self._absorb(*self._running.popleft())
-
-    def _start(self, number: int, batch: list[tuple[ClipState, Window]]) -> None:
-        output = self._networks[number]([window.samples for _, window in batch])
-        self._running.append((number, batch, output))
-        if len(self._running) > 1:
-            self._absorb(*self._running.popleft())
-
-    def _absorb(self, number: int, batch: list[tuple[ClipState, Window]], output: Output) -> None:
-        order = self._orders[number]
-        scores = np.asarray(output.scores)[:, order]
-        frames = None if output.frames is None else np.asarray(output.frames)[..., order]
-        # What nobody wants does not leave the device.
-        wanted = [state.wanted for state, _ in batch]
-        pictures = self._have_attention and any(w.picture for w in wanted)
-        attention = np.asarray(output.attention)[..., order] if pictures else None
-        features = np.asarray(output.features) if any(w.embeddings for w in wanted) else None
-        for row, (state, window) in enumerate(batch):
-            of_row = [None if values is None else values[row] for values in (frames, attention, features)]
-            state.absorb(number, window, scores[row], *of_row)
-            self._on_progress(state.clip, window.start * STEP_SECONDS + len(window.samples) / SAMPLE_RATE)
 
 
 def _class_order(wanted: Vocabulary, own: Vocabulary, name: str, first: str) -> np.ndarray:

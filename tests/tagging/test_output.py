@@ -138,7 +138,7 @@ def test_embeddings_are_saved(tmp_path):
     with np.load(tmp_path / "a.npz") as file:
         np.testing.assert_array_equal(file["clip"], [0, 1, 2])
         assert file["frames"].shape == (4, 3)
-        np.testing.assert_allclose(file["times"], [0, 0.32, 0.64, 0.96])
+        np.testing.assert_allclose(file["times"], [0, 0.1725, 0.4925, 0.8125])
     embeddings.save(tmp_path / "a.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [0, 1, 2])
     with pytest.raises(ResultError, match=r"a\.txt: use a name that ends in \.npz"):
