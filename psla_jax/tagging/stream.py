@@ -31,6 +31,7 @@ from psla_jax.tagging.windows import (
     STEP_SECONDS,
     Cutter,
     Window,
+    beginning_of,
     steps_of,
 )
 
@@ -342,7 +343,7 @@ class Stream:
 
 def _latency(cutters: Sequence[Cutter], rules: Rules, compute: float, load: float) -> Latency:
     """What follows from windows and rules; a window is complete when the last frame of its last step is there."""
-    edge = _EDGE / SAMPLE_RATE
+    edge = _EDGE / SAMPLE_RATE + STEP_SECONDS - beginning_of(1)  # Steps stand for sound from before their first frame.
     hop = max(cutter.hop for cutter in cutters)
     window = max(cutter.hop + steps_of(cutter.size) for cutter in cutters)
     ahead = rules.smooth // 2

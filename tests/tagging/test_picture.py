@@ -17,6 +17,7 @@ from psla_jax.tagging.picture import PictureError
 from psla_jax.tagging.result import Event, Tags
 from psla_jax.tagging.spectrum import Spectrum
 from psla_jax.tagging.strip import Strips
+from psla_jax.tagging.windows import beginning_of
 
 ODD = Vocabulary(("/o/a", "/o/b"), ("$\\frac_{1", "An odd and long name, " * 6))
 
@@ -58,7 +59,7 @@ def test_panels_hold_the_log_mel_the_scores_with_events_and_the_attention():
     mesh = scores.collections[0].get_coordinates()[0, :, 0]
     assert mesh[0] == 0
     assert mesh[-1] == 6
-    np.testing.assert_allclose(mesh[1:-1], 0.32 * np.arange(1, len(mesh) - 1))
+    np.testing.assert_allclose(mesh[1:-1], [beginning_of(step) for step in range(1, len(mesh) - 1)])
     (bars,) = [c for c in scores.collections if not hasattr(c, "get_coordinates") and c.get_paths()]
     box = bars.get_paths()[0].get_extents()
     assert (box.x0, box.x1) == (0.64, 1.6)

@@ -19,7 +19,7 @@ from psla_jax.audio import AudioError
 from psla_jax.tagging.events import Rules
 from psla_jax.tagging.stream import Stream, StreamError, Update
 from psla_jax.tagging.tagger import Tagger
-from psla_jax.tagging.windows import STEP_SAMPLES
+from psla_jax.tagging.windows import STEP_SAMPLES, beginning_of
 
 SIZE = 400 + 160 * 95
 
@@ -179,7 +179,7 @@ def test_latency_is_the_longest_that_it_takes(saved, monkeypatch, rules, overlap
         stream = Stream(tagger, early=early)
         updates = stream.push(sound)
         begun = [u for u in updates if u.kind == "start"]
-        assert [u.event.onset for u in begun] == pytest.approx([0.32 * start for start in starts])
+        assert [u.event.onset for u in begun] == pytest.approx([beginning_of(start) for start in starts], abs=0.001)
         late = max(u.heard - u.event.onset for u in begun)
         assert late == pytest.approx(stream.latency.start if early else stream.latency.certain, abs=0.002)
         over = [u for u in updates if u.kind == "end"]
@@ -192,7 +192,7 @@ def test_an_event_is_told_before_the_first_window_is_full(saved, monkeypatch):
     tagger = psla_jax.load(saved("attention"), overlap=0.7, rules=Rules(0.5))
     stream = Stream(tagger)
     (start,) = stream.push(bursts([0], 1, 2)[: STEP_SAMPLES + 240 - 1]) + stream.push(np.zeros(1))
-    assert (start.kind, start.event.onset, start.event.offset, start.sounding) == ("start", 0.0, 0.32, True)
+    assert (start.kind, start.event.onset, start.event.offset, start.sounding) == ("start", 0.0, 0.335, True)
     assert start.heard == 0.335
 
 
@@ -202,13 +202,16 @@ def test_what_goes_on_is_told_now_and_then(saved, monkeypatch):
     sound = bursts([2], 40, 60)
     sound[30 * STEP_SAMPLES : 42 * STEP_SAMPLES] = 0.9
     updates = heard(tagger, sound)
-    told = [(u.kind, u.event.onset, u.event.offset, round(u.event.score, 2), u.sounding) for u in updates]
+    told = [(u.kind, u.event.offset, round(u.event.score, 2), u.sounding) for u in updates]
+    now = [(steps * STEP_SAMPLES + 240) / 16_000 for steps in (3, 19, 31)]  # when the last of so many frames is there
+    end = round(beginning_of(42), 3)
+    assert [u.event.onset for u in updates] == [round(beginning_of(2), 3)] * 5
     assert told == [
-        ("start", 0.64, 0.96, 0.8, True),
-        ("update", 0.64, 6.08, 0.8, True),  # 16 steps longer
-        ("update", 0.64, 9.92, 0.9, True),  # louder
-        ("update", 0.64, 13.44, 0.9, False),  # over, at first sight
-        ("end", 0.64, 13.44, 0.9, False),
+        ("start", now[0], 0.8, True),
+        ("update", now[1], 0.8, True),  # 16 steps longer
+        ("update", now[2], 0.9, True),  # louder
+        ("update", end, 0.9, False),  # over, at first sight
+        ("end", end, 0.9, False),
     ]
 
 
@@ -232,11 +235,11 @@ def test_lost_sound_ends_what_was_before_it(saved, monkeypatch):
     stream = Stream(tagger)
     stream.push(bursts([2], 10, 12))
     (end,) = [u for u in stream.skip(60.0) if u.kind == "end"]
-    assert (end.id, end.event.onset, end.event.offset) == (1, 0.64, 3.84)
+    assert (end.id, end.event.onset, end.event.offset) == (1, round(beginning_of(2), 3), 3.84)
     assert stream.heard == 63.84
     stream.push(bursts([1], 10, 11))
     (end,) = [u for u in stream.close() if u.kind == "end"]
-    assert (end.id, end.event.onset, end.event.offset) == (2, 64.16, 67.36)
+    assert (end.id, end.event.onset, end.event.offset) == (2, pytest.approx(63.84 + beginning_of(1), abs=0.001), 67.36)
     assert stream.peak == pytest.approx(0.8)
 
 
