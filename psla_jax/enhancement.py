@@ -66,7 +66,7 @@ class Output:
         if there and not self.force:
             more = f" and {len(there) - 1} more" if len(there) > 1 else ""
             raise EnhancementError(
-                f"{there[0]}{more} would be overwritten: name another folder with --out, or replace with --force True."
+                f"{there[0]}{more} would be overwritten: name another folder with --out, or replace with --force."
             )
 
 

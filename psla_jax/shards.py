@@ -89,7 +89,7 @@ def read(address: Address) -> bytes:
 
 def _damaged(reason: str) -> ShardError:
     return ShardError(
-        f"is in a damaged shard ({reason}): copy the shard again, or pack the data set again with --force True."
+        f"is in a damaged shard ({reason}): copy the shard again, or pack the data set again with --force."
     )
 
 
