@@ -9,6 +9,7 @@ trained on these very clips. The model is a small convolutional network, as it i
 
 from __future__ import annotations
 
+import itertools
 import json
 import runpy
 from dataclasses import dataclass, replace
@@ -66,7 +67,7 @@ class SmallTagger(nnx.Module):
     def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
         widths, pads = (1, 16, 32, 64, 128), ((1, 1), (1, 1))
         self.convs = nnx.List(
-            [Conv(a, b, 3, stride=2, padding=pads, init="kaiming", rngs=rngs) for a, b in zip(widths, widths[1:])]
+            [Conv(a, b, 3, stride=2, padding=pads, init="kaiming", rngs=rngs) for a, b in itertools.pairwise(widths)]
         )
         self.norms = nnx.List([BatchNorm(width, momentum=0.9) for width in widths[1:]])
         self.attention = build_pooling("attention", widths[-1], num_classes, 4, rngs=rngs)

@@ -144,9 +144,9 @@ def test_what_is_said(home, capsys):
     shown = capsys.readouterr().out
     assert "scores of 4 of 5 clips, matched 4 by path" in shown
     assert f"without scores, so that labels stay as they are: 1 clips, such as {home / 'audio' / '4.wav'}" in shown
-    assert "4 of 7 classes have no clip with scores, so no threshold, and are not added" in shown
-    assert "1 of 7 classes are left out by the rule as abstract: their labels add nothing" in shown
-    assert "1 of 7 classes are not in the ontology: they add nothing and are not added" in shown
+    assert "4 of 7 classes, such as /m/sound, have no clip with scores, so no threshold, and are not added" in shown
+    assert "1 of 7 classes, such as /m/sound, are left out by the rule as abstract: their labels add nothing" in shown
+    assert "1 of 7 classes, such as /m/alien, are not in the ontology: they add nothing and are not added" in shown
     rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in shown.splitlines() if "│" in line]
     assert ["before", "9", "", "", "3", "2"] in rows
     assert ["type2_mean", "11", "2 (22.2%)", "1", "2", "2"] in rows

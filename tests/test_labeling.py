@@ -112,7 +112,7 @@ def test_parents_and_children_missing_by_hand(example):
 
 
 # Of "dog", five clips score 0, 0.25, 0.5, 0.5 and 1: mean 0.45, median 0.5, and between the ranks 0, 1, 2, 3 and 4 the
-# percentiles 25 (rank 1) 0.25, 10 (rank 0.4) 0.1 and 5 (rank 0.2) 0.05. Clips that have only the other class score these:
+# percentiles 25 (rank 1) 0.25, 10 (rank 0.4) 0.1 and 5 (rank 0.2) 0.05. These are scored by clips without it:
 OTHER_ALONE = (0.25, 0.5, 0.0, 0.0625, 0.125, 0.375, 0.46875, 0.75)
 EXCEEDED_BY: dict[Threshold, set[float]] = {
     "mean": {0.5, 0.46875, 0.75},
