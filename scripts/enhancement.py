@@ -4,12 +4,12 @@
     python scripts/enhancement.py data/fsd50k --ontology ontology.json [--seeds 0 1 2] [--directory runs/enhancement]
 
 Scores are of models that have not seen the clip (a cross-fit of three folds), and in the last row of a model that was
-trained on these very clips. The model is a small convolutional network, as it is trained many times over.
+trained on these very clips. The model is a small one, as it is trained thirty times: on a few hundred clips that is as
+good as a convolutional network from random weights.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import runpy
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ from psla_jax.models.pooling import build_pooling
 from psla_jax.ontology import Ontology, Vocabulary
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
-FRAMES = 160
+FRAMES = 208
 ORIGINAL = "labels as they are"
 THRESHOLDS: tuple[Threshold, ...] = ("mean", "10")
 ENHANCED: tuple[tuple[str, str, Kind, Threshold], ...] = (
@@ -62,22 +62,33 @@ class Options:
 
 
 class SmallTagger(nnx.Module):
-    """Strided convolutions with batch normalisation, the mean over frequency, and the attention head of PSLA."""
+    """Two layers on what each band of the log-mel does in the clip: mean, deviation, maximum, minimum, mean change."""
 
     def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
-        widths, pads = (1, 16, 32, 64, 128), ((1, 1), (1, 1))
-        self.convs = nnx.List(
-            [Conv(a, b, 3, stride=2, padding=pads, init="kaiming", rngs=rngs) for a, b in itertools.pairwise(widths)]
-        )
-        self.norms = nnx.List([BatchNorm(width, momentum=0.9) for width in widths[1:]])
-        self.attention = build_pooling("attention", widths[-1], num_classes, 4, rngs=rngs)
+        self.norm = BatchNorm(5 * 128, momentum=0.9)
+        self.hidden = Conv(5 * 128, 256, bias=True, rngs=rngs)
+        self.attention = build_pooling("attention", 256, num_classes, 1, rngs=rngs)
 
     def __call__(self, spectrograms: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         """`(batch, frames, mels)` to scores `(batch, classes)`."""
-        x = spectrograms[..., None]
-        for conv, norm in zip(self.convs, self.norms):
-            x = jax.nn.relu(norm(conv(x), valid))
-        return self.attention(jnp.mean(x, axis=2))
+        features = self.norm(statistics(spectrograms), valid)
+        return self.attention(jax.nn.relu(self.hidden(features[:, None, None]))[:, 0])
+
+
+def statistics(x: jax.Array) -> jax.Array:
+    """Of every band over the frames that sound, `(batch, frames, mels)` to `(batch, 5 * mels)`."""
+    sounds = jnp.any(x != x[..., :1], axis=-1, keepdims=True)  # padding and masked frames have one value in all bands
+    both = sounds[:, 1:] & sounds[:, :-1]
+
+    def mean(values: jax.Array, counted: jax.Array) -> jax.Array:
+        return jnp.sum(values * counted, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+
+    middle = mean(x, sounds)
+    deviation = jnp.sqrt(mean((x - middle[:, None]) ** 2, sounds) + 1e-6)
+    highest = jnp.max(jnp.where(sounds, x, -10.0), axis=1)
+    lowest = jnp.min(jnp.where(sounds, x, 10.0), axis=1)
+    change = mean(jnp.abs(x[:, 1:] - x[:, :-1]), both)
+    return jnp.concatenate([middle, deviation, highest, lowest, change], axis=-1)
 
 
 def build(num_classes: int, rngs: nnx.Rngs) -> SmallTagger:
