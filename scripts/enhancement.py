@@ -4,8 +4,7 @@
     python scripts/enhancement.py data/fsd50k --ontology ontology.json [--seeds 0 1 2] [--directory runs/enhancement]
 
 Scores are of models that have not seen the clip (a cross-fit of three folds), and in the last row of a model that was
-trained on these very clips. The model is a small one, as it is trained thirty times: on a few hundred clips that is as
-good as a convolutional network from random weights.
+trained on these very clips. The model is a small one, as it is trained some thirty times.
 """
 
 from __future__ import annotations
