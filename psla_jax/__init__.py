@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AudioTagger": "psla_jax.models.tagger",
     "Frontend": "psla_jax.frontend",
+    "Stream": "psla_jax.tagging.stream",
     "Tagger": "psla_jax.tagging.tagger",
     "Vocabulary": "psla_jax.ontology",
     "build_model": "psla_jax.models.tagger",

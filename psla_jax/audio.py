@@ -86,19 +86,34 @@ def blocks(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = 
         if not np.isfinite(mono).all():
             raise AudioError(path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out.")
         samples += len(mono)
-        if rate != SAMPLE_RATE:
-            resampler = resampler or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-            mono = resampler.resample_chunk(mono)
+        resampler = resampler or Resampler(rate)
+        mono = resampler.push(mono)
         given += len(mono)
         if len(mono):
             yield mono
-    if samples == 0:
+    if samples == 0 or resampler is None:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
-    rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True) if resampler else np.zeros(0, np.float32)
+    rest = resampler.finish()
     if given + len(rest) == 0:
         raise AudioError(path, f"is too short ({samples} samples at {rate} Hz, none at 16 kHz): leave it out.")
     if len(rest):
         yield rest
+
+
+class Resampler:
+    """A mono waveform of any rate at 16 kHz, block by block: the same samples however it is cut into blocks."""
+
+    def __init__(self, rate: float) -> None:
+        self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+
+    def push(self, block: np.ndarray) -> np.ndarray:
+        """What is certain after float32 ``(samples,)`` more; the filter holds some hundredths of a second back."""
+        return block if self._stream is None else self._stream.resample_chunk(block)
+
+    def finish(self) -> np.ndarray:
+        """The rest."""
+        nothing = np.zeros(0, np.float32)
+        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
 
 
 def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> Iterator[tuple[np.ndarray, int]]:
@@ -218,27 +233,44 @@ def from_samples(samples: np.ndarray, rate: float, *, channel: Literal["mean", "
         AudioError: the rate is not positive, or the array is of another rank or type, empty, not finite or not scaled.
     """
     name, array = "the array", np.asarray(samples)
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < np.inf:
-        raise AudioError(name, f"has the sample rate {rate!r}: give a positive number of samples per second.")
+    require_rate(name, rate)
     if array.ndim not in (1, 2) or array.size == 0:
         raise AudioError(
             name, f"has the shape {array.shape}: give (samples,) or (samples, channels), and some samples."
         )
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
         raise AudioError(name, f"has the shape {array.shape}, more channels than samples: transpose it.")
-    array = _scaled(name, array)
-    if not np.isfinite(array).all():
-        raise AudioError(name, "holds samples that are not finite: mend it first.")
-    peak = float(np.abs(array).max())
-    if peak > LOUDEST:
-        raise AudioError(name, f"holds samples as large as {peak:g}: scale it to [-1, 1], or pass integers.")
-    mono = to_mono(array[:, None] if array.ndim == 1 else array, channel)
+    mono = mono_of(name, array, channel)
     if rate == SAMPLE_RATE:
         return mono
     resampled = soxr.resample(mono, rate, SAMPLE_RATE)
     if len(resampled) == 0:
         raise AudioError(name, f"is too short ({len(mono)} samples at {rate:g} Hz, none at 16 kHz): leave it out.")
     return resampled
+
+
+def require_rate(name: str, rate: object) -> None:
+    """Raises AudioError, about what is called `name`, unless `rate` is a positive number of samples per second."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < np.inf:
+        raise AudioError(name, f"has the sample rate {rate!r}: give a positive number of samples per second.")
+
+
+def mono_of(name: str, array: np.ndarray, channel: Literal["mean", "first"]) -> np.ndarray:
+    """Samples ``(samples,)`` or ``(samples, channels)`` as :func:`from_samples` takes them, at their own rate.
+
+    Returns:
+        float32 ``(samples,)``, full scale [-1, 1].
+
+    Raises:
+        AudioError: about what is called `name`: another type, not finite or not scaled.
+    """
+    array = _scaled(name, array)
+    if not np.isfinite(array).all():
+        raise AudioError(name, "holds samples that are not finite: mend it first.")
+    peak = float(np.abs(array).max(initial=0.0))
+    if peak > LOUDEST:
+        raise AudioError(name, f"holds samples as large as {peak:g}: scale it to [-1, 1], or pass integers.")
+    return to_mono(array[:, None] if array.ndim == 1 else array, channel)
 
 
 def _scaled(name: str, array: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ and the vocabulary, ``weights/`` the parameters and batch statistics. Nothing of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -18,10 +20,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
+from psla_jax import calibration
+from psla_jax.calibration import CALIBRATION, CalibrationError
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.frontend import Frontend
 from psla_jax.models import tagger
@@ -99,7 +104,8 @@ def save_model(
 ) -> None:
     """Writes a model directory; it appears whole or not at all, and replaces a model of the same name.
 
-    `report` says what became of the entries of a converted file; it goes into ``report.json``.
+    `report` says what became of the entries of a converted file; it goes into ``report.json``. A calibration of the
+    model that was there is kept, and goes on to hold if the new model is the same.
 
     Raises:
         CheckpointError: something else than a model has that name.
@@ -114,12 +120,25 @@ def save_model(
         (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
         if report is not None:
             (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if (directory / CALIBRATION).is_file():
+            _keep_calibration(directory, aside, card, (params, rest))
         if directory.exists():
             os.replace(directory, before)
         os.replace(aside, directory)
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _keep_calibration(directory: Path, aside: Path, card: ModelCard, weights: tuple[Any, Any]) -> None:
+    """Takes the calibration of a model along to the one that replaces it; of another model it will be refused."""
+    shutil.copyfile(directory / CALIBRATION, aside / CALIBRATION)
+    with contextlib.suppress(CalibrationError, CheckpointError):
+        replaced = read_card(directory)
+        found = calibration.read(directory, replaced.vocabulary, lambda: fingerprint(directory, replaced))
+        pairs = jax.tree.map(np.array_equal, load_weights(directory, *weights), weights)
+        if found is not None and _settings(card) == _settings(replaced) and jax.tree.all(pairs):
+            dataclasses.replace(found, model=fingerprint(aside, card)).write(aside)
 
 
 def require_place(directory: Path, *, overwrite: bool) -> None:
@@ -214,6 +233,28 @@ def read_card(directory: Path) -> ModelCard:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else _first_line(error)
         raise CheckpointError(f"{directory / DESCRIPTION} cannot be read ({what}): make the model again.") from error
+
+
+def fingerprint(directory: Path, card: ModelCard) -> str:
+    """A hash of all that a model's scores depend on: its settings, its classes, the files of its weights.
+
+    Raises:
+        CheckpointError: the weights are missing.
+    """
+    digest = hashlib.sha256(json.dumps(_settings(card), sort_keys=True).encode())
+    files = sorted(file for file in (directory / WEIGHTS).rglob("*") if file.is_file())
+    if not files:
+        raise CheckpointError(f"{directory} has no weights: make the model again.")
+    for file in files:
+        digest.update(file.relative_to(directory).as_posix().encode())
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _settings(card: ModelCard) -> list[Any]:
+    """What scores depend on besides the weights."""
+    return [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
 
 
 def _first_line(error: Exception) -> str:

@@ -36,6 +36,10 @@ COMMANDS = {
     ),
     "evaluate": Command("MODEL... --data D.json", "figures of models and of their ensemble", "runs:evaluate", True),
     "tag": Command("AUDIO... --model MODEL", "what is in recordings of any length, and when", "tagging:tag", True),
+    "calibrate": Command(
+        "MODEL --data VAL.json", "its scores made probabilities and decisions", "calibrate:calibrate", True
+    ),
+    "listen": Command("[-] --model MODEL", "the same of a microphone or a pipe, as it comes", "listen:listen", True),
     "prepare": Command("audioset|folder|... ...", "datafiles from a data set", "prepare:prepare"),
     "enhance": Command("D.json --scores S", "labels that a model finds and annotators left out", "labeling:enhance"),
     "crossfit": Command(

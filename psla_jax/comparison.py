@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +10,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from psla_jax import __version__, shards
+from psla_jax import score_cache
 from psla_jax.aggregation import RunningEnsemble
-from psla_jax.cache import cache_directory
 from psla_jax.checkpoints import find_model, load_model, read_card
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
@@ -95,33 +91,14 @@ def _kept(
     """A model's scores from an earlier call, if model and data are the same as then; else made, and kept."""
     if not request.keep_scores:
         return _scored(path, order, data, request, placement, journal)
-    name = _identity(find_model(Path(path)), vocabulary, data, request.channel)
-    file = cache_directory() / "scores" / f"{name}.npz"
-    if file.is_file():
-        with contextlib.suppress(ScoresError):  # Damaged ones are made again.
-            kept = Scores.load(file)
-            journal.say(f"{path}: scores kept from an earlier call (--keep-scores False makes them anew)")
-            return kept
-    scores = _scored(path, order, data, request, placement, journal)
-    scores.save(file)
-    return scores
-
-
-def _identity(model: Path, vocabulary: Vocabulary, data: Datafile, channel: Channel) -> str:
-    """A hash of all that scores depend on: the model's files, the datafile, every clip's size and date, the classes."""
-    digest = hashlib.sha256(json.dumps([__version__, vocabulary.to_json(), data.sha256, channel]).encode())
-    for file in sorted(model.rglob("*")):
-        if file.is_file():
-            digest.update(str(file.relative_to(model)).encode())
-            with open(file, "rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    for clip in range(len(data)):
-        try:
-            found = os.stat(shards.file_of(data.wav(clip)))
-            digest.update(f"{data.wav(clip)} {found.st_size} {found.st_mtime_ns}".encode("utf-8", "surrogatepass"))
-        except OSError:
-            digest.update(b"absent")
-    return digest.hexdigest()[:32]
+    return score_cache.kept(
+        find_model(Path(path)),
+        vocabulary,
+        data,
+        (request.channel,),
+        lambda: _scored(path, order, data, request, placement, journal),
+        lambda: journal.say(f"{path}: scores kept from an earlier call (--keep-scores False makes them anew)"),
+    )
 
 
 def _scored(

@@ -239,12 +239,15 @@ class RunConfig:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     checkpoint_every: int = 0
     """Save a checkpoint every so many steps too, not only at the end of an epoch; 0 for epochs only."""
+    profile: int = 0
+    """Record so many steps with JAX's profiler, into the run directory, and say how long the device waited for data."""
     bootstrap: int = 200
     """Resamples behind the confidence interval of each final mAP."""
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "use 0 or a positive number")
         _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "use 0 or more steps")
+        _require(self.profile >= 0, "profile", self.profile, "use 0 or more steps")
         _require(self.bootstrap >= 0, "bootstrap", self.bootstrap, "use 0 or more resamples")
         _require(
             self.aggregation.last <= self.optimizer.epochs,
@@ -267,7 +270,7 @@ class RunConfig:
 
 
 FREE_FIELDS = frozenset(
-    {"run_dir", "checkpoint_every", "data.workers", "data.preflight", "data.unreadable"}
+    {"run_dir", "checkpoint_every", "profile", "data.workers", "data.preflight", "data.unreadable"}
     | {"data.train", "data.validation", "data.evaluation", "data.labels"}
 )
 """Fields that may change when a run is resumed: they do not touch its results. Data are compared by content instead."""

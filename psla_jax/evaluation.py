@@ -12,16 +12,22 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.frontend import Frontend
+from psla_jax.inference import by_clip, compiler_options
 from psla_jax.scores import Scores, ScoresError
 
 Put = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def score_batch(graphdef: Any, frontend: Frontend, params: Any, rest: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Scores `(batch, classes)` of a batch of waveforms, by the evaluation view of the model."""
+@functools.cache
+def score_batch() -> Callable[..., jax.Array]:
+    """The program ``(graphdef, frontend, params, rest, batch) -> scores (batch, classes)``, from waveforms on."""
+    return jax.jit(_score_batch, static_argnums=(0, 1), compiler_options=dict(compiler_options()))
+
+
+def _score_batch(graphdef: Any, frontend: Frontend, params: Any, rest: Any, batch: dict[str, jax.Array]) -> jax.Array:
     model = nnx.merge(graphdef, params, rest)
-    return model(frontend(batch["waveform"], batch["num_samples"])).astype(jnp.float32)
+    spectrograms = frontend(batch["waveform"], batch["num_samples"])
+    return by_clip(lambda x: model(x).astype(jnp.float32), spectrograms)
 
 
 def score(
@@ -45,8 +51,9 @@ def score(
     valid: list[np.ndarray] = []
     pending: list[jax.Array] = []
     scores: list[np.ndarray] = []
+    program = score_batch()
     for batch in batches:
-        pending.append(score_batch(model[0], frontend, model[1], model[2], put(batch)))
+        pending.append(program(model[0], frontend, model[1], model[2], put(batch)))
         # One batch stays in flight, so that the device computes while the next one is read.
         scores += [np.asarray(pending.pop(0))] if len(pending) > 1 else []
         clips.append(batch["clip"])

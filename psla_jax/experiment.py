@@ -42,6 +42,7 @@ from psla_jax.journal import Board, Journal
 from psla_jax.metrics import Metrics, bootstrap, d_prime
 from psla_jax.models import tagger
 from psla_jax.pretraining.start import start_from
+from psla_jax.profiling import Profile
 from psla_jax.results import ACCURACY, EPOCH_COLUMNS, Measured, Row, epoch_columns
 from psla_jax.scores import Scores
 from psla_jax.training import (
@@ -209,13 +210,14 @@ class Run:
 
     def _fit(self, checkpoints: RunCheckpoints, state: State, rows: list[Row], step: int, failed: set[int]) -> None:
         stream = batches(self._train_source, workers=self.config.data.workers, start=step)
+        profile = Profile(self.directory / "profile", self.config.profile, step)
         running = RunningEnsemble()
         for epoch in range(1, len(rows) + 1):
             running.add(self._saved_scores(self.data.primary, epoch_name(epoch)))
         with Board(self.directory, after=len(rows)) as board:
             while len(rows) < self.epochs:
                 watch = Watch(self.data.train, failed)
-                state = self._train_epoch(checkpoints, state, stream, rows, step, watch)
+                state = self._train_epoch(checkpoints, state, stream, rows, step, watch, profile)
                 step, failed = (len(rows) + 1) * self.steps_per_epoch, set()
                 watch.report(self.config.data.channel, self.journal.say)
                 pace, slow = watch.pace()
@@ -240,6 +242,7 @@ class Run:
         rows: list[Row],
         step: int,
         watch: Watch,
+        profile: Profile,
     ) -> State:
         every, end = self.config.checkpoint_every, (len(rows) + 1) * self.steps_per_epoch
         first = step
@@ -247,6 +250,7 @@ class Run:
         with self.journal.progress(name, self.steps_per_epoch, done=step - len(rows) * self.steps_per_epoch) as bar:
             bar.describe("compiling" if step == first and not rows else "")
             for step in range(first, end):
+                profile.before(step, watch.settle, self.journal.say)
                 batch = watch.fetch(stream)
                 state, metrics = self.trainer.step(state, self.trainer.placement.put(batch), np.int32(step))
                 watch.add(step, batch, metrics)
@@ -254,6 +258,7 @@ class Run:
                 if every and (step + 1) % every == 0 and step + 1 < end:
                     watch.settle()
                     checkpoints.save(step + 1, state, {"rows": rows, "failed": sorted(watch.failed)})
+        profile.finish(watch.settle, self.journal.say)
         watch.settle()
         return state
 

@@ -258,7 +258,8 @@ class Ontology:
         except OSError as error:
             raise OntologyError(f"the ontology {where} cannot be read ({error.strerror}): check the path.") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise OntologyError(f"{where} is not AudioSet's ontology.json ({error!r}): download it again.") from error
+            reason = "it is no text" if isinstance(error, UnicodeDecodeError) else repr(error)
+            raise OntologyError(f"{where} is not AudioSet's ontology.json ({reason}): download it again.") from error
         return cls({entry.mid: entry for entry in classes})
 
 

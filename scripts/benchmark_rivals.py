@@ -54,19 +54,23 @@ def prepare(folder: Path) -> None:
     import jax
     import jax.numpy as jnp
     import soundfile
-    from flax import nnx
+    from torch_reference import make_reference, to_numpy
 
     from psla_jax.checkpoints import ModelCard, save_model
     from psla_jax.config import FrontendConfig, ModelConfig
     from psla_jax.data import datafile
+    from psla_jax.models.layers import NoDraws
     from psla_jax.models.tagger import from_config
     from psla_jax.ontology import Vocabulary
-    from psla_jax.pretraining.names import to_state_dict
+    from psla_jax.pretraining.names import load_state_dict
     from psla_jax.training import split_model
 
     config = ModelConfig()
-    model = from_config(config, CLASSES, jnp.float32, nnx.Rngs(0))
-    np.savez(folder / "weights.npz", **to_state_dict(model))
+    model = from_config(config, CLASSES, jnp.float32, NoDraws())
+    # Weights under which every layer shows in the scores: with initial ones, activations die out over the depth.
+    weights = to_numpy(make_reference(2, CLASSES, HEADS).state_dict())
+    load_state_dict(model, weights)
+    np.savez(folder / "weights.npz", **weights)
     vocabulary = Vocabulary.read("audioset")
     save_model(folder / "model", ModelCard(config, FrontendConfig(), vocabulary, {}), *split_model(model))
     records = []
@@ -138,6 +142,7 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     import jax
     from flax import nnx
 
+    from psla_jax.inference import by_clip, compiler_options
     from psla_jax.pretraining.names import load_state_dict
 
     use_precision(precision)
@@ -145,7 +150,12 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     with np.load(folder / "weights.npz") as weights:
         load_state_dict(model, dict(weights))
     graphdef, state = nnx.split(model)
-    run = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x))
+
+    def scores(state: Any, x: Any) -> Any:  # As psla evaluate and psla tag compute them.
+        model = nnx.merge(graphdef, state)
+        return by_clip(lambda x: model(x).astype("float32"), x)
+
+    run = jax.jit(scores, compiler_options=dict(compiler_options()))
     given = jax.device_put(x)
 
     def work() -> np.ndarray:

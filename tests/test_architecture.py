@@ -22,12 +22,16 @@ MAX_FILE, MAX_FUNCTION = 450, 60
 
 DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
 """What host-side code must not import: loader workers run it."""
-HEAVY = DEVICE | {"grain", "numpy", "scipy", "soundfile", "tensorboardX", "torch"}
+HEAVY = DEVICE | {"grain", "numpy", "scipy", "sklearn", "soundfile", "tensorboardX", "torch"}
 """What takes long to import."""
+TAGGING_ON_THE_HOST = (
+    *("ahead", "classes", "clip", "events", "folder", "inbox", "ledger", "lettering", "microphone", "output", "pipe"),
+    *("result", "strip", "windows"),
+)
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
-    *("scores", "labeling", "score_files", "enhancement"),
-    *(f"tagging.{name}" for name in ("ahead", "classes", "clip", "events", "folder", "output", "result", "windows")),
+    *("scores", "labeling", "score_files", "enhancement", "reliability", "calibration", "calibration_fit"),
+    *(f"tagging.{name}" for name in TAGGING_ON_THE_HOST),
 )
 OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 """Modules that import their own package inside functions: a command loads what it needs."""
@@ -35,11 +39,14 @@ DEFERRED_LIBRARIES = {
     "absl",
     "array_record",
     "jax",
+    "librosa",
+    "matplotlib",
     "pandas",
     "platformdirs",
     "pooch",
     "requests",
     "scipy",
+    "sounddevice",
     "tensorboardX",
     "torch",
 }
@@ -56,13 +63,19 @@ ROOMS = {
     "download": (),
     "journal": (),
     "frontend": ("config",),
+    "inference": (),
     "sampling": (),
     "models": ("config", "models"),
     "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling", "shards"),
     "scores": ("metrics",),
     "labeling": ("config", "data", "ontology"),
     "score_files": ("data", "labeling", "ontology", "scores"),
-    "tagging": ("audio", "checkpoints", "config", "frontend", "models", "ontology", "tagging"),
+    "reliability": (),
+    "calibration": ("ontology",),
+    "calibration_fit": ("calibration",),
+    "tagging": tuple(
+        ["audio", "calibration", "checkpoints", "config", "frontend", "inference", "models", "ontology", "tagging"]
+    ),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {
@@ -215,7 +228,8 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    optional = needed.union(*(distributions(extras[name]) for name in ("cuda", "convert", "pandas")))
+    names = ("cuda", "convert", "listen", "pandas", "plot")
+    optional = needed.union(*(distributions(extras[name]) for name in names))
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:
@@ -273,7 +287,7 @@ def test_the_command_line_starts_without_anything_heavy():
 
 def test_tagging_loads_nothing_that_only_training_needs():
     loaded = {library(name) for name in loaded_by("psla_jax.tagging.tagger")}
-    assert loaded & {"grain", "pandas", "scipy", "sklearn", "tensorboardX", "torch"} == set()
+    assert loaded & {"grain", "librosa", "matplotlib", "pandas", "scipy", "sklearn", "tensorboardX", "torch"} == set()
 
 
 @pytest.mark.parametrize("name", psla_jax.__all__)

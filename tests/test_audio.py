@@ -12,6 +12,7 @@ import pytest
 import scipy.io.wavfile
 import scipy.signal
 import soundfile
+import soxr
 
 from psla_jax import audio, shards
 
@@ -61,6 +62,15 @@ def test_resampling_agrees_with_scipy_below_the_cut(tmp_path):
     soundfile.write(tmp_path / "a.wav", noise, 48000, subtype="FLOAT")
     expected = scipy.signal.resample_poly(noise, 1, 3, window=("kaiser", 12.0))
     np.testing.assert_allclose(audio.read(tmp_path / "a.wav")[500:-500], expected[500:-500], atol=2e-3)
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100, 16_000])
+def test_resampling_block_by_block_changes_nothing(rate):
+    noise = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
+    resampler = audio.Resampler(rate)
+    found = [resampler.push(noise[i : i + 77]) for i in range(0, len(noise), 77)]
+    expected = noise if rate == 16_000 else soxr.resample(noise, rate, 16_000)
+    np.testing.assert_array_equal(np.concatenate([*found, resampler.finish()]), expected)
 
 
 def test_what_is_above_8_khz_does_not_alias(tmp_path):

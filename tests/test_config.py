@@ -82,6 +82,7 @@ REFUSED = [
     ("aggregation.last", 15, "use 16 (aggregation.first) or later"),
     ("seed", -1, "use 0 or a positive number"),
     ("checkpoint_every", -1, "use 0 or more steps"),
+    ("profile", -1, "use 0 or more steps"),
     ("bootstrap", -1, "use 0 or more resamples"),
 ]
 
@@ -92,7 +93,7 @@ AT_THE_EDGE = [
     *[("sampling.time_mask", 0), ("optimizer.epochs", 1), ("optimizer.warmup_steps", 0), ("optimizer.decay", 1)],
     *[("optimizer.decay_start", 1), ("optimizer.decay_every", 1), ("optimizer.weight_decay", 0)],
     *[("optimizer.accumulate", 1), ("aggregation.first", 1), ("aggregation.last", 16)],
-    *[("seed", 0), ("checkpoint_every", 0), ("bootstrap", 0)],
+    *[("seed", 0), ("checkpoint_every", 0), ("profile", 0), ("bootstrap", 0)],
 ]
 
 ACROSS_SECTIONS = [
@@ -121,6 +122,7 @@ CHANGED = RunConfig(
     optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True),
     aggregation=AggregationConfig(2, 4, False),
     checkpoint_every=50,
+    profile=3,
     bootstrap=20,
 )
 """A config in which no field has its default."""
@@ -185,7 +187,7 @@ def test_a_config_cannot_be_changed_and_a_changed_copy_is_checked_again():
 def test_flatten_gives_every_field_its_name_on_the_command_line():
     flat = flatten(CHANGED)
     names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "bootstrap"}
+    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "profile", "bootstrap"}
     assert flat["optimizer.learning_rate"] == 3e-4
     assert flat["seed"] == 7
 
@@ -243,7 +245,7 @@ def test_only_what_decides_no_result_is_free_to_change():
     assert told == set(flatten(CHANGED)) - FREE_FIELDS
     assert set(flatten(CHANGED)) >= FREE_FIELDS
     where = {"data.train", "data.validation", "data.evaluation", "data.labels"}
-    how = {"run_dir", "checkpoint_every", "data.workers", "data.preflight", "data.unreadable"}
+    how = {"run_dir", "checkpoint_every", "profile", "data.workers", "data.preflight", "data.unreadable"}
     assert where | how == FREE_FIELDS
 
 

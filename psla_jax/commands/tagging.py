@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
@@ -14,29 +17,59 @@ from tyro.conf import Positional
 from psla_jax.commands.arguments import UsageError, parse
 
 if TYPE_CHECKING:
+    from psla_jax.calibration import Calibration
     from psla_jax.journal import Bar
     from psla_jax.tagging.folder import Item
     from psla_jax.tagging.tagger import Tagger
 
 
-@dataclass(frozen=True)
-class Tag:
-    """What is in recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
+THRESHOLD = 0.2
+"""Of scores that were not calibrated."""
 
-    audio: Positional[tuple[str, ...]]
-    """Files, or folders that are walked: whatever soundfile reads, at any rate, mono or not."""
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What is looked for, with what and how: the same for recordings and for what is heard."""
+
     model: tuple[str, ...]
     """Model directory or run directory; several are an ensemble."""
-    top: int = 5
-    """How many classes of a whole recording to name."""
-    threshold: float = 0.2
-    """Scores below it are left out, and events reach it."""
+    threshold: float | None = None
+    """Scores below it are left out, and events reach it; without it, the thresholds that psla calibrate fitted to the
+    classes of the model, or else 0.2."""
+    raw: bool = False
+    """Scores alone, also of a calibrated model."""
     classes: tuple[str, ...] = ()
     """Look for these alone, by name or mid."""
     not_classes: tuple[str, ...] = ()
     """Leave these out."""
     ontology: str = ""
     """AudioSet's ontology.json: classes then stand for all below them too; without it, for themselves alone."""
+    policy: Literal["", "pad", "repeat", "mask"] = ""
+    """What is shorter than a window: silence after it, itself again, or its own steps alone."""
+    overlap: float = 0.5
+    """Of the windows of longer recordings."""
+    release: float = 0.7
+    """An event lasts while scores are at this fraction of the threshold or above."""
+    smooth: int = 1
+    """Steps of 0.32 s under the running median of the scores; odd, 1 for none."""
+    min_gap: float = 0.64
+    """Seconds: events of a class with less between them are one."""
+    min_duration: float = 0.32
+    """Seconds: shorter events are left out."""
+    channel: Literal["mean", "first"] = "mean"
+    """Which channel of stereo sound."""
+    trust: bool = False
+    """Import the Python code that a custom model names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag(Search):
+    """What is in recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
+
+    audio: Positional[tuple[str, ...]]
+    """Files, or folders that are walked: whatever soundfile reads, at any rate, mono or not."""
+    top: int = 5
+    """How many classes of a whole recording to name."""
     times: Literal["auto", "always", "never"] = "auto"
     """Events with times: for recordings longer than a window (auto), for all, or for none."""
     json: str = ""
@@ -49,24 +82,10 @@ class Tag:
     """Write an Audacity label track per recording into this folder."""
     embeddings: str = ""
     """Write the embeddings of every recording and of its steps into this folder, as .npz."""
-    policy: Literal["", "pad", "repeat", "mask"] = ""
-    """Recordings shorter than a window: silence after them, themselves again, or their own steps alone."""
-    overlap: float = 0.5
-    """Of the windows of longer recordings."""
-    release: float = 0.5
-    """An event lasts while scores are at this fraction of the threshold or above."""
-    smooth: int = 3
-    """Steps of 0.32 s under the running median of the scores; odd, 1 for none."""
-    min_gap: float = 0.64
-    """Seconds: events of a class with less between them are one."""
-    min_duration: float = 0.32
-    """Seconds: shorter events are left out."""
-    channel: Literal["mean", "first"] = "mean"
-    """Which channel of a stereo recording."""
+    plot: str = ""
+    """Draw every recording into this folder, as .png: log-mel, the --top classes over time, attention."""
     batch_size: int = 0
     """Windows computed together; 0 for what suits the device."""
-    trust: bool = False
-    """Import the Python code that a custom model names."""
     overwrite: bool = False
     """Begin the outputs anew, whatever is there."""
 
@@ -74,27 +93,51 @@ class Tag:
 def tag(arguments: list[str]) -> int:
     """psla tag AUDIO... --model MODEL"""
     options: Tag = parse(Tag, arguments, "psla tag")
-    screens = [name for name in ("json", "csv", "rttm") if getattr(options, name) == "-"]
-    if len(screens) > 1:
-        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    _require_places(options)
     if options.top < 1:
         raise UsageError(f"--top is {options.top}: name at least one class.")
 
     from psla_jax.tagging.folder import find_audio
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # Names of files may be no UTF-8: they pass as they are.
+    if options.plot:
+        from psla_jax.tagging import picture
+
+        picture.require()
     items = find_audio(options.audio)
-    tagger, classes = _tagger(options)
+    tagger, classes = tagger_for(options, options.batch_size)
+    if options.embeddings:
+        tagger.require_embeddings()
     return _Session(options, tagger, classes).run(items)
 
 
-def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
+def _require_places(options: Tag) -> None:
+    """Raises UsageError if outputs would mix."""
+    files = {name: getattr(options, name) for name in ("json", "csv", "rttm") if getattr(options, name)}
+    folders = {name: getattr(options, name) for name in ("audacity", "embeddings", "plot") if getattr(options, name)}
+    screens = [name for name, place in files.items() if place == "-"]
+    if len(screens) > 1:
+        raise UsageError(f"--{' - and --'.join(screens)} - would mix on the screen: send all but one to files.")
+    for name, place in folders.items():
+        if place == "-":
+            raise UsageError(f"--{name} is -, and a folder cannot go to the screen: name a folder.")
+    seen: dict[str, str] = {}
+    for name, place in {**files, **folders}.items():
+        other = seen.setdefault(os.path.abspath(place), name)
+        if other != name and place != "-" and not {name, other} <= set(folders):
+            raise UsageError(f"--{other} and --{name} are both {place}: name a place for each.")
+
+
+def tagger_for(options: Search, batch_size: int = 0) -> tuple[Tagger, list[int] | None]:
     """The models, and which of their classes to look for."""
     from psla_jax.ontology import Ontology
     from psla_jax.tagging.classes import selected
     from psla_jax.tagging.events import Rules
     from psla_jax.tagging.tagger import POLICY, load
 
-    rules = Rules(options.threshold, options.release, options.smooth, options.min_gap, options.min_duration)
+    rules = Rules(_threshold(options, None), options.release, options.smooth, options.min_gap, options.min_duration)
     tagger = load(
         options.model,
         trust=options.trust,
@@ -102,12 +145,21 @@ def _tagger(options: Tag) -> tuple[Tagger, list[int] | None]:
         overlap=options.overlap,
         rules=rules,
         channel=options.channel,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
+        calibrated=not options.raw,
     )
-    if options.embeddings:
-        tagger.require_embeddings()
+    if options.threshold is None and tagger.calibration is not None:
+        rules = dataclasses.replace(rules, threshold=tagger.calibration.event_thresholds)
+        tagger.options = dataclasses.replace(tagger.options, rules=rules)
     ontology = Ontology.read(options.ontology) if options.ontology else None
     return tagger, selected(tagger.vocabulary, options.classes, options.not_classes, ontology)
+
+
+def _threshold(options: Search, calibration: Calibration | None) -> Any:
+    """What classes have to score to be shown: one number, or one for each."""
+    if options.threshold is not None:
+        return options.threshold
+    return THRESHOLD if calibration is None else calibration.deciders.thresholds
 
 
 class _Session:
@@ -119,9 +171,11 @@ class _Session:
         from psla_jax.tagging import output
 
         self.options, self.tagger, self.classes = options, tagger, classes
-        self.shown = output.Shown(options.top, options.threshold, options.times)
+        calibration = tagger.calibration
+        self.shown = output.Shown(options.top, _threshold(options, calibration), options.times)
         self.formats = {"json": output.json_line, "csv": output.csv_rows, "rttm": output.rttm_lines}
-        self.headers = {"json": "", "csv": ",".join(output.COLUMNS) + "\n", "rttm": ""}
+        columns = output.COLUMNS if calibration is None else output.COLUMNS + output.CALIBRATED
+        self.headers = {"json": "", "csv": ",".join(columns) + "\n", "rttm": ""}
         self.screen = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -129,10 +183,13 @@ class _Session:
         """Tags everything that is not done yet; 1 if something could not be."""
         from psla_jax.tagging.folder import Results
 
+        for note in self.tagger.notes:
+            self.errors.print(note, markup=False)
         options = self.options
         files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
-        folders = [folder for folder in (options.audacity, options.embeddings) if folder]
+        folders = [folder for folder in (options.audacity, options.embeddings, options.plot) if folder]
         settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("overwrite", "batch_size")}
+        settings["calibration"] = "" if self.tagger.calibration is None else self.tagger.calibration.sha256
         results = Results(files, folders, settings, overwrite=options.overwrite)
         waiting = [item for item in items if item.path not in results.done]
         if len(waiting) < len(items):
@@ -172,7 +229,7 @@ class _Session:
                 bar.describe(f"{clip} {clock(seconds)}")
 
         self.tagger.on_compile = bar.describe
-        wanted = Wanted(embeddings=bool(self.options.embeddings))
+        wanted = Wanted(embeddings=bool(self.options.embeddings), picture=bool(self.options.plot))
         for found in self.tagger.analyse((item.path for item in items), wanted, self.classes, tell):
             yield found
             if len(items) > 1:
@@ -180,12 +237,13 @@ class _Session:
 
     def _take(self, item: Item, found: Any, results: Any) -> None:
         """Writes what was found in one recording, or why nothing was."""
+        from psla_jax.tagging import output
         from psla_jax.tagging.tagger import Failure
 
         options = self.options
         if isinstance(found, Failure):
             self.errors.print(f"psla: {found.error}", markup=False)
-            line = self._failure_line(found)
+            line = output.failure_line(found.clip, found.error)
             results.add(item.path, {options.json: line} if options.json not in ("", "-") else {}, failed=True)
             if options.json == "-":
                 sys.stdout.write(line)
@@ -198,7 +256,7 @@ class _Session:
         if screen:
             sys.stdout.write(screen[0])
             sys.stdout.flush()
-        elif not texts and not options.audacity and not options.embeddings:
+        elif not texts and not options.audacity and not options.embeddings and not options.plot:
             self._show(tags)
 
     def _show(self, tags: Any) -> None:
@@ -206,24 +264,30 @@ class _Session:
 
         output.show(self.screen, tags, self.shown)
 
-    def _failure_line(self, found: Any) -> str:
-        import json
-
-        return json.dumps({"clip": found.clip, "error": str(found.error)}, ensure_ascii=False) + "\n"
-
     def _write_own_files(self, item: Item, found: Any, tags: Any) -> None:
-        """The label track and the embeddings of one recording."""
-        from pathlib import Path
-
+        """The label track, the embeddings and the picture of one recording."""
         from psla_jax.ontology import written_aside
         from psla_jax.tagging import output
 
         if self.options.audacity:
-            place = Path(self.options.audacity) / f"{item.name}.txt"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with written_aside(place) as file:
+            with written_aside(_place(self.options.audacity, f"{item.name}.txt")) as file:
                 file.write(output.audacity_labels(tags, self.shown))
         if self.options.embeddings:
-            place = Path(self.options.embeddings) / f"{item.name}.npz"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            found.embeddings().save(place)
+            found.embeddings().save(_place(self.options.embeddings, f"{item.name}.npz"))
+        if self.options.plot:
+            self._draw(_place(self.options.plot, f"{item.name}.png"), item, found, tags)
+
+    def _draw(self, place: Path, item: Item, found: Any, tags: Any) -> None:
+        from psla_jax import audio
+        from psla_jax.tagging import picture
+        from psla_jax.tagging.spectrum import spectrum
+
+        sound = spectrum(audio.blocks(item.path, channel=self.options.channel))
+        picture.draw(place, tags, found.strips(), sound, top=self.options.top)
+
+
+def _place(folder: str, name: str) -> Path:
+    """Where one of a folder of outputs goes; its own folder is made."""
+    place = Path(folder) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place

@@ -14,21 +14,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from psla_jax.models.convolution import Pads, depthwise_conv, pointwise_conv, static_padding, symmetric_padding
 from psla_jax.models.layers import (
     Backbone,
     BatchNorm,
     Conv,
     DropConnect,
     ModelError,
-    Pads,
     Weights,
-    depthwise_conv,
-    pointwise_conv,
     recomputed,
     squeeze_excite,
-    static_padding,
+    swish,
     swish_affine,
-    symmetric_padding,
 )
 
 
@@ -206,9 +203,9 @@ class EfficientNet(Backbone):
                 f"spectrograms have {spectrograms.shape[1]} frames: static padding needs at least {STATIC_MINIMUM}."
             )
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
-        x = jax.nn.swish(self._bn0(self._conv_stem(x), valid))
+        x = swish(self._bn0(self._conv_stem(x), valid))
         x = self.run(self._blocks, x, valid, rngs)
-        x = jax.nn.swish(self._bn1(self._conv_head(x), valid))
+        x = swish(self._bn1(self._conv_head(x), valid))
         return jnp.mean(x, axis=1, dtype=jnp.float32)
 
 

@@ -1,6 +1,6 @@
-"""Convolutions with the reference's paddings, batch normalisation, squeeze-excite and drop-connect.
+"""Convolution layers, batch normalisation, squeeze-excite and drop-connect.
 
-Images are `(batch, height, width, channels)`, kernels `(height, width, in / groups, out)`. Modules are built as their
+Images are `(batch, height, width, channels)`. Modules are built as their
 evaluation view; ``nnx.view(module, deterministic=False, use_running_average=False)`` gives the training view.
 """
 
@@ -17,14 +17,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros (above, below) and (left, right) of an image."""
+from psla_jax.models.convolution import Pads, dense_conv, depthwise_conv, pointwise_conv
 
 Weights = Any
 """Arrays in a tree."""
-
-STEM_CHANNELS = 4
-"""Up to so many input channels, a dense convolution is a product over patches."""
 
 
 class ModelError(ValueError):
@@ -67,171 +63,6 @@ def kaiming_normal(key: jax.Array | None, shape: tuple[int, ...], fan_out: int) 
     if key is None:
         return np.broadcast_to(np.float32(0), shape)
     return jax.random.normal(key, shape, jnp.float32) * math.sqrt(2.0 / fan_out)
-
-
-def symmetric_padding(kernel: int) -> Pads:
-    """``kernel // 2`` zeros on every side, whatever the stride: efficientnet_pytorch 0.7.0."""
-    return ((kernel // 2, kernel // 2), (kernel // 2, kernel // 2))
-
-
-def static_padding(kernel: int, stride: int, image_size: int) -> Pads:
-    """The padding that TensorFlow's SAME has on a square image of `image_size`: efficientnet_pytorch 0.7.1.
-
-    It is a property of the layer and stays the same for inputs of any other size.
-    """
-    total = max((math.ceil(image_size / stride) - 1) * stride + kernel - image_size, 0)
-    return ((total // 2, total - total // 2), (total // 2, total - total // 2))
-
-
-def _output_size(size: int, kernel: int, stride: int, pads: tuple[int, int]) -> int:
-    return max((size + sum(pads) - kernel) // stride + 1, 0)
-
-
-def _shifted(x: jax.Array, row: int, column: int, height: int, width: int, stride: int) -> jax.Array:
-    """The values that one kernel tap meets: every `stride`-th row and column of `x` from (row, column) on."""
-    start = (0, row, column, 0)
-    stop = (x.shape[0], row + stride * (height - 1) + 1, column + stride * (width - 1) + 1, x.shape[3])
-    return jax.lax.slice(x, start, stop, (1, stride, stride, 1))
-
-
-def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """1x1 convolution as a product of two matrices, so that its gradients are products of two matrices too."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-def patches_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Dense convolution as one matrix product over gathered patches; good where there are few input channels."""
-    size = kernel.shape[0]
-    height = _output_size(x.shape[1], size, stride, padding[0])
-    width = _output_size(x.shape[2], size, stride, padding[1])
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    taps = [_shifted(padded, i, j, height, width, stride) for i in range(size) for j in range(size)]
-    return pointwise_conv(jnp.concatenate(taps, axis=-1), kernel.reshape(1, 1, -1, kernel.shape[3]))
-
-
-def dense_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Dense convolution; a stem with its one or three input channels is a product over patches."""
-    if kernel.shape[2] <= STEM_CHANNELS:
-        return patches_conv(x, kernel, stride, padding)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """The largest value of every window; what lies outside the image is no value."""
-    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    lowest = jnp.asarray(-jnp.inf, x.dtype)
-    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads)
-
-
-def depthwise_conv_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Depthwise convolution as XLA's grouped convolution: what accelerators have fast kernels for.
-
-    Args:
-        x: `(batch, height, width, channels)`.
-        kernel: `(size, size, 1, channels)`.
-        stride: the same in both directions.
-        padding: zeros around the image.
-    """
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        feature_group_count=x.shape[3],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """The same as a sum of shifted slices, which XLA fuses into one loop: several times faster on a CPU."""
-    size = kernel.shape[0]
-    height = _output_size(x.shape[1], size, stride, padding[0])
-    width = _output_size(x.shape[2], size, stride, padding[1])
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), taps.dtype)
-    for i in range(size):
-        for j in range(size):
-            total = total + _shifted(padded, i, j, height, width, stride) * taps[i, j, 0]
-    return total.astype(x.dtype)
-
-
-def _input_gradient_slices(dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads, shape: tuple) -> jax.Array:
-    """Gradient for the input. With a stride, each phase of the input meets its own share of the taps."""
-    rows = math.ceil((shape[1] + sum(padding[0])) / stride)
-    columns = math.ceil((shape[2] + sum(padding[1])) / stride)
-    phases = [
-        [_phase_gradient(dy, kernel[r::stride, c::stride], rows, columns) for c in range(stride)] for r in range(stride)
-    ]
-    stacked = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    padded = stacked.reshape(shape[0], rows * stride, columns * stride, shape[3])
-    top, left = padding[0][0], padding[1][0]
-    return padded[:, top : top + shape[1], left : left + shape[2]]
-
-
-def _phase_gradient(dy: jax.Array, kernel: jax.Array, rows: int, columns: int) -> jax.Array:
-    """One phase on the padded grid: `out[t] = sum_m dy[t - m] kernel[m]`, for `rows x columns` values of t."""
-    high, wide = kernel.shape[:2]
-    pads = ((high - 1, rows - dy.shape[1]), (wide - 1, columns - dy.shape[2]))
-    padded = jnp.pad(dy, ((0, 0), *((a, max(b, 0)) for a, b in pads), (0, 0)))
-    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    total = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), taps.dtype)
-    for i in range(high):
-        for j in range(wide):
-            total = total + _shifted(padded, high - 1 - i, wide - 1 - j, rows, columns, 1) * taps[i, j, 0]
-    return total.astype(dy.dtype)
-
-
-def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Gradient for the kernel, one output row and one kernel row at a time: what is multiplied stays in the cache.
-
-    The sum over clips and columns is a product with ones, which is vectorised where XLA's own reduction is not.
-    """
-    size, (batch, height, width, channels) = kernel.shape[0], dy.shape
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    exact = jnp.promote_types(kernel.dtype, jnp.float32)
-    ones = jnp.ones((batch * width,), exact)
-
-    def add_row(total: jax.Array, item: jax.Array) -> tuple[jax.Array, None]:
-        row, i = item // size, item % size
-        window = jax.lax.dynamic_slice_in_dim(padded, row * stride + i, 1, axis=1).astype(exact)
-        gradient = jax.lax.dynamic_slice_in_dim(dy, row, 1, axis=1).astype(exact)
-        products = [_shifted(window, 0, j, 1, width, stride) * gradient for j in range(size)]
-        return total.at[i].add(jnp.stack([ones @ p.reshape(-1, channels) for p in products])), None
-
-    total, _ = jax.lax.scan(add_row, jnp.zeros((size, size, channels), exact), jnp.arange(height * size))
-    return total.reshape(kernel.shape).astype(kernel.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """:func:`depthwise_conv_plain`, in the form that suits the platform it is compiled for."""
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _depthwise_slices(x, kernel, stride, padding),
-        default=lambda x, kernel: depthwise_conv_plain(x, kernel, stride, padding),
-    )
-
-
-def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads):
-    return depthwise_conv(x, kernel, stride, padding), (x, kernel)
-
-
-def _depthwise_backward(stride: int, padding: Pads, residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
-    def slices(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        dx = _input_gradient_slices(dy, kernel, stride, padding, x.shape)
-        return dx, _kernel_gradient_rows(x, dy, kernel, stride, padding)
-
-    def plain(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, kernel: depthwise_conv_plain(x, kernel, stride, padding), x, kernel)[1](dy)
-
-    return jax.lax.platform_dependent(*residuals, dy, cpu=slices, default=plain)
-
-
-depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class Conv(nnx.Module):
@@ -355,10 +186,28 @@ def _statistics_backward(residuals: tuple[jax.Array, ...], gradients: tuple[jax.
 batch_statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
+def swish(x: jax.Array) -> jax.Array:
+    """``x * sigmoid(x)``; in float32 by way of the tanh, for which XLA's CPU code is twice as fast as for exp."""
+    return 0.5 * x * (1.0 + jnp.tanh(0.5 * x)) if x.dtype == jnp.float32 else jax.nn.swish(x)
+
+
 def swish_affine(x: jax.Array, affine: tuple[jax.Array, jax.Array]) -> jax.Array:
     """``swish(x * gain + shift)``: what stands between two convolutions, see :meth:`BatchNorm.affine`."""
     gain, shift = affine
-    return jax.nn.swish((x * gain + shift).astype(x.dtype))
+    return swish((x * gain + shift).astype(x.dtype))
+
+
+def image_means(x: jax.Array) -> jax.Array:
+    """The mean of every image of `x (batch, height, width, channels)`: float32 `(batch, channels)`.
+
+    On a CPU as a product with ones, which is vector code; of a sum over two axes XLA makes a slow loop there.
+    """
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    if jax.default_backend() != "cpu":
+        return jnp.mean(x, axis=(1, 2), dtype=exact)
+    flat = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3]).astype(exact)
+    ones = jnp.ones((x.shape[0], 1, flat.shape[1]), exact)
+    return jax.lax.dot_general(ones, flat, (((2,), (1,)), ((0,), (0,))))[:, 0] / flat.shape[1]
 
 
 def squeeze_excite(x: jax.Array, reduce: Weights, expand: Weights) -> jax.Array:
@@ -366,8 +215,7 @@ def squeeze_excite(x: jax.Array, reduce: Weights, expand: Weights) -> jax.Array:
 
     `reduce` and `expand` are kernel and bias of the two 1x1 convolutions of the gate, which are in float32.
     """
-    squeezed = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-    hidden = jax.nn.swish(pointwise_conv(squeezed, reduce[0]) + reduce[1])
+    hidden = swish(pointwise_conv(image_means(x)[:, None, None], reduce[0]) + reduce[1])
     return x * jax.nn.sigmoid(pointwise_conv(hidden, expand[0]) + expand[1]).astype(x.dtype)
 
 

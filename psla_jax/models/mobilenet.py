@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.layers import Backbone, BatchNorm, Conv, symmetric_padding
+from psla_jax.models.convolution import symmetric_padding
+from psla_jax.models.layers import Backbone, BatchNorm, Conv
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, features, blocks and stride of every stage."""

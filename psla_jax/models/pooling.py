@@ -33,12 +33,17 @@ class _Linear(Conv):
         return jax.nn.sigmoid(self(x))
 
 
-def attend(attention: jax.Array, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Mean of `scores` over the steps, weighted by `attention`; both `(batch, steps, classes)`."""
+def shares(attention: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The part of a class's weight that each step has, `(batch, steps, classes)`: of all steps together it is 1."""
     weights = jnp.clip(attention, EPSILON, 1.0 - EPSILON)
     if mask is not None:
         weights = weights * mask[..., None]
-    return jnp.sum(weights / jnp.sum(weights, axis=1, keepdims=True) * scores, axis=1)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
+
+
+def attend(attention: jax.Array, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of `scores` over the steps, weighted by `attention`; both `(batch, steps, classes)`."""
+    return jnp.sum(shares(attention, mask) * scores, axis=1)
 
 
 def mean_over_steps(x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -48,14 +53,20 @@ def mean_over_steps(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return jnp.sum(x * mask[..., None], axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)[:, None]
 
 
+def _multiples(attention: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """:func:`shares` times the number of steps that count."""
+    count = attention.shape[1] if mask is None else jnp.sum(mask, axis=1)[:, None, None]
+    return shares(attention, mask) * count
+
+
 class FrameScores(NamedTuple):
     """What a head says of every step; each `(batch, steps, classes)`."""
 
     scores: jax.Array
     """How much the step sounds like the class: classification scores, summed over the heads with their weights."""
     attention: jax.Array
-    """How much the class attends to the step: sigmoids before they are divided by their sum over time, so that they
-    can be compared between windows; the mean over the heads."""
+    """How much the step weighs in the class's score of the whole window, as a multiple of what it would if all steps
+    weighed the same; the mean over the heads."""
 
 
 class MeanPooling(nnx.Module):
@@ -67,10 +78,10 @@ class MeanPooling(nnx.Module):
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return mean_over_steps(self.cla.sigmoid(features), mask)
 
-    def frames(self, features: jax.Array) -> FrameScores:
-        """The score of every step; all steps weigh the same."""
+    def frames(self, features: jax.Array, mask: jax.Array | None = None) -> FrameScores:
+        """The score of every step; all steps that count weigh the same."""
         scores = self.cla.sigmoid(features)
-        return FrameScores(scores, jnp.ones_like(scores))
+        return FrameScores(scores, _multiples(jnp.ones_like(scores), mask))
 
 
 class LinearPooling(nnx.Module):
@@ -94,9 +105,9 @@ class Attention(nnx.Module):
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         return attend(self.att.sigmoid(features), self.cla.sigmoid(features), mask)
 
-    def frames(self, features: jax.Array) -> FrameScores:
+    def frames(self, features: jax.Array, mask: jax.Array | None = None) -> FrameScores:
         """Score and attention of every step, as the head uses them."""
-        return FrameScores(self.cla.sigmoid(features), self.att.sigmoid(features))
+        return FrameScores(self.cla.sigmoid(features), _multiples(self.att.sigmoid(features), mask))
 
 
 class MultiHeadAttention(nnx.Module):
@@ -111,10 +122,10 @@ class MultiHeadAttention(nnx.Module):
         outputs = [attend(att.sigmoid(features), cla.sigmoid(features), mask) for att, cla in zip(self.att, self.cla)]
         return jnp.tensordot(self.head_weight[...], jnp.stack(outputs), axes=1)
 
-    def frames(self, features: jax.Array) -> FrameScores:
+    def frames(self, features: jax.Array, mask: jax.Array | None = None) -> FrameScores:
         """Score and attention of every step, over the heads."""
         scores = [cla.sigmoid(features) for cla in self.cla]
-        attention = jnp.mean(jnp.stack([att.sigmoid(features) for att in self.att]), axis=0)
+        attention = jnp.mean(jnp.stack([_multiples(att.sigmoid(features), mask) for att in self.att]), axis=0)
         return FrameScores(jnp.tensordot(self.head_weight[...], jnp.stack(scores), axes=1), attention)
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.layers import Backbone, BatchNorm, Conv, max_pool, symmetric_padding
+from psla_jax.models.convolution import max_pool, symmetric_padding
+from psla_jax.models.layers import Backbone, BatchNorm, Conv
 
 STAGES = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 2))
 """Blocks, inner channels and stride of every stage."""

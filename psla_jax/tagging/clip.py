@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from psla_jax.audio import SAMPLE_RATE
+from psla_jax.calibration import Calibration
 from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.result import Embeddings, Event, Tags, Timeline
-from psla_jax.tagging.windows import STEP_SECONDS, Joiner, Window
+from psla_jax.tagging.strip import Strip, Strips
+from psla_jax.tagging.windows import Joiner, Window, beginning_of, steps_of
 
 SILENCE = 2.0**-15
 """Recordings whose samples are all smaller are silent: less than the last bit of 16."""
@@ -18,10 +21,11 @@ SILENCE = 2.0**-15
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is kept of every step; it grows with the recording."""
+    """What is kept of every step: it grows with the recording, but for a picture."""
 
     timeline: bool = False
     embeddings: bool = False
+    picture: bool = False
 
 
 class Mean:
@@ -60,13 +64,14 @@ class ClipState:
         steps: list[int],
         events_from: str,
         rate: float,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.clip, self.rate = clip, rate
+        self.clip, self.rate, self._calibration = clip, rate, calibration
         self.samples = 0
-        self._peak = 0.0
+        self.peak = 0.0
         self._ended = self._finished = False
         self._expected, self._absorbed = [0] * len(steps), [0] * len(steps)
-        self._vocabulary, self._wanted, self._selected = vocabulary, wanted, selected
+        self._vocabulary, self.wanted, self._selected = vocabulary, wanted, selected
         self._steps, self._events_from = steps, events_from
         self._best = [np.full(len(vocabulary), -np.inf, np.float32) for _ in steps]
         self._joiners, self._mean = [Joiner() for _ in steps], Mean(len(steps))
@@ -74,15 +79,39 @@ class ClipState:
         self._spans: list[Span] = []
         self._timeline: list[np.ndarray] = []
         self._features, self._frames = Joiner(), list[np.ndarray]()
+        self._strips = Strip(), Strip()
 
     def heard(self, block: np.ndarray) -> None:
         """Notes a block of samples that was read."""
         self.samples += len(block)
-        self._peak = max(self._peak, float(np.abs(block).max(initial=0.0)))
+        self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
 
     def expect(self, number: int) -> None:
         """Notes that a window is on its way through a network."""
         self._expected[number] += 1
+
+    @property
+    def certain(self) -> int:
+        """How many steps are known for good, so that later windows change no event in them."""
+        return self._finder.steps
+
+    def over(self) -> list[Span]:
+        """The events that are over for good. Each is given once, and is then missing from the results."""
+        spans, self._spans = sorted(self._spans), []
+        return spans
+
+    def going_on(self) -> list[Span]:
+        """The events that have begun for good and may not be over yet, as they are now."""
+        return self._finder.going_on()
+
+    def rest(self) -> list[Span]:
+        """Brings it to its end, and gives the events that were not over yet."""
+        self._finish()
+        return self.over()
+
+    def copied(self) -> ClipState:
+        """The same again, to see what would come of it; costs less than a millisecond."""
+        return copy.deepcopy(self, {id(self._vocabulary): self._vocabulary})
 
     def ended(self) -> None:
         """Notes that there are no more windows to come."""
@@ -99,7 +128,13 @@ class ClipState:
         return self.samples / SAMPLE_RATE
 
     def absorb(
-        self, number: int, window: Window, scores: np.ndarray, frames: np.ndarray | None, features: np.ndarray | None
+        self,
+        number: int,
+        window: Window,
+        scores: np.ndarray,
+        frames: np.ndarray | None = None,
+        attention: np.ndarray | None = None,
+        features: np.ndarray | None = None,
     ) -> None:
         """Takes what a network says of a window; windows of one network come in their order.
 
@@ -108,6 +143,7 @@ class ClipState:
             window: what it saw.
             scores: ``(classes,)``.
             frames: ``(steps, classes)``; None where the head does not score steps.
+            attention: likewise; from all networks or from none.
             features: ``(steps, channels)``, or None.
         """
         self._absorbed[number] += 1
@@ -116,8 +152,10 @@ class ClipState:
         steps = min(window.steps, size)
         if self._events_from == "windows" or frames is None:
             frames = np.broadcast_to(scores, (steps, len(scores)))
+        if self.wanted.picture and attention is not None:
+            frames = np.concatenate([frames[:steps], attention[:steps]], axis=1)
         self._take(number, self._joiners[number].push(window.start, frames[:steps], size))
-        if self._wanted.embeddings and features is not None:
+        if self.wanted.embeddings and features is not None:
             self._frames.append(self._features.push(window.start, features[:steps], size))
 
     def _take(self, number: int, steps: np.ndarray) -> None:
@@ -125,9 +163,13 @@ class ClipState:
         steps = self._mean.push(number, steps)
         if len(steps) == 0:
             return
+        steps, attention = np.split(steps, [len(self._vocabulary)], axis=1)  # of which there may be none
         self._spans += self._finder.push(steps[:, self._selected])
-        if self._wanted.timeline:
+        if self.wanted.timeline:
             self._timeline.append(steps.astype(np.float16))
+        if self.wanted.picture:
+            for strip, values in zip(self._strips, (steps, attention)):
+                strip.push(values)
 
     def _finish(self) -> None:
         """Passes the last steps on; called again, it does nothing."""
@@ -137,18 +179,18 @@ class ClipState:
         for number, joiner in enumerate(self._joiners):
             self._take(number, joiner.finish())
         self._spans += self._finder.finish()
-        if self._wanted.embeddings:
+        if self.wanted.embeddings:
             self._frames.append(self._features.finish())
 
     def result(self) -> Tags:
         """Scores and events."""
         self._finish()
         scores = np.mean(self._best, axis=0)
-        events = tuple(self._event(span) for span in sorted(self._spans))
+        events = tuple(self.event(span) for span in sorted(self._spans))
         long = max(self._expected) > 1
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected, long, self._events_from,
-            self._notes(),
+            notes(self.clip, self.peak, self.rate), self._calibration,
         )  # fmt: skip
 
     def timeline(self) -> Timeline:
@@ -162,24 +204,40 @@ class ClipState:
         frames = np.concatenate([block for block in self._frames if len(block)])
         return Embeddings(frames.mean(axis=0), frames)
 
-    def _event(self, span: Span) -> Event:
+    def strips(self) -> Strips:
+        """What a picture shows of the steps."""
+        self._finish()
+        scores, attention = (strip.finish() for strip in self._strips)
+        return Strips(scores, attention if attention.size else None, self._strips[0].each)
+
+    def event(self, span: Span) -> Event:
+        """An event in seconds, with its class."""
         i = int(self._selected[span.column])
-        offset = min(span.stop * STEP_SECONDS, self.duration)
+        last = span.stop >= steps_of(self.samples)
+        offset = self.duration if last else min(beginning_of(span.stop), self.duration)
         return Event(
-            round(span.start * STEP_SECONDS, 3), round(offset, 3), self._vocabulary.mids[i], self._vocabulary.names[i],
+            round(beginning_of(span.start), 3), round(offset, 3), self._vocabulary.mids[i], self._vocabulary.names[i],
             span.score,
         )  # fmt: skip
 
-    def _notes(self) -> tuple[str, ...]:
-        notes = []
-        if self._peak < SILENCE:
-            notes.append(f"{self.clip} is silent: its scores are those of silence.")
-        if 0 < self.rate < SAMPLE_RATE:
-            notes.append(
-                f"{self.clip} was sampled at {self.rate:g} Hz: it has nothing above {self.rate / 2:g} Hz, "
-                "and the model was trained with sound up to 8000 Hz."
-            )
-        return tuple(notes)
+
+def notes(name: str, peak: float, rate: float) -> tuple[str, ...]:
+    """What is odd about sound, a sentence each.
+
+    Args:
+        name: what it is called.
+        peak: its largest sample.
+        rate: its samples per second; 0 if they are not known.
+    """
+    found = []
+    if peak < SILENCE:
+        found.append(f"{name} is silent: its scores are those of silence.")
+    if 0 < rate < SAMPLE_RATE:
+        found.append(
+            f"{name} was sampled at {rate:g} Hz: it has nothing above {rate / 2:g} Hz, "
+            "and the model was trained with sound up to 8000 Hz."
+        )
+    return tuple(found)
 
 
 def _of_selected(rules: Rules, selected: np.ndarray, classes: int) -> Rules:

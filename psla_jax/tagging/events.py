@@ -23,10 +23,11 @@ class Rules:
     """What counts as an event."""
 
     threshold: float | np.ndarray = 0.3
-    """The score an event has to reach at one step at least; one for all classes, or one each `(classes,)`."""
-    release: float = 0.5
+    """The score an event has to reach at one step at least; one for all classes, or one each `(classes,)`.
+    Infinity for a class that makes no events."""
+    release: float = 0.7
     """An event lasts while scores stay at this fraction of the threshold or above."""
-    smooth: int = 3
+    smooth: int = 1
     """Steps, an odd number, whose median takes the place of the middle one; 1 for none."""
     min_gap: float = 0.64
     """Seconds: events of a class with less between them are one."""
@@ -36,7 +37,7 @@ class Rules:
     def __post_init__(self) -> None:
         threshold = np.asarray(self.threshold, np.float64)
         for name, value, ok, remedy in (
-            ("threshold", self.threshold, bool(((threshold > 0) & np.isfinite(threshold)).all()), "use scores above 0"),
+            ("threshold", self.threshold, bool((threshold > 0).all()), "use scores above 0"),
             ("release", self.release, 0 < self.release <= 1, "use a fraction of the threshold, above 0 and up to 1"),
             ("smooth", self.smooth, self.smooth >= 1 and self.smooth % 2 == 1, "use an odd number of steps"),
             ("min_gap", self.min_gap, 0 <= self.min_gap < math.inf, "use 0 or more seconds"),
@@ -122,6 +123,11 @@ class Tracker:
         self._stop = np.zeros(columns, np.int64)
         self._score = np.zeros(columns, np.float32)
 
+    @property
+    def steps(self) -> int:
+        """How many steps it has taken."""
+        return self._now
+
     def push(self, scores: np.ndarray) -> list[Span]:
         """The events that are over for certain after these steps, `(steps, columns)`; those of a step by class."""
         found: list[Span] = []
@@ -190,6 +196,11 @@ class EventFinder:
     def finish(self) -> list[Span]:
         """The events that were not over yet."""
         return [*self._tracker.push(self._smoother.finish()), *self._tracker.finish()]
+
+    @property
+    def steps(self) -> int:
+        """How many steps were searched: those whose neighbours are known."""
+        return self._tracker.steps
 
     def going_on(self) -> list[Span]:
         """The events that have begun and may not be over yet."""

@@ -15,13 +15,14 @@ from flax import nnx
 
 from psla_jax.checkpoints import Model
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
-from psla_jax.models.pooling import LinearPooling
+from psla_jax.inference import compiler_options, one_by_one
+from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_steps
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
 
 Policy = Literal["pad", "repeat", "mask"]
 BATCH_ON_CPU, BATCH = 4, 32
-"""Windows computed together, where there are so many. On a CPU more do not make it faster."""
+"""Windows computed together, where there are so many; a CPU with few cores takes them one by one."""
 
 
 class Output(NamedTuple):
@@ -30,9 +31,9 @@ class Output(NamedTuple):
     scores: Any
     """``(batch, classes)``."""
     frames: Any = None
-    """``(batch, steps, classes)``: the scores of every step; None where the head has none."""
+    """``(batch, steps, classes)``: how surely every step sounds like the class; None where the head does not say."""
     attention: Any = None
-    """``(batch, steps, classes)``, likewise."""
+    """``(batch, steps, classes)``: what every step weighs, as a multiple of an even weight; None likewise."""
     features: Any = None
     """``(batch, steps, channels)``; None for a model of somebody's own code."""
 
@@ -46,12 +47,23 @@ def _analyse(
     if not isinstance(network, AudioTagger):
         return Output(network(spectrograms).astype(jnp.float32))
     features = network.backbone(spectrograms)
-    mask = _mask(lengths, features.shape[1]) if masked else None
+    sounding = _mask(lengths, features.shape[1])
+    mask = sounding if masked else None
     scores = network.head(features, mask)
     if isinstance(network.head, LinearPooling):
         return Output(scores, features=features)
-    frames, attention = network.head.frames(features)
-    return Output(scores, frames, attention, features)
+    frames, attention = network.head.frames(features, mask)
+    return Output(scores, _heeded(frames, attention, sounding), attention, features)
+
+
+def _heeded(scores: jax.Array, attention: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scores of steps, less where the class attends to a step less than to the others on average.
+
+    Training asks for the right classification only where there is attention. Elsewhere it may say anything, and what it
+    says of frequent classes is that they never stop. All arrays but the mask are `(batch, steps, classes)`.
+    """
+    average = mean_over_steps(attention, mask)[:, None]
+    return scores * jnp.minimum(1.0, attention / jnp.maximum(average, EPSILON))
 
 
 def _mask(lengths: jax.Array, steps: int) -> jax.Array:
@@ -87,6 +99,12 @@ class Network:
         """Whether the head scores every step."""
         network = self.model.network
         return isinstance(network, AudioTagger) and not isinstance(network.head, LinearPooling)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the head weighs some steps more than others."""
+        network = self.model.network
+        return isinstance(network, AudioTagger) and isinstance(network.head, Attention | MultiHeadAttention)
 
     @property
     def num_features(self) -> int:
@@ -126,11 +144,13 @@ class Network:
     def _compiled(self, size: int) -> Any:
         self.on_compile("compiling (once; JAX keeps it for the next time)")
         program = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
-        compiled = jax.jit(program).lower(*self._arguments(size)).compile()
+        compiled = jax.jit(program, compiler_options=dict(compiler_options())).lower(*self._arguments(size)).compile()
         self.on_compile("")
         return compiled
 
 
 def batch_size_for_device() -> int:
     """How many windows are computed together here."""
-    return BATCH_ON_CPU if jax.default_backend() == "cpu" else BATCH
+    if jax.default_backend() != "cpu":
+        return BATCH
+    return 1 if one_by_one() else BATCH_ON_CPU

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from psla_jax.calibration import Calibration
 from psla_jax.ontology import Vocabulary
-from psla_jax.tagging.windows import STEP_SECONDS
+from psla_jax.tagging.windows import beginning_of
 
 SHOWN = 5
 """Tags that are shown where nobody says how many."""
+PRESENT = "✓"
+"""The mark of a class that reaches its own threshold."""
 
 
 class ResultError(ValueError):
@@ -28,6 +32,10 @@ class Tag:
     mid: str
     name: str
     score: float
+    probability: float | None = None
+    """That the class is there; None where the model is not calibrated, likewise `present`."""
+    present: bool | None = None
+    """Whether the score reaches the class's own threshold."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,9 @@ class Event:
     name: str
     score: float
     """The highest score of a step in it."""
+    probability: float | None = None
+    """Of a whole recording told as one event, where the model is calibrated; likewise `present`."""
+    present: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +64,7 @@ class Timeline:
     @property
     def times(self) -> np.ndarray:
         """Where each step begins, in seconds, float64 ``(steps,)``."""
-        return np.arange(len(self.scores)) * STEP_SECONDS
+        return np.array([beginning_of(step) for step in range(len(self.scores))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +79,7 @@ class Embeddings:
     @property
     def times(self) -> np.ndarray:
         """Where each step begins, in seconds, float64 ``(steps,)``."""
-        return np.arange(len(self.frames)) * STEP_SECONDS
+        return np.array([beginning_of(step) for step in range(len(self.frames))])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``.npz`` with ``clip``, ``frames`` and ``times``, or ``.npy`` with the clip's alone; whole or not.
@@ -105,6 +116,7 @@ class Tags:
         long: whether the recording is longer than a window, so that its events say more than its scores.
         events_from: ``head`` if every step was scored, ``windows`` if the events are as coarse as those.
         notes: what is odd about the recording, a sentence each.
+        calibration: what ``psla calibrate`` fitted to the model; None where it has not, or is not to count.
     """
 
     clip: str
@@ -116,12 +128,33 @@ class Tags:
     long: bool = False
     events_from: str = "head"
     notes: tuple[str, ...] = ()
+    calibration: Calibration | None = field(default=None, repr=False)
 
-    def top(self, count: int = SHOWN, threshold: float = 0.0) -> list[Tag]:
-        """The selected classes with the highest scores, at least `threshold`; the highest first."""
-        order = sorted(self.selected, key=lambda i: (-self.scores[i], i))[:count]
-        names, mids = self.vocabulary.names, self.vocabulary.mids
-        return [Tag(mids[i], names[i], float(self.scores[i])) for i in order if self.scores[i] >= threshold]
+    @cached_property
+    def probabilities(self) -> np.ndarray | None:
+        """Of each class that it is there, float32 ``(classes,)``; None where the model is not calibrated.
+
+        They were fitted to whole clips: of a recording longer than a window it is that of the highest window.
+        """
+        return None if self.calibration is None else self.calibration.deciders.probabilities(self.scores)
+
+    @cached_property
+    def present(self) -> np.ndarray | None:
+        """Whether each class reaches its own threshold, bool ``(classes,)``; None where the model is not calibrated."""
+        return None if self.calibration is None else self.calibration.deciders.present(self.scores)
+
+    def top(self, count: int = SHOWN, threshold: float | np.ndarray = 0.0) -> list[Tag]:
+        """The selected classes that score at least `threshold`, one or one each; the highest or most probable first."""
+        reached = self.scores >= threshold
+        rank = self.scores if self.probabilities is None else self.probabilities
+        order = sorted((i for i in self.selected if reached[i]), key=lambda i: (-rank[i], -self.scores[i], i))
+        return [self._tag(i) for i in order[:count]]
+
+    def _tag(self, i: int) -> Tag:
+        tag = Tag(self.vocabulary.mids[i], self.vocabulary.names[i], float(self.scores[i]))
+        if self.probabilities is None or self.present is None:
+            return tag
+        return replace(tag, probability=float(self.probabilities[i]), present=bool(self.present[i]))
 
     def __getitem__(self, name: str) -> float:
         """The score of a class by its mid or name. Raises ResultError if there is none."""
@@ -132,25 +165,41 @@ class Tags:
 
     def __str__(self) -> str:
         lines = [f"{self.clip} ({clock(self.duration)})"]
-        lines += [f"  {tag.score:.3f}  {tag.name}" for tag in self.top()]
+        lines += [f"  {_told(tag)}  {tag.name}" for tag in self.top()]
         if self.long and self.events:
             lines += [f"  {clock(e.onset)} - {clock(e.offset)}  {e.score:.3f}  {e.name}" for e in self.events]
         return "\n".join(lines)
 
     __repr__ = __str__
 
-    def to_dataframe(self) -> Any:
-        """The events as a pandas DataFrame: clip, onset, offset, class, mid, score.
+    def to_dataframe(self, what: Literal["events", "tags"] = "events") -> Any:
+        """A pandas DataFrame.
+
+        Args:
+            what: ``events`` for clip, onset, offset, class, mid, score; ``tags`` for clip, class, mid, score of all
+                selected classes, the highest first.
 
         Raises:
-            ResultError: pandas is not installed.
+            ResultError: pandas is not installed, or there is no such thing.
         """
+        if what not in ("events", "tags"):
+            raise ResultError(f"there are no {what!r} to make a DataFrame of: choose events or tags.")
         try:
             import pandas
         except ImportError as error:
             raise ResultError("a DataFrame needs pandas, which is not installed: pip install pandas.") from error
+        if what == "tags":
+            found = [(self.clip, t.name, t.mid, t.score) for t in self.top(len(self.scores))]
+            return pandas.DataFrame(found, columns=["clip", "class", "mid", "score"])
         rows = [(self.clip, e.onset, e.offset, e.name, e.mid, e.score) for e in self.events]
         return pandas.DataFrame(rows, columns=["clip", "onset", "offset", "class", "mid", "score"])
+
+
+def _told(tag: Tag) -> str:
+    """Its score; or its probability, and whether it is present."""
+    if tag.probability is None:
+        return f"{tag.score:.3f}"
+    return f"{PRESENT if tag.present else ' '} {tag.probability:.3f}"
 
 
 def clock(seconds: float) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,16 +14,21 @@ from flax import nnx
 
 from psla_jax import audio
 from psla_jax.audio import SAMPLE_RATE, AudioError
-from psla_jax.checkpoints import load_model
+from psla_jax.calibration import CALIBRATION, Calibration
+from psla_jax.calibration import read as read_calibration
+from psla_jax.checkpoints import Model, find_model, fingerprint, load_model
 from psla_jax.config import Channel
 from psla_jax.frontend import FRAME_LENGTH, Frontend
 from psla_jax.ontology import Vocabulary
+from psla_jax.tagging import picture
 from psla_jax.tagging.ahead import ahead
+from psla_jax.tagging.batches import Batches
 from psla_jax.tagging.clip import ClipState, Wanted
 from psla_jax.tagging.events import Rules
-from psla_jax.tagging.programs import Network, Output, Policy, batch_size_for_device
-from psla_jax.tagging.result import Embeddings, Tags, Timeline, select
-from psla_jax.tagging.windows import STEP_SECONDS, Cutter, Window, hop_of
+from psla_jax.tagging.programs import Network, Policy, batch_size_for_device
+from psla_jax.tagging.result import SHOWN, Embeddings, Tags, Timeline, select
+from psla_jax.tagging.spectrum import spectrum
+from psla_jax.tagging.windows import Cutter, Window, hop_of
 
 POLICY: Policy = "pad"
 """What becomes of a clip that is shorter than a window, unless somebody says otherwise."""
@@ -73,7 +79,11 @@ class Failure:
 
 
 def load(
-    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, trust: bool = False, **options: Any
+    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    trust: bool = False,
+    calibrated: bool = True,
+    **options: Any,
 ) -> Tagger:
     """A tagger from a model directory or run directory, or an ensemble from several.
 
@@ -81,10 +91,13 @@ def load(
         model: one path or several. Classes are matched by mid, in the order of the first one's; each model brings its
             own frontend.
         trust: import the code that a custom model names.
+        calibrated: where ``psla calibrate`` fitted thresholds and probabilities to the (single) model, give them; its
+            thresholds are then those of events too, unless `rules` are given.
         options: fields of :class:`Options`, such as ``policy="repeat"``.
 
     Raises:
         CheckpointError: naming the directory and what is wrong with it.
+        CalibrationError: the calibration of the model is of another one.
         TaggerError: for models with different classes, or an option that cannot be.
     """
     paths = [model] if isinstance(model, str | os.PathLike) else list(model)
@@ -94,7 +107,30 @@ def load(
         raise TaggerError(
             f"{str(error).replace('Options.__init__() ', '')}: see psla_jax.tagging.tagger.Options."
         ) from error
-    return Tagger([(os.fspath(path), load_model(path, trust=trust)) for path in paths], chosen)
+    models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
+    if not calibrated:
+        return Tagger(models, chosen)
+    calibration, notes = _calibration_of(models, chosen)
+    if calibration is not None and "rules" not in options:
+        chosen = replace(chosen, rules=Rules(threshold=calibration.event_thresholds))
+    return Tagger(models, chosen, calibration=calibration, notes=notes)
+
+
+def _calibration_of(models: Sequence[tuple[str, Model]], options: Options) -> tuple[Calibration | None, list[str]]:
+    """What was fitted to a single model, and what is odd about it."""
+    places = [find_model(Path(path)) for path, _ in models]
+    if len(places) != 1:
+        have = [path for (path, _), place in zip(models, places) if (place / CALIBRATION).exists()]
+        names = ", ".join(dict.fromkeys(have))
+        return None, [f"what {names} was calibrated to is not of the ensemble, which has scores alone"] if have else []
+    card = models[0][1].card
+    found = read_calibration(places[0], card.vocabulary, lambda: fingerprint(places[0], card))
+    if found is None or found.fitted.get("policy") == options.policy:
+        return found, []
+    return found, [
+        f"{models[0][0]} was calibrated with --policy {found.fitted.get('policy')}: with {options.policy}, recordings "
+        "shorter than a window have other scores, and their probabilities may be off"
+    ]
 
 
 class Tagger:
@@ -103,6 +139,8 @@ class Tagger:
     Attributes:
         vocabulary: the classes, in the order of all scores.
         options: see :class:`Options`.
+        calibration: of the model, which makes its scores probabilities and decisions; None where there is none.
+        notes: what is odd about it, a sentence each.
     """
 
     def __init__(
@@ -111,10 +149,13 @@ class Tagger:
         options: Options | None = None,
         *,
         on_compile: Callable[[str], None] | None = None,
+        calibration: Calibration | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         if not models:
             raise TaggerError("there is no model to tag with: name at least one.")
         self.options = options or Options()
+        self.calibration, self.notes = calibration, tuple(notes)
         self.vocabulary: Vocabulary = models[0][1].card.vocabulary
         self._orders = [
             _class_order(self.vocabulary, model.card.vocabulary, name, models[0][0]) for name, model in models
@@ -124,8 +165,7 @@ class Tagger:
         self._networks = [
             Network(model, self.options.policy, size, lambda text: self.on_compile(text)) for _, model in models
         ]
-        for network in self._networks:
-            Cutter(network.frontend.num_samples, self._hop(network))
+        self.cutters()  # Refuses an overlap that cannot be.
 
     def __repr__(self) -> str:
         names = ", ".join(network.model.card.model.name for network in self._networks)
@@ -152,6 +192,41 @@ class Tagger:
         by_head = self.options.times == "head" and all(network.has_frames for network in self._networks)
         return "head" if by_head else "windows"
 
+    def cutters(self) -> list[Cutter]:
+        """What cuts a recording into windows, for each of the networks.
+
+        Raises:
+            WindowError: the overlap is impossible, or too small for so short windows.
+        """
+        sizes = [network.frontend.num_samples for network in self._networks]
+        return [Cutter(size, hop_of(size, self.options.overlap)) for size in sizes]
+
+    def clip_state(self, name: str, wanted: Wanted, classes: Sequence[int] | None, rate: float = 0.0) -> ClipState:
+        """Collects what the networks say of the windows of one recording.
+
+        Args:
+            name: of the recording.
+            wanted: what is kept of every step.
+            classes: as for :meth:`tag`.
+            rate: its samples per second; 0 if it is not known.
+        """
+        selected = select(self.vocabulary, classes)
+        steps = [network.steps for network in self._networks]
+        rules = self.options.rules
+        return ClipState(
+            name, self.vocabulary, rules, wanted, selected, steps, self.events_from, rate, self.calibration
+        )
+
+    def look(self, number: int, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
+        """What one of the networks says of one window, once it has been computed.
+
+        Returns:
+            Scores ``(classes,)``, and those of the steps ``(steps, classes)``; None where the head has none.
+        """
+        output, order = self._networks[number]([window.samples]), self._orders[number]
+        frames = None if output.frames is None else np.asarray(output.frames)[0][:, order]
+        return np.asarray(output.scores)[0][order], frames
+
     def tag(self, audio: Audio, sample_rate: float | None = None, *, classes: Sequence[int] | None = None) -> Tags:
         """What is in a recording.
 
@@ -177,6 +252,37 @@ class Tagger:
         """
         self.require_embeddings()
         return self._one(audio, sample_rate, Wanted(embeddings=True), None).embeddings()
+
+    def plot(
+        self,
+        audio: Audio,
+        place: str | os.PathLike[str],
+        sample_rate: float | None = None,
+        *,
+        classes: Sequence[int] | None = None,
+        top: int = SHOWN,
+    ) -> Tags:
+        """Tags a recording and draws it: its log-mel, the scores of its top classes over time, and the attention.
+
+        Args:
+            audio: as for :meth:`tag`, likewise ``sample_rate`` and ``classes``.
+            place: of the PNG; what is there is replaced.
+            sample_rate: of an array.
+            classes: those to look for.
+            top: how many classes are drawn, see :func:`psla_jax.tagging.picture.draw`.
+
+        Returns:
+            What :meth:`tag` does.
+
+        Raises:
+            PictureError: what draws pictures is not installed, or the place does not end in .png.
+            AudioError: as for :meth:`tag`.
+        """
+        picture.require(place)
+        state = self._one(audio, sample_rate, Wanted(picture=True), classes)
+        tags = state.result()
+        picture.draw(place, tags, state.strips(), spectrum(self._waveform(audio, sample_rate)), top=top)
+        return tags
 
     def require_embeddings(self) -> None:
         """Raises TaggerError if these models have no embeddings to give."""
@@ -216,6 +322,12 @@ class Tagger:
         states = (self._state(os.fspath(path), wanted, classes, path) for path in paths)
         yield from self._run(states, on_progress or (lambda clip, seconds: None))
 
+    def _waveform(self, given: Audio, rate: float | None) -> Iterable[np.ndarray]:
+        """The blocks of a file, or an array as one."""
+        if isinstance(given, str | os.PathLike):
+            return audio.blocks(given, channel=self.options.channel)
+        return [audio.from_samples(given, rate or 0, channel=self.options.channel)]
+
     def _one(self, given: Audio, rate: float | None, wanted: Wanted, classes: Sequence[int] | None) -> ClipState:
         if isinstance(given, str | os.PathLike):
             if rate is not None:
@@ -224,7 +336,7 @@ class Tagger:
         else:
             if rate is None:
                 raise TaggerError("an array says nothing of its sample rate: give sample_rate too.")
-            samples = audio.from_samples(given, rate, channel=self.options.channel)
+            (samples,) = self._waveform(given, rate)
             state = self._state("the array", wanted, classes, samples, rate)
         (found,) = self._run([state], lambda clip, seconds: None)
         if isinstance(found, Failure):
@@ -234,19 +346,13 @@ class Tagger:
     def _state(
         self, name: str, wanted: Wanted, classes: Sequence[int] | None, source: Any, rate: float = 0.0
     ) -> tuple[ClipState, Any]:
-        selected = select(self.vocabulary, classes)
-        steps = [network.steps for network in self._networks]
-        state = ClipState(name, self.vocabulary, self.options.rules, wanted, selected, steps, self.events_from, rate)
-        return state, source
-
-    def _hop(self, network: Network) -> int:
-        return hop_of(network.frontend.num_samples, self.options.overlap)
+        return self.clip_state(name, wanted, classes, rate), source
 
     def _run(
         self, clips: Iterable[tuple[ClipState, Any]], on_progress: Callable[[str, float], None]
     ) -> Iterator[ClipState | Failure]:
         """Reads, computes, and hands every clip over once all of its windows are in."""
-        batches = _Batches(self._networks, self._orders, on_progress)
+        batches = Batches(self._networks, self._orders, on_progress)
         waiting: deque[tuple[ClipState, AudioError | None]] = deque()
         depth = READ_AHEAD + self._networks[0].batch_size
         for state, item in ahead(self._windows(clips), depth):
@@ -265,7 +371,7 @@ class Tagger:
     ) -> Iterator[tuple[ClipState, tuple[int, Window] | AudioError | None]]:
         """Each clip's windows with the number of the network that wants them, then None or what is wrong with it."""
         for state, source in clips:
-            cutters = [Cutter(network.frontend.num_samples, self._hop(network)) for network in self._networks]
+            cutters = self.cutters()
             try:
                 for block in self._blocks(source, state):
                     state.heard(block)
@@ -297,57 +403,6 @@ class Tagger:
 
 def _handed_over(state: ClipState, error: AudioError | None) -> ClipState | Failure:
     return state if error is None else Failure(state.clip, error)
-
-
-class _Batches:
-    """Gathers windows, of one clip or of many, into batches; one batch is computed while the next one is gathered."""
-
-    def __init__(
-        self, networks: Sequence[Network], orders: Sequence[np.ndarray], on_progress: Callable[[str, float], None]
-    ) -> None:
-        self._networks, self._orders, self._on_progress = networks, orders, on_progress
-        self._gathered: list[list[tuple[ClipState, Window]]] = [[] for _ in networks]
-        self._running: deque[tuple[int, list[tuple[ClipState, Window]], Output]] = deque()
-
-    def add(self, state: ClipState, number: int, window: Window) -> None:
-        """Takes a window for one of the networks."""
-        gathered = self._gathered[number]
-        gathered.append((state, window))
-        if len(gathered) == self._networks[number].batch_size:
-            self._start(number, gathered)
-            self._gathered[number] = []
-
-    def flush(self) -> None:
-        """Computes what is gathered, and waits for all of it."""
-        for number, gathered in enumerate(self._gathered):
-            # Up to half a batch costs less one by one than as a batch that is mostly padding.
-            size = 1 if 2 * len(gathered) <= self._networks[number].batch_size else len(gathered)
-            for first in range(0, len(gathered), size):
-                self._start(number, gathered[first : first + size])
-            self._gathered[number] = []
-        while self._running:
-            self._absorb(*self._running.popleft())
-
-    def _start(self, number: int, batch: list[tuple[ClipState, Window]]) -> None:
-        output = self._networks[number]([window.samples for _, window in batch])
-        self._running.append((number, batch, output))
-        if len(self._running) > 1:
-            self._absorb(*self._running.popleft())
-
-    def _absorb(self, number: int, batch: list[tuple[ClipState, Window]], output: Output) -> None:
-        order = self._orders[number]
-        scores = np.asarray(output.scores)[:, order]
-        frames = None if output.frames is None else np.asarray(output.frames)
-        features = None if output.features is None else np.asarray(output.features)
-        for row, (state, window) in enumerate(batch):
-            state.absorb(
-                number,
-                window,
-                scores[row],
-                None if frames is None else frames[row][:, order],
-                None if features is None else features[row],
-            )
-            self._on_progress(state.clip, window.start * STEP_SECONDS + len(window.samples) / SAMPLE_RATE)
 
 
 def _class_order(wanted: Vocabulary, own: Vocabulary, name: str, first: str) -> np.ndarray:

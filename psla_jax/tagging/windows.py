@@ -2,6 +2,9 @@
 
 A step is what the backbones make of 32 frames, 0.32 s. Windows start on steps, so that those of two windows agree. Both
 directions work on blocks as they come, and hold about a window.
+
+Five convolutions of stride 2, padded on both sides alike, leave the middle of step `k` at the middle of frame `32 k`: a
+step stands for the sound from half a step before that to half a step after. (Static padding moves it by up to a step.)
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ FRAMES_PER_STEP = 32
 FRAME_LENGTH, FRAME_SHIFT = 400, 160
 STEP_SAMPLES = FRAMES_PER_STEP * FRAME_SHIFT
 STEP_SECONDS = 0.32
+_FIRST_MIDDLE = FRAME_LENGTH / 2 / 16_000
+"""Seconds from the beginning of a recording to the middle of its first step."""
 
 
 class WindowError(ValueError):
@@ -40,6 +45,11 @@ def steps_of(samples: int) -> int:
     """Steps that so many samples reach into, at least one."""
     frames = 0 if samples < FRAME_LENGTH else 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT
     return max(1, -(-frames // FRAMES_PER_STEP))
+
+
+def beginning_of(step: int) -> float:
+    """The second from which a step of a recording stands for its sound; the first one from 0."""
+    return max(0.0, (step - 0.5) * STEP_SECONDS + _FIRST_MIDDLE)
 
 
 def hop_of(size: int, overlap: float) -> int:
@@ -87,6 +97,10 @@ class Cutter:
         beyond = max(held - self.size, 0)
         self._drop_to(self._start + -(-beyond // STEP_SAMPLES))
         yield Window(self._start, self._held.copy())
+
+    def so_far(self) -> Window:
+        """What is there of the next window."""
+        return Window(self._start, self._held.copy())
 
     def _drop_to(self, step: int) -> None:
         """Forgets the samples before a step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -107,6 +108,24 @@ def test_the_screen(home, capsys):
     assert len({row["clip"] for row in rows}) == 2
 
 
+def test_pictures_of_a_folder(home, tmp_path, capsys):
+    assert tag(home, home / "in", "--plot", tmp_path / "pictures", "--top", "2") == 1
+    assert capsys.readouterr().out == ""
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert found == [f"pictures/{name}.png" for name in ("a.wav", "b.flac", "d.wav", "sub/e.wav")]
+    assert tag(home, home / "in", "--plot", tmp_path / "pictures") == 2
+    assert "pictures is there already" in capsys.readouterr().err
+
+
+def test_pictures_without_what_draws_them_are_refused_before_any_work(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["tag", str(home / "in"), "--model", "nowhere", "--plot", str(tmp_path / "pictures")]) == 2
+    said = capsys.readouterr().err
+    assert "pip install 'psla_jax[plot]'" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 MISTAKES = {
     "missing file": (["nowhere.wav"], 1, "nowhere.wav is missing"),
     "no audio": (["empty"], 2, "empty has no audio in it"),
@@ -117,6 +136,10 @@ MISTAKES = {
     "smooth": (["in/a.wav", "--smooth", "2"], 2, "smooth of events is 2"),
     "top": (["in/a.wav", "--top", "0"], 2, "--top is 0"),
     "two screens": (["in/a.wav", "--csv", "-", "--json", "-"], 2, "would mix on the screen"),
+    "folder on screen": (["in/a.wav", "--plot", "-"], 2, "--plot is -, and a folder cannot go to the screen"),
+    "same file": (["in/a.wav", "--csv", "x.txt", "--json", "./x.txt"], 2, "--json and --csv are both x.txt"),
+    "file and folder": (["in/a.wav", "--csv", "x", "--plot", "x"], 2, "--csv and --plot are both x"),
+    "sound for ontology": (["in/a.wav", "--ontology", "in/b.flac"], 2, "ontology.json (it is no text): download"),
     "there already": (["in/a.wav", "--csv", "in/b.flac"], 2, "b.flac is there already"),
 }
 

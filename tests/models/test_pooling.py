@@ -85,6 +85,25 @@ def test_saturated_attention_becomes_a_mean_over_time(heads: int, bias: float) -
     np.testing.assert_allclose(scores, sum(w * m.mean(1) for w, m in zip(head_weight, means, strict=True)), atol=1e-5)
 
 
+@pytest.mark.parametrize("valid", [STEPS, 4])
+@pytest.mark.parametrize("heads", [0, 1, 3])
+def test_attention_is_what_each_step_weighs(heads: int, valid: int) -> None:
+    ours, _ = build_pair(heads)
+    features = make_features()
+    mask = np.broadcast_to(np.arange(STEPS) < valid, (BATCH, STEPS)).astype(np.float32)
+    scores, attention = map(np.asarray, ours.frames(jnp.asarray(features), None if valid == STEPS else mask))
+    layers = {0: [], 1: [getattr(ours, "att", None)]}.get(heads, getattr(ours, "att", None))
+    weights = [
+        1 / (1 + np.exp(-(features @ np.asarray(att.kernel[...])[0, 0] + np.asarray(att.bias[...])))) for att in layers
+    ] or [np.ones_like(scores)]
+    weights = [w * mask[..., None] for w in weights]
+    expected = np.mean([valid * w / w.sum(axis=1, keepdims=True) for w in weights], axis=0)
+    np.testing.assert_allclose(attention, expected, atol=1e-4)
+    if heads < 2:
+        whole = ours(jnp.asarray(features), jnp.asarray(mask))
+        np.testing.assert_allclose((attention * scores).sum(axis=1) / valid, whole, atol=1e-5)
+
+
 @pytest.mark.parametrize("heads", [0, 1])
 def test_mean_and_single_head_start_as_the_reference(heads: int) -> None:
     pooling = build_pooling("attention" if heads else "mean", 600, 50, heads, rngs=nnx.Rngs(0))

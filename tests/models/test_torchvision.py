@@ -12,7 +12,8 @@ import torch_reference
 from flax import nnx
 from torch import nn
 
-from psla_jax.models.layers import ModelError, max_pool
+from psla_jax.models.convolution import max_pool
+from psla_jax.models.layers import ModelError
 from psla_jax.models.tagger import AudioTagger, apply, build_model, train_view
 from psla_jax.pretraining.names import load_state_dict, to_state_dict
 

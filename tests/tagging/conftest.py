@@ -38,7 +38,7 @@ def saved(tmp_path_factory):
             network = tagger.from_config(KINDS[kind], len(VOCABULARY), np.float32, nnx.Rngs(seed))
             params, rest = split_model(listened(network))
             card = ModelCard(KINDS[kind], FrontendConfig(FRAMES), VOCABULARY, {"from": "a test"})
-            save_model(folder / kind, card, _louder(params), rest)
+            save_model(folder / kind, card, louder(params), rest)
             made[kind] = folder / kind
         return made[kind]
 
@@ -53,7 +53,7 @@ def listened(network: nnx.Module) -> nnx.Module:
     return network
 
 
-def _louder(params):
+def louder(params):
     """The head's weights larger, so that random scores leave 0.5."""
     return {k: ({**_scaled(v)} if k in ("attention", "classifier") else v) for k, v in params.items()}
 

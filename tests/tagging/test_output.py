@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def test_json():
     assert "events" not in json.loads(output.json_line(tags(long=False), Shown()))
 
 
+def test_json_is_json_whatever_a_file_is_called():
+    for clip in ("鳥.wav", "byte \udcff.wav"):
+        for line in (output.json_line(tags(clip=clip), Shown()), output.failure_line(clip, ValueError("bad"))):
+            assert json.loads(line.encode())["clip"] == clip
+            assert (clip in line) == ("鳥" in clip)
+
+
 def test_label_track_and_rttm():
     assert output.audacity_labels(tags(), Shown()).splitlines()[0].split("\t") == ["0.000000", "1.920000", "Low tone"]
     first = output.rttm_lines(tags(), Shown()).splitlines()[0].split(" ")
@@ -106,13 +114,31 @@ def test_results_answer():
     assert str(tags()).splitlines()[:2] == ["a, b.wav (1:01:40.0)", "  1.062  Noise"]
 
 
+def test_dataframes(monkeypatch):
+    events = tags().to_dataframe()
+    assert list(events.columns) == list(output.COLUMNS)
+    assert events.values.tolist() == [["a, b.wav", e.onset, e.offset, e.name, e.mid, e.score] for e in EVENTS]
+    found = tags(selected=np.array([1, 3])).to_dataframe("tags")
+    assert list(found.columns) == ["clip", "class", "mid", "score"]
+    assert found.values.tolist() == [
+        ["a, b.wav", "Never", "/t/never", 0.25],
+        ["a, b.wav", "High tone", "/t/high", 0.125],
+    ]
+    assert list(tags(events=()).to_dataframe().columns) == list(output.COLUMNS)
+    with pytest.raises(ResultError, match="no 'scores' to make a DataFrame of"):
+        tags().to_dataframe("scores")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ResultError, match="pip install pandas"):
+        tags().to_dataframe()
+
+
 def test_embeddings_are_saved(tmp_path):
     embeddings = Embeddings(np.arange(3, dtype=np.float32), np.ones((4, 3), np.float32))
     embeddings.save(tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz") as file:
         np.testing.assert_array_equal(file["clip"], [0, 1, 2])
         assert file["frames"].shape == (4, 3)
-        np.testing.assert_allclose(file["times"], [0, 0.32, 0.64, 0.96])
+        np.testing.assert_allclose(file["times"], [0, 0.1725, 0.4925, 0.8125])
     embeddings.save(tmp_path / "a.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [0, 1, 2])
     with pytest.raises(ResultError, match=r"a\.txt: use a name that ends in \.npz"):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from psla_jax.tagging.windows import STEP_SAMPLES, Cutter, Joiner, WindowError, hop_of, steps_of
+from psla_jax.models.tagger import build_model
+from psla_jax.tagging.windows import STEP_SAMPLES, Cutter, Joiner, WindowError, beginning_of, hop_of, steps_of
 
 SIZE = 3 * STEP_SAMPLES + 240
 
@@ -97,3 +100,18 @@ def test_joined_steps_are_the_weighted_mean_of_their_windows(starts, last):
     found.append(joiner.finish())
     joined = np.concatenate([block for block in found if len(block)])
     np.testing.assert_allclose(joined, brute_force(windows, 4), rtol=1e-6)
+
+
+def test_a_step_hears_the_sound_it_stands_for_on_both_sides_alike():
+    backbone = build_model("efficientnet-tiny", num_classes=2, rngs=nnx.Rngs(0)).backbone
+    rng = np.random.default_rng(0)
+    features, back = jax.vjp(nnx.jit(backbone), rng.normal(size=(1, 320, 128)).astype(np.float32))
+    for step in (4, 5):
+        heard = np.zeros(320)
+        for _ in range(8):
+            chosen = np.zeros(features.shape, np.float32)
+            chosen[0, step] = rng.normal(size=features.shape[-1])
+            heard += np.square(np.asarray(back(chosen)[0])[0]).sum(axis=1)
+        middle = (heard * np.arange(320)).sum() / heard.sum() * 0.01 + 0.0125
+        assert (beginning_of(step) + beginning_of(step + 1)) / 2 == pytest.approx(middle, abs=0.06)
+    assert [beginning_of(step) for step in (0, 1)] == [0.0, 0.1725]

@@ -1,0 +1,184 @@
+"""Convolutions as functions: 1x1, dense and depthwise, each in the form that its platform compiles to fast code.
+
+Images are `(batch, height, width, channels)`, kernels `(height, width, in / groups, out)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros (above, below) and (left, right) of an image."""
+
+STEM_CHANNELS = 4
+"""Up to so many input channels, a dense convolution is a product over patches."""
+
+
+def symmetric_padding(kernel: int) -> Pads:
+    """``kernel // 2`` zeros on every side, whatever the stride: efficientnet_pytorch 0.7.0."""
+    return ((kernel // 2, kernel // 2), (kernel // 2, kernel // 2))
+
+
+def static_padding(kernel: int, stride: int, image_size: int) -> Pads:
+    """The padding that TensorFlow's SAME has on a square image of `image_size`: efficientnet_pytorch 0.7.1.
+
+    It is a property of the layer and stays the same for inputs of any other size.
+    """
+    total = max((math.ceil(image_size / stride) - 1) * stride + kernel - image_size, 0)
+    return ((total // 2, total - total // 2), (total // 2, total - total // 2))
+
+
+def _output_size(size: int, kernel: int, stride: int, pads: tuple[int, int]) -> int:
+    return max((size + sum(pads) - kernel) // stride + 1, 0)
+
+
+def _shifted(x: jax.Array, row: int, column: int, height: int, width: int, stride: int) -> jax.Array:
+    """The values that one kernel tap meets: every `stride`-th row and column of `x` from (row, column) on."""
+    start = (0, row, column, 0)
+    stop = (x.shape[0], row + stride * (height - 1) + 1, column + stride * (width - 1) + 1, x.shape[3])
+    return jax.lax.slice(x, start, stop, (1, stride, stride, 1))
+
+
+def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution as a product of two matrices, so that its gradients are products of two matrices too."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def patches_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Dense convolution as one matrix product over gathered patches; good where there are few input channels."""
+    size = kernel.shape[0]
+    height = _output_size(x.shape[1], size, stride, padding[0])
+    width = _output_size(x.shape[2], size, stride, padding[1])
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [_shifted(padded, i, j, height, width, stride) for i in range(size) for j in range(size)]
+    return pointwise_conv(jnp.concatenate(taps, axis=-1), kernel.reshape(1, 1, -1, kernel.shape[3]))
+
+
+def dense_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Dense convolution; a stem with its one or three input channels is a product over patches."""
+    if kernel.shape[2] <= STEM_CHANNELS:
+        return patches_conv(x, kernel, stride, padding)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """The largest value of every window; what lies outside the image is no value."""
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    lowest = jnp.asarray(-jnp.inf, x.dtype)
+    return jax.lax.reduce_window(x, lowest, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pads)
+
+
+def depthwise_conv_plain(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Depthwise convolution as XLA's grouped convolution: what accelerators have fast kernels for.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        kernel: `(size, size, 1, channels)`.
+        stride: the same in both directions.
+        padding: zeros around the image.
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        feature_group_count=x.shape[3],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """The same as a sum of shifted slices, which XLA fuses into one loop: several times faster on a CPU."""
+    size = kernel.shape[0]
+    height = _output_size(x.shape[1], size, stride, padding[0])
+    width = _output_size(x.shape[2], size, stride, padding[1])
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), taps.dtype)
+    for i in range(size):
+        for j in range(size):
+            total = total + _shifted(padded, i, j, height, width, stride) * taps[i, j, 0]
+    return total.astype(x.dtype)
+
+
+def _input_gradient_slices(dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads, shape: tuple) -> jax.Array:
+    """Gradient for the input. With a stride, each phase of the input meets its own share of the taps."""
+    rows = math.ceil((shape[1] + sum(padding[0])) / stride)
+    columns = math.ceil((shape[2] + sum(padding[1])) / stride)
+    phases = [
+        [_phase_gradient(dy, kernel[r::stride, c::stride], rows, columns) for c in range(stride)] for r in range(stride)
+    ]
+    stacked = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    padded = stacked.reshape(shape[0], rows * stride, columns * stride, shape[3])
+    top, left = padding[0][0], padding[1][0]
+    return padded[:, top : top + shape[1], left : left + shape[2]]
+
+
+def _phase_gradient(dy: jax.Array, kernel: jax.Array, rows: int, columns: int) -> jax.Array:
+    """One phase on the padded grid: `out[t] = sum_m dy[t - m] kernel[m]`, for `rows x columns` values of t."""
+    high, wide = kernel.shape[:2]
+    pads = ((high - 1, rows - dy.shape[1]), (wide - 1, columns - dy.shape[2]))
+    padded = jnp.pad(dy, ((0, 0), *((a, max(b, 0)) for a, b in pads), (0, 0)))
+    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    total = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), taps.dtype)
+    for i in range(high):
+        for j in range(wide):
+            total = total + _shifted(padded, high - 1 - i, wide - 1 - j, rows, columns, 1) * taps[i, j, 0]
+    return total.astype(dy.dtype)
+
+
+def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Gradient for the kernel, one output row and one kernel row at a time: what is multiplied stays in the cache.
+
+    The sum over clips and columns is a product with ones, which is vectorised where XLA's own reduction is not.
+    """
+    size, (batch, height, width, channels) = kernel.shape[0], dy.shape
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    exact = jnp.promote_types(kernel.dtype, jnp.float32)
+    ones = jnp.ones((batch * width,), exact)
+
+    def add_row(total: jax.Array, item: jax.Array) -> tuple[jax.Array, None]:
+        row, i = item // size, item % size
+        window = jax.lax.dynamic_slice_in_dim(padded, row * stride + i, 1, axis=1).astype(exact)
+        gradient = jax.lax.dynamic_slice_in_dim(dy, row, 1, axis=1).astype(exact)
+        products = [_shifted(window, 0, j, 1, width, stride) * gradient for j in range(size)]
+        return total.at[i].add(jnp.stack([ones @ p.reshape(-1, channels) for p in products])), None
+
+    total, _ = jax.lax.scan(add_row, jnp.zeros((size, size, channels), exact), jnp.arange(height * size))
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """:func:`depthwise_conv_plain`, in the form that suits the platform that JAX computes on."""
+    return (_depthwise_slices if by_slices() else depthwise_conv_plain)(x, kernel, stride, padding)
+
+
+def by_slices() -> bool:
+    """Whether depthwise convolutions are sums of slices, as on a CPU.
+
+    Asked while a program is traced: :func:`jax.lax.platform_dependent` would trace both forms of every layer, a quarter
+    of the time that the step of B2 takes to trace.
+    """
+    return jax.default_backend() == "cpu"
+
+
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads):
+    return depthwise_conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _depthwise_backward(stride: int, padding: Pads, residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
+    x, kernel = residuals
+    if by_slices():
+        dx = _input_gradient_slices(dy, kernel, stride, padding, x.shape)
+        return dx, _kernel_gradient_rows(x, dy, kernel, stride, padding)
+    return jax.vjp(lambda x, kernel: depthwise_conv_plain(x, kernel, stride, padding), x, kernel)[1](dy)
+
+
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
