@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import sys
 import uuid
 import wave
@@ -34,6 +35,8 @@ LOUDEST = 32.0
 _BLOCK = 1 << 20
 """Samples, over all channels, that are decoded at a time."""
 _SIXTEEN_BITS = np.float32(2.0**-15)
+_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+"""Of a WAV file that has nothing in it but its samples."""
 
 
 class AudioError(ValueError):
@@ -115,20 +118,30 @@ class Resampler:
 
 def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks of the file's mono waveform, float32 ``(samples,)``, each with its rate in Hz."""
-    with opened(path) as file:
+    record = _record(path)
+    samples = None if record is None else _plain(record)
+    if samples is not None:
+        for start in range(0, len(samples), _BLOCK):
+            yield samples[start : start + _BLOCK] * _SIXTEEN_BITS, SAMPLE_RATE
+        return
+    with opened(path, record) as file:
         for block in decoded(file, _BLOCK):
             yield to_mono(block, channel), file.samplerate
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+def opened(path: str | os.PathLike[str], record: memoryview | None = None) -> Iterator[soundfile.SoundFile]:
     """An audio file, open for reading.
+
+    Args:
+        path: as for :func:`read`.
+        record: what is in it, where that has been read from a shard already.
 
     Raises:
         AudioError: it is missing or is not audio, or what is read from it turns out to be none.
     """
     try:
-        with soundfile.SoundFile(_source(path)) as file:
+        with soundfile.SoundFile(_source(path, record)) as file:
             yield file
     except AudioError:
         raise
@@ -158,16 +171,34 @@ def header(path: str | os.PathLike[str]) -> tuple[float, int]:
         return 0.0, 0
 
 
-def _source(path: str | os.PathLike[str]) -> str | bytes | io.BytesIO:
+def _source(path: str | os.PathLike[str], record: memoryview | None) -> str | bytes | io.BytesIO:
     """What soundfile opens for a path."""
-    address = shards.parse(os.fspath(path))
-    if address is not None:
-        try:
-            return io.BytesIO(shards.read(address))
-        except shards.ShardError as error:
-            raise AudioError(path, str(error)) from error
+    record = _record(path) if record is None else record
+    if record is not None:
+        return io.BytesIO(record)
     # A name that is not UTF-8 can only be opened as bytes, and on Windows only as text.
     return os.fspath(path) if sys.platform == "win32" else os.fsencode(path)
+
+
+def _record(path: str | os.PathLike[str]) -> memoryview | None:
+    """The audio file of a clip in a shard; None for the path of a file."""
+    address = shards.parse(os.fspath(path))
+    try:
+        return None if address is None else shards.read(address)
+    except shards.ShardError as error:
+        raise AudioError(path, str(error)) from error
+
+
+def _plain(content: memoryview) -> np.ndarray | None:
+    """The samples, int16 ``(samples,)``, of a mono WAV file of 16 bits at 16 kHz without anything else in it.
+
+    That is what most shards hold, and there is nothing to decode. None for any other file.
+    """
+    size = len(content) - _HEADER.size
+    if size < 0 or size % 2:
+        return None
+    header = (b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16, b"data", size)
+    return np.frombuffer(content, "<i2", offset=_HEADER.size) if _HEADER.unpack_from(content) == header else None
 
 
 def decoded(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:

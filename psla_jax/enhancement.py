@@ -66,7 +66,7 @@ class Output:
         if there and not self.force:
             more = f" and {len(there) - 1} more" if len(there) > 1 else ""
             raise EnhancementError(
-                f"{there[0]}{more} would be overwritten: name another folder with --out, or replace with --force True."
+                f"{there[0]}{more} would be overwritten: name another folder with --out, or replace with --force."
             )
 
 
@@ -104,23 +104,26 @@ def run(request: Request, journal: Journal) -> tuple[str, ...]:
     data = Datafile.read(output.data, vocabulary)
     found = score_files.read(request.scores, data, vocabulary)
     enhancement = enhance(Labels.of(data), found.scores, relations, output.thresholds)
-    for note in (*found.notes, *_silences(enhancement, relations)):
+    for note in (*found.notes, *_silences(enhancement, relations, vocabulary)):
         journal.say(note)
     written = _write(enhancement, data, vocabulary, output)
     _show(enhancement, relations, vocabulary, output, journal)
     return written
 
 
-def _silences(enhancement: Enhancement, relations: Relations) -> list[str]:
+def _silences(enhancement: Enhancement, relations: Relations, vocabulary: Vocabulary) -> list[str]:
     """Which classes add nothing, or are added nowhere."""
-    total = enhancement.labels.num_classes
-    unscored = int((enhancement.scored == 0).sum())
+    names, total = vocabulary.mids, enhancement.labels.num_classes
     reasons = {
-        "have no clip with scores, so no threshold, and are not added": unscored,
-        "are left out by the rule as abstract: their labels add nothing": len(relations.abstract),
-        "are not in the ontology: they add nothing and are not added": len(relations.unknown),
+        "have no clip with scores, so no threshold, and are not added": [
+            names[index] for index in np.flatnonzero(enhancement.scored == 0)
+        ],
+        "are left out by the rule as abstract: their labels add nothing": relations.abstract,
+        "are not in the ontology: they add nothing and are not added": relations.unknown,
     }
-    return [f"{count} of {total} classes {reason}" for reason, count in reasons.items() if count]
+    return [
+        f"{len(found)} of {total} classes, such as {found[0]}, {reason}" for reason, found in reasons.items() if found
+    ]
 
 
 # ---- what is written

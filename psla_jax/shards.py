@@ -65,8 +65,8 @@ def file_of(path: str) -> str:
     return path if address is None else address.shard
 
 
-def read(address: Address) -> bytes:
-    """The audio file in a record.
+def read(address: Address) -> memoryview:
+    """The audio file in a record, which is not copied once more.
 
     Raises:
         ShardError: the shard is missing or damaged, or the record holds another clip.
@@ -89,7 +89,7 @@ def read(address: Address) -> bytes:
 
 def _damaged(reason: str) -> ShardError:
     return ShardError(
-        f"is in a damaged shard ({reason}): copy the shard again, or pack the data set again with --force True."
+        f"is in a damaged shard ({reason}): copy the shard again, or pack the data set again with --force."
     )
 
 
@@ -98,11 +98,11 @@ def _reason(error: Exception) -> str:
     return re.split(r"; | \(|\n", str(error))[0] or type(error).__name__
 
 
-def _unwrapped(record: bytes, clip_id: str) -> bytes:
+def _unwrapped(record: bytes, clip_id: str) -> memoryview:
     start = _LENGTH_BYTES + int.from_bytes(record[:_LENGTH_BYTES], "little")
     if record[_LENGTH_BYTES:start] != clip_id.encode("utf-8", _ERRORS):
         raise ShardError("is another clip in its shard: use the datafile that was written with the shards.")
-    return record[start:]
+    return memoryview(record)[start:]
 
 
 @functools.lru_cache(maxsize=_OPEN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import time
@@ -13,7 +14,7 @@ import scipy.signal
 import soundfile
 import soxr
 
-from psla_jax import audio
+from psla_jax import audio, shards
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
@@ -240,3 +241,62 @@ def test_sixteen_bits_are_the_floats_of_libsndfile(tmp_path):
         soundfile.write(tmp_path / name, everything, 16_000)
         expected = soundfile.read(tmp_path / name, dtype="float32")[0]
         np.testing.assert_array_equal(audio.read(tmp_path / name), expected)
+
+
+# ---- clips in a shard
+
+
+def packed(tmp_path, content: bytes) -> str:
+    """The address of a clip whose file is this."""
+    shards.write(str(tmp_path / "a.arrayrecord"), [("clip.wav", content)])
+    return str(shards.Address(str(tmp_path / "a.arrayrecord"), 0, "clip.wav"))
+
+
+def wav(samples: np.ndarray, rate: int = 16_000, **options) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="WAV", **options)
+    return file.getvalue()
+
+
+SIXTEEN_BITS = np.random.default_rng(5).integers(-32768, 32768, 40_000, dtype=np.int16)
+
+
+def test_sixteen_bits_at_the_right_rate_are_taken_from_a_shard_without_a_decoder(tmp_path, monkeypatch):
+    path = packed(tmp_path, wav(SIXTEEN_BITS))
+    (tmp_path / "clip.wav").write_bytes(wav(SIXTEEN_BITS))
+    expected = audio.read(tmp_path / "clip.wav")
+    monkeypatch.setattr(audio, "_BLOCK", 16_384)
+    monkeypatch.delattr(soundfile, "SoundFile")
+    assert [len(block) for block in audio.blocks(path)] == [16_384, 16_384, 7232]
+    np.testing.assert_array_equal(audio.read(path), expected)
+    np.testing.assert_array_equal(expected, SIXTEEN_BITS / np.float32(32768))
+
+
+def spoiled(content: bytes, place: int, byte: int) -> bytes:
+    return content[:place] + bytes([byte]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        wav(SIXTEEN_BITS, 8000),
+        wav(SIXTEEN_BITS.reshape(-1, 2)),
+        wav(SIXTEEN_BITS / 40_000, subtype="FLOAT"),
+        wav(SIXTEEN_BITS / 40_000, subtype="PCM_24"),
+        wav(SIXTEEN_BITS)[:-3000],
+        wav(SIXTEEN_BITS) + b"LIST\x04\x00\x00\x00INFO",
+        spoiled(wav(SIXTEEN_BITS), 32, 4),
+    ],
+    ids=["8 kHz", "stereo", "floats", "24 bits", "cut short", "more chunks", "odd header"],
+)
+def test_any_other_file_in_a_shard_is_decoded(tmp_path, content):
+    (tmp_path / "clip.wav").write_bytes(content)
+    expected = audio.read(tmp_path / "clip.wav")
+    assert len(expected) >= 20_000 - 8
+    np.testing.assert_array_equal(audio.read(packed(tmp_path, content)), expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", wav(SIXTEEN_BITS)[:43], wav(SIXTEEN_BITS[:0])])
+def test_what_is_no_audio_in_a_shard_is_refused(tmp_path, content):
+    with pytest.raises(audio.AudioError, match=r"cannot be read as audio|holds no samples"):
+        audio.read(packed(tmp_path, content))

@@ -111,6 +111,35 @@ def test_parents_and_children_missing_by_hand(example):
     assert (after.without_parent(example.relations), after.without_child(example.relations)) == (1, 1)
 
 
+# Of "dog", five clips score 0, 0.25, 0.5, 0.5 and 1: mean 0.45, median 0.5, and between the ranks 0, 1, 2, 3 and 4 the
+# percentiles 25 (rank 1) 0.25, 10 (rank 0.4) 0.1 and 5 (rank 0.2) 0.05. These are scored by clips without it:
+OTHER_ALONE = (0.25, 0.5, 0.0, 0.0625, 0.125, 0.375, 0.46875, 0.75)
+EXCEEDED_BY: dict[Threshold, set[float]] = {
+    "mean": {0.5, 0.46875, 0.75},
+    "median": {0.75},
+    "25": {0.5, 0.375, 0.46875, 0.75},
+    "10": {0.25, 0.5, 0.125, 0.375, 0.46875, 0.75},
+    "5": {0.25, 0.5, 0.0625, 0.125, 0.375, 0.46875, 0.75},
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+@pytest.mark.parametrize("kind", ["type1", "type2"])
+def test_every_threshold_by_hand(name, kind):
+    # The same numbers, once with the child missing and once with the parent missing.
+    has, lacks = ("animal", "dog") if kind == "type1" else ("dog", "animal")
+    vocabulary = Vocabulary((has, lacks), (has, lacks))
+    relations = Relations.of(vocabulary, make_ontology({"animal": (["dog"], []), "dog": ([], [])}))
+    labels = make_labels([[lacks, has]] * 5 + [[has]] * len(OTHER_ALONE), vocabulary)
+    values = [0.5, 0.0, 1.0, 0.25, 0.5, *OTHER_ALONE]
+    scores = ClipScores(np.array([[0.5, value] for value in values], np.float32), np.arange(len(values)))
+    found = enhance(labels, scores, relations, THRESHOLDS)
+    after = label_sets(found.after(kind, name), vocabulary)
+    assert all(mids == {has, lacks} for mids in after[:5])
+    assert {score for score, mids in zip(OTHER_ALONE, after[5:]) if lacks in mids} == EXCEEDED_BY[name]
+    assert label_sets(found.after("type1_2", name), vocabulary) == after
+
+
 def test_classes_that_add_nothing_are_known(example):
     assert example.relations.abstract == ("sound",)
     assert example.relations.unknown == ("alien",)

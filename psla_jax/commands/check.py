@@ -57,7 +57,7 @@ def check(arguments: list[str]) -> int:
     if not (options.data or config):
         raise UsageError("psla check wants a datafile, or a config that names one: psla check train.json")
     if options.json not in ("", "-") and os.path.exists(options.json) and not options.force:
-        raise UsageError(f"{options.json} is there already: name another file, or replace it with --force True.")
+        raise UsageError(f"{options.json} is there already: name another file, or replace it with --force.")
 
     from psla_jax import inspection, inspection_page, results
     from psla_jax.journal import Journal

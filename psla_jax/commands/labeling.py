@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from psla_jax.commands.arguments import UsageError, parse
+from psla_jax.commands.arguments import UsageError, parse, spelled_out
 from psla_jax.commands.runs import read_config
 from psla_jax.config import KINDS, Kind, RunConfig, Threshold
 
@@ -81,7 +81,7 @@ def crossfit(arguments: list[str]) -> int:
     options = tyro.cli(
         Crossfit,
         default=Crossfit(ontology=tyro.MISSING, config=config),
-        args=arguments[1:] if path else arguments,
+        args=spelled_out(Crossfit, arguments[1:] if path else arguments),
         prog=f"psla crossfit {path or 'CONFIG.py'}",
         config=(tyro.conf.FlagConversionOff,),
     )

@@ -63,7 +63,7 @@ class PrepareAudioSet:
 
 def prepare_audioset(arguments: list[str]) -> int:
     """psla prepare audioset --segments CSV... --audio DIR..."""
-    options = parse(PrepareAudioSet, arguments, "psla prepare audioset", switches=True)
+    options = parse(PrepareAudioSet, arguments, "psla prepare audioset")
     for name in ("segments", "audio"):
         if not getattr(options, name):
             raise UsageError(f"psla prepare audioset wants at least one name after --{name}.")
@@ -113,7 +113,7 @@ class PrepareFolder(Own):
 
 def prepare_folder(arguments: list[str]) -> int:
     """psla prepare folder DIR"""
-    options = parse(PrepareFolder, arguments, "psla prepare folder", switches=True)
+    options = parse(PrepareFolder, arguments, "psla prepare folder")
 
     from psla_jax.data import folder
 
@@ -147,7 +147,7 @@ _SEPARATORS = {"auto": None, "bar": "|", "semicolon": ";", "comma": ",", "none":
 
 def prepare_csv(arguments: list[str]) -> int:
     """psla prepare csv FILE.csv"""
-    options = parse(PrepareCSV, arguments, "psla prepare csv", switches=True)
+    options = parse(PrepareCSV, arguments, "psla prepare csv")
 
     from psla_jax.data import table
 

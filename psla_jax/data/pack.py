@@ -203,7 +203,7 @@ class _Place:
         return self._resumed() if outputs else {}
 
     def _resumed(self) -> dict[int, Shard]:
-        remedy = "name another folder, or replace what is there with --force True"
+        remedy = "name another folder, or replace what is there with --force"
         try:
             with open(self.notes, encoding="utf-8") as file:
                 known = json.load(file)

@@ -133,7 +133,7 @@ def _require_place(out: str, results: tuple[str, ...], inputs: tuple[str, ...], 
             raise RelabelError(f"{out} would replace {path}, which it is made from: name another file with --out.")
     there = [path for path in results if os.path.exists(path)]
     if there and not force:
-        raise RelabelError(f"{there[0]} would be overwritten: name another --out, or replace it with --force True.")
+        raise RelabelError(f"{there[0]} would be overwritten: name another --out, or replace it with --force.")
 
 
 def _read(path: str, *, twice: bool = False) -> dict[str, Mids]:

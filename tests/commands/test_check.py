@@ -72,7 +72,7 @@ def test_json_goes_to_the_standard_output_alone_or_to_a_file(home, capsys):
     (home / "found.json").write_text("mine")
     assert "is there already" in complaint(capsys, *arguments, home / "found.json")
     assert (home / "found.json").read_text() == "mine"
-    assert run(capsys, *arguments, home / "found.json", "--force", "True")[0] == 0
+    assert run(capsys, *arguments, home / "found.json", "--force")[0] == 0
     assert json.loads((home / "found.json").read_text())["clips"] == 26
 
 
