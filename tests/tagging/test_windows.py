@@ -114,4 +114,4 @@ def test_a_step_hears_the_sound_it_stands_for_on_both_sides_alike():
             heard += np.square(np.asarray(back(chosen)[0])[0]).sum(axis=1)
         middle = (heard * np.arange(320)).sum() / heard.sum() * 0.01 + 0.0125
         assert (beginning_of(step) + beginning_of(step + 1)) / 2 == pytest.approx(middle, abs=0.06)
-    assert [beginning_of(step) for step in (0, 1)] == [0.0, 0.1725]
+    assert [beginning_of(step) for step in (0, 1)] == pytest.approx([0.0, 0.1725])
