@@ -51,17 +51,17 @@ def _lines(calibration: Calibration, vocabulary: Vocabulary) -> list[str]:
     lines.append(f"{_count(own, 'class')} of {len(classes)} with a threshold and a curve of their own")
     if few:
         lines.append(
-            f"{_count(len(few), 'class')} with fewer than {fitted['min_positives']} clips, which share one of each: "
+            f"{_count(len(few), 'class')} with fewer than {fitted['min_positives']} clips, sharing one of each: "
             f"{_named(few, vocabulary)}"
         )
     if blind:
         lines.append(
-            f"{_count(len(blind), 'class')} whose clips score no higher than others, which take the shared ones too: "
+            f"{_count(len(blind), 'class')} whose clips score no higher than others, taking the shared ones too: "
             f"{_named(blind, vocabulary)}"
         )
     if absent:
         lines.append(
-            f"{_count(len(absent), 'class')} without any clip, which take the shared ones unjudged: "
+            f"{_count(len(absent), 'class')} without any clip, taking the shared ones unjudged: "
             f"{_named(absent, vocabulary)}"
         )
     never = [entry for entry, top in zip(classes, calibration.deciders.thresholds) if math.isinf(top)]
