@@ -199,7 +199,7 @@ def test_a_calibration_is_replaced_only_if_asked_and_scores_are_kept(home, calib
     said = " ".join(capsys.readouterr().out.split())
     assert "scores kept from an earlier call" in said
     assert "thresholds of a precision of 0.9, isotonic probabilities" in said
-    assert "1 class without any clip, which take the shared ones unjudged: Never" in said
+    assert "1 class without any clip, taking the shared ones unjudged: Never" in said
     place = find_model(home / "run") / CALIBRATION
     assert out.read_text() == place.read_text()
     found = json.loads(out.read_text())
