@@ -30,9 +30,8 @@ from psla_jax.tagging.result import SHOWN, Embeddings, Tags, Timeline, select
 from psla_jax.tagging.spectrum import spectrum
 from psla_jax.tagging.windows import Cutter, Window, hop_of
 
-POLICY: Policy = "repeat"
-"""What becomes of a clip that is shorter than a window, unless somebody says otherwise: what scripts/durations.py found
-best. Evaluation pads, as training does."""
+POLICY: Policy = "pad"
+"""What becomes of a clip that is shorter than a window, unless somebody says otherwise."""
 READ_AHEAD = 8
 """Windows that are read before the device asks for them, beyond a batch."""
 Audio = str | os.PathLike[str] | np.ndarray

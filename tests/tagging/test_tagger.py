@@ -54,7 +54,7 @@ def test_a_clip_no_longer_than_a_window_scores_as_in_evaluation(saved, sound, tm
     evaluate(
         Request((str(saved("attention")),), str(tmp_path / "data.json"), batch_size=4, bootstrap=0, keep_scores=False)
     )
-    tagger = psla_jax.load(saved("attention"), policy="pad", batch_size=4)
+    tagger = psla_jax.load(saved("attention"), batch_size=4)
     for clip, scores in zip(found[0].clips, found[0].scores):
         np.testing.assert_allclose(tagger.tag(clip).scores, scores, atol=2e-6)
     assert np.ptp(found[0].scores) > 0.2
