@@ -25,7 +25,9 @@ Measure = Callable[[], dict[str, Any]]
 
 
 def spectrograms(batch: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((batch, FRAMES, 128), np.float32)
+    from torch_reference import make_spectrograms
+
+    return make_spectrograms(batch, FRAMES, seed=0)
 
 
 def waveforms(batch: int, samples: int = SECONDS * RATE) -> np.ndarray:
