@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a run that failed, 2 bad usage or input, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("psla: interrupted; start it again to go on.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # Whoever read the output has had enough, as head has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a full disk, a folder that cannot be written
         print(f"psla: {error.strerror or error}: {error.filename or 'the disk'}.", file=sys.stderr)
         return 1

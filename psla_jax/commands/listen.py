@@ -58,11 +58,7 @@ def listen(arguments: list[str]) -> int:
     options: Listen = parse(Listen, arguments, "psla listen")
     if options.json not in ("", "-") and os.path.exists(options.json):
         raise UsageError(f"{options.json} is there already: name another file for --json.")
-    try:
-        return _listen(options, _source(options))
-    except BrokenPipeError:  # Whoever read the events has had enough, as head has.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return _listen(options, _source(options))
 
 
 def _listen(options: Listen, source: Pipe | Microphone) -> int:
