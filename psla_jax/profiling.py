@@ -40,7 +40,8 @@ class Profile:
         settle()
         jax.profiler.stop_trace()
         self._running = False
-        say(f"profile of {self._directory}: {waits(self._directory)}")
+        found = waits(self._directory)
+        say(f"profile in {self._directory}: {found or 'it holds no events of a device'}")
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,12 @@ class Waits:
         )
 
 
-def waits(directory: Path) -> Waits:
-    """Reads the newest recording below `directory`.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: it has no events of a device.
-    """
+def waits(directory: Path) -> Waits | None:
+    """Reads the newest recording below `directory`; None if it knows nothing of a device: names differ between JAX's
+    releases, and no run ends because of that."""
     files = sorted(directory.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f"there is no recording of the profiler in {directory}.")
-    found = [_waits_of(events) for events in _device_events(jax.profiler.ProfileData.from_file(str(files[-1])))]
-    if not found:
-        raise ValueError(f"the recording {files[-1]} has no events of a device.")
-    return min(found, key=lambda waits: waits.busy)
+    events = _device_events(jax.profiler.ProfileData.from_file(str(files[-1]))) if files else []
+    return min(map(_waits_of, events), key=lambda waits: waits.busy, default=None)
 
 
 def _device_events(profile: Any) -> list[list[tuple[float, float]]]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from psla_jax import profiling
 from psla_jax.profiling import SETTLED, Profile, _waits_of, waits
 
 
@@ -30,7 +31,9 @@ def test_the_chosen_steps_are_recorded_and_reported(tmp_path: Path) -> None:
     assert settled == [40 + SETTLED, 40 + SETTLED + 3]
     assert len(said) == 1
     assert "busy" in said[0]
-    assert 0 < waits(tmp_path).busy <= 1
+    found = waits(tmp_path)
+    assert found is not None
+    assert 0 < found.busy <= 1
 
 
 def test_a_recording_ends_with_its_epoch(tmp_path: Path) -> None:
@@ -49,5 +52,15 @@ def test_without_steps_nothing_is_recorded(tmp_path: Path) -> None:
         profile.before(step, lambda: None, lambda text: None)
     profile.finish(lambda: None, lambda text: None)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match="no recording"):
-        waits(tmp_path)
+    assert waits(tmp_path) is None
+
+
+def test_a_recording_without_events_of_a_device_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "CPU_PROGRAM", "as a later release may call it")
+    said = []
+    profile = Profile(tmp_path, steps=1, started=0)
+    for step in range(SETTLED + 2):
+        profile.before(step, lambda: None, said.append)
+        jnp.sin(jnp.ones(100)).block_until_ready()
+    assert len(said) == 1
+    assert "no events of a device" in said[0]

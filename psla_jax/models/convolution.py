@@ -157,11 +157,11 @@ def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     """:func:`depthwise_conv_plain`, in the form that suits the platform that JAX computes on."""
-    return (_depthwise_slices if by_slices() else depthwise_conv_plain)(x, kernel, stride, padding)
+    return (_depthwise_slices if on_cpu() else depthwise_conv_plain)(x, kernel, stride, padding)
 
 
-def by_slices() -> bool:
-    """Whether depthwise convolutions are sums of slices, as on a CPU.
+def on_cpu() -> bool:
+    """Whether layers take the forms that are fast on a CPU; the values are the same.
 
     Asked while a program is traced: :func:`jax.lax.platform_dependent` would trace both forms of every layer, a quarter
     of the time that the step of B2 takes to trace.
@@ -175,7 +175,7 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Pa
 
 def _depthwise_backward(stride: int, padding: Pads, residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
     x, kernel = residuals
-    if by_slices():
+    if on_cpu():
         dx = _input_gradient_slices(dy, kernel, stride, padding, x.shape)
         return dx, _kernel_gradient_rows(x, dy, kernel, stride, padding)
     return jax.vjp(lambda x, kernel: depthwise_conv_plain(x, kernel, stride, padding), x, kernel)[1](dy)

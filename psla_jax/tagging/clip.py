@@ -110,7 +110,7 @@ class ClipState:
         return self.over()
 
     def copied(self) -> ClipState:
-        """The same again, to see what would come of it; costs less than a millisecond."""
+        """The same again, to see what would come of it."""
         return copy.deepcopy(self, {id(self._vocabulary): self._vocabulary})
 
     def ended(self) -> None:
