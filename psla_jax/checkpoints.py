@@ -1,4 +1,4 @@
-"""Saving and restoring: a run's state to go on from, and models to use. Both through Orbax.
+"""Saving and loading models, through Orbax.
 
 A model directory is complete in itself: ``model.json`` has the architecture, the frontend's settings and statistics
 and the vocabulary, ``weights/`` the parameters and batch statistics. Nothing of it is ever a flag at inference.
@@ -25,7 +25,7 @@ from flax import nnx
 from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
-from psla_jax import calibration
+from psla_jax import calibration, processes
 from psla_jax.calibration import CALIBRATION, CalibrationError
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.frontend import Frontend
@@ -105,18 +105,27 @@ def save_model(
     """Writes a model directory; it appears whole or not at all, and replaces a model of the same name.
 
     `report` says what became of the entries of a converted file; it goes into ``report.json``. A calibration of the
-    model that was there is kept, and goes on to hold if the new model is the same.
+    model that was there is kept, and goes on to hold if the new model is the same. Of several processes the first one
+    writes, and all of them come back when it is done.
 
     Raises:
         CheckpointError: something else than a model has that name.
     """
+    if processes.first():
+        _write_model(directory, card, params, rest, report)
+    processes.barrier(f"model {directory}")
+
+
+def _write_model(directory: Path, card: ModelCard, params: Any, rest: Any, report: Mapping[str, Any] | None) -> None:
     require_place(directory, overwrite=True)
     aside = directory.with_name(f".{directory.name}.{os.getpid()}")
     before = directory.with_name(f".{directory.name}.before.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        ocp.save(aside.absolute() / WEIGHTS, {"params": _named(params), "rest": _named(rest)})
+        weights = jax.tree.map(np.asarray, {"params": named(params), "rest": named(rest)})
+        with _by_this_process():
+            ocp.save(aside.absolute() / WEIGHTS, weights)
         (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
         if report is not None:
             (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -128,6 +137,17 @@ def save_model(
         shutil.rmtree(before, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _by_this_process() -> contextlib.AbstractContextManager[Any]:
+    """Lets one of several processes write without the others."""
+    if processes.count() == 1:
+        return contextlib.nullcontext()
+    context = ocp.Context()
+    context.multiprocessing.primary_host = processes.index()
+    context.multiprocessing.active_processes = {processes.index()}
+    context.multiprocessing.barrier_sync_key_prefix = "psla-model"
+    return context
 
 
 def _keep_calibration(directory: Path, aside: Path, card: ModelCard, weights: tuple[Any, Any]) -> None:
@@ -200,7 +220,7 @@ def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | N
         CheckpointError: if they cannot be read, or are of another architecture.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {"params": _named(params), "rest": _named(rest)}
+    wanted = {"params": named(params), "rest": named(rest)}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted)
     try:
         found = ocp.load(directory.absolute() / WEIGHTS, abstract)
@@ -209,7 +229,7 @@ def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | N
             f"the weights of {directory} cannot be read, or are of another architecture than its {DESCRIPTION} says: "
             "make the model again."
         ) from error
-    return _unnamed(found["params"], params), _unnamed(found["rest"], rest)
+    return unnamed(found["params"], params), unnamed(found["rest"], rest)
 
 
 def find_model(path: Path) -> Path:
@@ -231,7 +251,7 @@ def read_card(directory: Path) -> ModelCard:
     try:
         return ModelCard.from_json((directory / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else _first_line(error)
+        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else first_line(error)
         raise CheckpointError(f"{directory / DESCRIPTION} cannot be read ({what}): make the model again.") from error
 
 
@@ -257,73 +277,16 @@ def _settings(card: ModelCard) -> list[Any]:
     return [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
-def _named(tree: Any) -> Any:
+def named(tree: Any) -> Any:
     """Dictionary keys as strings: storage has no integer keys, module lists do."""
-    return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+    return {str(k): named(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _unnamed(tree: Any, like: Any) -> Any:
+def unnamed(tree: Any, like: Any) -> Any:
     """The keys of `like` again."""
-    return {k: _unnamed(tree[str(k)], v) for k, v in like.items()} if isinstance(like, Mapping) else tree
-
-
-class RunCheckpoints:
-    """The states of a run to go on from: the latest two, each whole or absent, written while training goes on.
-
-    Attributes:
-        directory: ``checkpoints/`` of the run.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        policy = ocp.training.preservation_policies.LatestN(2)
-        self._orbax = ocp.training.Checkpointer(directory.absolute(), preservation_policy=policy)
-
-    def latest(self) -> int | None:
-        """Steps done at the newest whole checkpoint, or None."""
-        found = self._orbax.latest
-        return None if found is None else found.step
-
-    def save(self, step: int, state: dict[str, Any], notes: dict[str, Any]) -> None:
-        """Starts writing the state after `step` steps, with JSON-able notes; returns once the arrays are copied."""
-        items = {"model": {k: _named(state[k]) for k in ("params", "rest")}, "opt": _optimizer_tree(state)}
-        self._orbax.save_checkpointables_async(step, items, force=True, overwrite=True, custom_metadata=notes)
-
-    def restore(self, step: int, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """State and notes after `step` steps, placed like the state `like`. Raises CheckpointError."""
-        items = {"model": {k: _named(like[k]) for k in ("params", "rest")}, "opt": _optimizer_tree(like)}
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items)
-        try:
-            found = self._orbax.load_checkpointables(step, abstract)
-            notes = self._orbax.checkpointables_metadata(step).custom_metadata
-        except Exception as error:  # As in load_weights.
-            raise CheckpointError(
-                f"the checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)}): delete it to go "
-                "on from the one before."
-            ) from error
-        model = {k: _unnamed(found["model"][k], like[k]) for k in ("params", "rest")}
-        leaves = [found["opt"]["leaves"][str(i)] for i in range(len(found["opt"]["leaves"]))]
-        opt = jax.tree.unflatten(jax.tree.structure(like["opt"]), leaves)
-        return {**model, "opt": opt, "progress": found["opt"]["progress"]}, dict(notes or {})
-
-    def wait(self) -> None:
-        """Blocks until what was started is on disk."""
-        self._orbax.wait()
-
-    def close(self) -> None:
-        """Waits, and lets go of the directory."""
-        self._orbax.close()
-
-
-def _optimizer_tree(state: dict[str, Any]) -> dict[str, Any]:
-    """The optimizer's state as numbered leaves: its named tuples are optax's business, and may be renamed there."""
-    return {
-        "leaves": {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state["opt"]))},
-        "progress": state["progress"],
-    }
+    return {k: unnamed(tree[str(k)], v) for k, v in like.items()} if isinstance(like, Mapping) else tree

@@ -1,6 +1,7 @@
 """``psla``: finds the command and says how it ended. What a command takes and does is in ``commands/``.
 
-Exit codes: 0 done, 1 a run that failed, 2 bad usage or input, 130 interrupted.
+Exit codes: 0 done, 1 a run that failed, 2 bad usage or input; 130 interrupted and 143 told to end, and then the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if computes:
             runtime.keep_compiled_programs()
         return command.load()(given[1:])
-    except KeyboardInterrupt:
-        print("psla: interrupted; start it again to go on.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:  # or Stopped, which says what was saved
+        print(f"psla: {str(error) or 'interrupted; start it again to go on.'}", file=sys.stderr)
+        return getattr(error, "code", 130)
     except BrokenPipeError:  # Whoever read the output has had enough, as head has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

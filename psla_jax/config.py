@@ -131,6 +131,8 @@ class DataConfig:
     """How many clips are read once, in parallel, before training starts; the paths of all are looked up."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What a clip that the preflight cannot read does: stop before training, or be set aside and reported."""
+    edited: Literal["stop", "accept"] = "stop"
+    """What a datafile that was edited since the run was started does: stop the run, or be accepted and noted."""
 
     def __post_init__(self) -> None:
         _require_one_of("data.channel", self.channel, Channel)
@@ -138,6 +140,7 @@ class DataConfig:
         _require(self.workers >= 0, "data.workers", self.workers, "use 0 or more processes")
         _require(self.preflight >= 0, "data.preflight", self.preflight, "use 0 or more clips")
         _require(self.unreadable in ("stop", "skip"), "data.unreadable", self.unreadable, "choose stop or skip")
+        _require(self.edited in ("stop", "accept"), "data.edited", self.edited, "choose stop or accept")
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,8 @@ class OptimizerConfig:
     """Arithmetic of the backbone; parameters, statistics, frontend and head stay in float32."""
     remat: bool = False
     """On accelerators: keep only the blocks' inputs for the backward pass, for less memory and a third more work."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a step whose loss or gradient is not finite does: stop the run, or change nothing and be counted."""
 
     def __post_init__(self) -> None:
         _require(
@@ -200,6 +205,7 @@ class OptimizerConfig:
         _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "use a factor in (0, 1]")
         _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
         _require(self.accumulate >= 1, "optimizer.accumulate", self.accumulate, "use at least one microbatch")
+        _require(self.nonfinite in ("stop", "skip"), "optimizer.nonfinite", self.nonfinite, "choose stop or skip")
         _require_one_of("optimizer.loss", self.loss, Loss)
         _require_one_of("optimizer.compute", self.compute, Compute)
 
@@ -223,6 +229,40 @@ class AggregationConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """Several processes, on one machine or many; Slurm, Open MPI and Kubernetes say all of it by themselves."""
+
+    coordinator: str = ""
+    """Address of the first process, ``host:port``, the same for all; empty for one process, or where a launcher says
+    it."""
+    processes: int = 1
+    """How many there are."""
+    index: int = 0
+    """Which one this is, from 0."""
+    timeout: int = 60
+    """Seconds without a sign of life of another process after which this one ends."""
+    meeting: int = 300
+    """Seconds in which all of them have to be there."""
+
+    def __post_init__(self) -> None:
+        _require(self.processes >= 1, "distributed.processes", self.processes, "use 1 or more")
+        _require(
+            0 <= self.index < self.processes,
+            "distributed.index",
+            self.index,
+            f"use 0 to {self.processes - 1}, one of distributed.processes",
+        )
+        _require(self.timeout >= 5, "distributed.timeout", self.timeout, "use 5 seconds or more")
+        _require(self.meeting >= 1, "distributed.meeting", self.meeting, "use 1 second or more")
+        _require(
+            not self.coordinator or self.coordinator.rpartition(":")[2].isdigit(),
+            "distributed.coordinator",
+            self.coordinator,
+            "use host:port",
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides the result of a run, and where it goes."""
 
@@ -237,8 +277,11 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint_every: int = 0
     """Save a checkpoint every so many steps too, not only at the end of an epoch; 0 for epochs only."""
+    checkpoint_minutes: float = 15.0
+    """Save one too when the last one is so old; 0 for never."""
     profile: int = 0
     """Record so many steps with JAX's profiler, into the run directory, and say how long the device waited for data."""
     bootstrap: int = 200
@@ -247,6 +290,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", self.seed, "use 0 or a positive number")
         _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "use 0 or more steps")
+        _require(
+            0 <= self.checkpoint_minutes < math.inf, "checkpoint_minutes", self.checkpoint_minutes, "use 0 or more"
+        )
         _require(self.profile >= 0, "profile", self.profile, "use 0 or more steps")
         _require(self.bootstrap >= 0, "bootstrap", self.bootstrap, "use 0 or more resamples")
         _require(
@@ -270,7 +316,17 @@ class RunConfig:
 
 
 FREE_FIELDS = frozenset(
-    {"run_dir", "checkpoint_every", "profile", "data.workers", "data.preflight", "data.unreadable"}
+    {
+        "run_dir",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "profile",
+        "data.workers",
+        "data.preflight",
+        "data.unreadable",
+        "data.edited",
+    }
+    | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
     | {"data.train", "data.validation", "data.evaluation", "data.labels"}
 )
 """Fields that may change when a run is resumed: they do not touch its results. Data are compared by content instead."""

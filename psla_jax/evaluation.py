@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from psla_jax import processes
 from psla_jax.frontend import Frontend
 from psla_jax.inference import by_clip, compiler_options
 from psla_jax.scores import Scores, ScoresError
@@ -46,26 +47,27 @@ def score(
         put: moves a batch to the devices.
         clip_id: from clip index to path, see ``Datafile.clip_id``.
     """
-    clips: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    valid: list[np.ndarray] = []
-    pending: list[jax.Array] = []
-    scores: list[np.ndarray] = []
+    found: list[dict[str, np.ndarray]] = []
+    pending: list[dict[str, Any]] = []
     program = score_batch()
     for batch in batches:
-        pending.append(program(model[0], frontend, model[1], model[2], put(batch)))
+        scores = program(model[0], frontend, model[1], model[2], put(batch))
+        pending.append({"scores": scores, **{name: batch[name] for name in ("clip", "labels", "valid")}})
         # One batch stays in flight, so that the device computes while the next one is read.
-        scores += [np.asarray(pending.pop(0))] if len(pending) > 1 else []
-        clips.append(batch["clip"])
-        labels.append(batch["labels"])
-        valid.append(batch["valid"])
-    scores += [np.asarray(rest) for rest in pending]
-    if not scores:
+        found += [_fetched(pending.pop(0))] if len(pending) > 1 else []
+    found += [_fetched(rest) for rest in pending]
+    if not found:
         raise ScoresError("there is no clip to score: the datafile is empty.")
-    clip, good = np.concatenate(clips), np.concatenate(valid) > 0
+    clip, scores, labels, valid = (np.concatenate([x[k] for x in found]) for k in ("clip", "scores", "labels", "valid"))
+    good = valid > 0
     return Scores(
         np.array([clip_id(int(i)) for i in clip[good]], dtype=str),
-        np.concatenate(scores)[good],
-        np.concatenate(labels)[good],
+        scores[good],
+        labels[good],
         tuple(clip_id(int(i)) for i in clip[~good & (clip >= 0)]),
     )
+
+
+def _fetched(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A whole batch on the host, the rows of all processes in their order."""
+    return {name: np.asarray(field) for name, field in processes.gather(batch).items()}

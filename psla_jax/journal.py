@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -17,7 +18,9 @@ T = TypeVar("T")
 class Journal:
     """Lines go to standard output and, with a time stamp, to the log file; the bar to standard error."""
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, *, silent: bool = False) -> None:
+        """`silent` is for all processes of a run but the first."""
+        self._silent = silent
         screen = Console(highlight=False, soft_wrap=True)
         # What is not a screen has no width: a table in a file is never cut.
         self.console = screen if screen.is_terminal else Console(highlight=False, soft_wrap=True, width=160)
@@ -25,12 +28,14 @@ class Journal:
 
     def say(self, text: str) -> None:
         """One line, on the screen and in the log."""
+        if self._silent:
+            return
         self.console.print(text, markup=False)
         self.note(text)
 
     def note(self, text: str) -> None:
         """Lines for the log alone."""
-        if self._log is not None:
+        if self._log is not None and not self._silent:
             with open(self._log, "a", encoding="utf-8") as file:
                 file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in text.splitlines())
 
@@ -42,15 +47,18 @@ class Journal:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
-        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        with Progress(
+            *columns, console=screen, transient=True, disable=self._silent or not screen.is_terminal
+        ) as progress:
             yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
 
 
 class Board:
-    """TensorBoard events of a run; what an earlier start wrote after epoch `after` is taken back."""
+    """TensorBoard events; what an earlier start wrote from step `start` on is taken back."""
 
-    def __init__(self, directory: Path, after: int) -> None:
-        self._directory, self._after = directory, after
+    def __init__(self, directory: Path | None, start: int) -> None:
+        """Without a directory nothing is written."""
+        self._directory, self._start = directory, start
         self._writer: Any = None
 
     def __enter__(self) -> Board:
@@ -60,15 +68,26 @@ class Board:
         if self._writer is not None:
             self._writer.close()
 
-    def add(self, scalars: Mapping[str, float], step: int) -> None:
-        """One value of each curve."""
+    def _opened(self) -> Any:
         if self._writer is None:
-            # Loads PyTorch where there is one: not before the first epoch, and not where nothing is written.
+            # Loads PyTorch where there is one: not before there is something to write.
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._directory), purge_step=self._after)
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer = SummaryWriter(str(self._directory), purge_step=self._start)
+        return self._writer
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        """One value of each curve, where it is finite."""
+        if self._directory is not None:
+            for name, value in scalars.items():
+                if np.isfinite(value):
+                    self._opened().add_scalar(name, value, step)
+
+    def spread(self, name: str, values: np.ndarray, step: int) -> None:
+        """A histogram of the finite ones of `values`."""
+        values = values[np.isfinite(values)]
+        if self._directory is not None and len(values):
+            self._opened().add_histogram(name, values, step)
 
 
 class Bar:

@@ -46,9 +46,13 @@ def restart_with_huge_pages() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps what XLA compiles in the user's cache directory, unless the environment names another place or none."""
+    """Keeps what is traced and compiled in the user's cache, unless the environment names another place or none."""
     import jax
+
+    from psla_jax import traces
 
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION)
+    if jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        traces.keep(cache_directory() / "traces")

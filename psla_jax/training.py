@@ -20,14 +20,19 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from psla_jax import processes
 from psla_jax.config import ConfigError, OptimizerConfig, RunConfig, SamplingConfig
 from psla_jax.frontend import Frontend
 from psla_jax.models import tagger
 from psla_jax.sampling.specaugment import noise_and_roll, spec_augment
+from psla_jax.traces import Traced
 
 State = dict[str, Any]
-DEVICE_FIELDS = ("waveform", "num_samples", "labels", "valid")
+WISH = "wish"
+"""Field of a batch, of every process: whether it has to stop, or wants to save. The step tells all of them."""
+DEVICE_FIELDS = ("waveform", "num_samples", "labels", "valid", WISH)
 """The fields of a batch that the step needs; the others name clips and stay on the host."""
+METRICS = ("loss", "gradient_norm")
 EPSILON = 1e-7
 
 
@@ -62,8 +67,22 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec("data"))
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """The device fields of a batch, split over the devices."""
-        return jax.device_put({k: batch[k] for k in DEVICE_FIELDS if k in batch}, self.split)
+        """The device fields of a batch, split over the devices; of several processes each has its own rows."""
+        fields = {k: batch[k] for k in DEVICE_FIELDS if k in batch}
+        if processes.count() == 1:
+            return jax.device_put(fields, self.split)
+        return {k: jax.make_array_from_process_local_data(self.split, v) for k, v in fields.items()}
+
+    def replicate(self, tree: Any) -> Any:
+        """Arrays that every process has, as a copy on every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def rows(self, batch_size: int) -> range:
+        """Which rows of a batch are this process's."""
+        parts = self.split.addressable_devices_indices_map((batch_size,)).values()
+        rows = sorted(row for (part,) in parts for row in range(batch_size)[part])
+        assert rows == list(range(rows[0], rows[-1] + 1)), "the mesh lays the devices of a process side by side"
+        return range(rows[0], rows[-1] + 1)
 
     def check_batch(self, batch_size: int, accumulate: int = 1) -> None:
         """Raises ConfigError if the devices do not divide a (micro)batch."""
@@ -146,6 +165,7 @@ class Trainer:
     graphdef: Any
     transform: optax.GradientTransformation
     placement: Placement
+    steps_per_epoch: int
     backbone: str = ""
     """Name of the backbone among the parameters, where it is frozen or learns at a rate of its own."""
 
@@ -158,25 +178,52 @@ class Trainer:
         # Copies: the step donates its state, and the model keeps its own arrays.
         return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)
 
+    def step(self, state: State, batch: dict[str, jax.Array], number: np.int32) -> tuple[State, dict[str, jax.Array]]:
+        """State and metrics after one more step; takes the memory of the given state. `number` is of the whole run."""
+        return self.program(state, batch, self.seed, number)
+
+    def lowered(self, state: State, batch: dict[str, jax.Array]) -> jax.stages.Lowered:
+        """The step for such a state and batch, ready to be compiled."""
+        return self.program.lower(state, batch, self.seed, np.int32(0))
+
+    @property
+    def seed(self) -> np.uint32:
+        """As the step takes it: a number that is not part of the program, so that all seeds share one."""
+        return np.uint32(self.config.seed & 0xFFFFFFFF)
+
     @functools.cached_property
-    def step(self) -> Callable[[State, dict[str, jax.Array], np.int32], tuple[State, dict[str, jax.Array]]]:
-        """``step(state, batch, number) -> (state, metrics)``; donates the state. `number` is of the whole run."""
-        return jax.jit(
-            self._step, donate_argnums=0, out_shardings=(self.placement.replicated, self.placement.replicated)
+    def program(self) -> Traced:
+        """``(state, batch, seed, number) -> (state, metrics)``; donates the state."""
+        config = self.config
+        decides = [config.model, config.frontend, config.sampling, config.optimizer, config.pretraining]
+        own = ":" in config.model.name  # Of somebody's own code nothing is known but that it may change.
+        return Traced(
+            self._step,
+            result=lambda state, batch, *_: (state, dict.fromkeys(METRICS + ((WISH,) if WISH in batch else ()), 0)),
+            identity=None if own else {"step": [repr(x) for x in decides], "epoch": self.steps_per_epoch},
+            donate=0,
+            out_shardings=(self.placement.replicated, self.placement.replicated),
         )
 
-    def _step(self, state: State, batch: dict[str, jax.Array], number: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(self.config.seed), number)
+    def _step(
+        self, state: State, batch: dict[str, jax.Array], seed: jax.Array, number: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        told = {WISH: batch[WISH].max()} if WISH in batch else {}
+        batch = {name: field for name, field in batch.items() if name != WISH}
         loss, rest, gradients = self._gradients(state["params"], state["rest"], batch, key)
         # One vector for all parameters: hundreds of small updates would each be compiled, and started, by itself.
         flat, unravel = ravel_pytree(self._trained(state["params"]))
         gradient, _ = ravel_pytree(self._trained(gradients))
         updates, opt = self.transform.update(gradient, state["opt"], flat)
         params = self._merged(unravel(flat + self._rates(updates, state["params"]) * updates), state["params"])
-        count = batch["valid"].sum()
-        progress = {"loss": state["progress"]["loss"] + loss * count, "count": state["progress"]["count"] + count}
+        count, before = batch["valid"].sum(), state["progress"]
+        progress = {**before, "loss": before["loss"] + loss * count, "count": before["count"] + count}
         new = {"params": params, "rest": rest, "opt": opt, "progress": progress}
-        return new, {"loss": loss, "gradient_norm": jnp.linalg.norm(gradient)}
+        norm = jnp.linalg.norm(gradient)
+        if self.config.optimizer.nonfinite == "skip":
+            new = _unless(jnp.isfinite(loss) & jnp.isfinite(norm), new, state)
+        return new, {"loss": loss, "gradient_norm": norm, **told}
 
     def _trained(self, params: Any) -> Any:
         """What the optimizer sees of a tree of parameters: the backbone first where it has a rate of its own."""
@@ -248,8 +295,15 @@ def split_model(model: nnx.Module) -> tuple[dict, dict]:
 
 
 def no_progress() -> dict[str, jax.Array]:
-    """The sums behind an epoch's mean loss, before its first step."""
-    return {"loss": jnp.zeros(()), "count": jnp.zeros(())}
+    """The sums behind an epoch's mean loss, and the number of steps skipped in it, before its first step."""
+    return {"loss": jnp.zeros(()), "count": jnp.zeros(()), "skipped": jnp.zeros(())}
+
+
+def _unless(finite: jax.Array, new: State, old: State) -> State:
+    """The new state if the step was `finite`, else the old one, with one more step counted as skipped."""
+    chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    skipped = old["progress"]["skipped"] + jnp.where(finite, 0.0, 1.0)
+    return {**chosen, "progress": {**chosen["progress"], "skipped": skipped}}
 
 
 def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, placement: Placement) -> Trainer:
@@ -269,4 +323,6 @@ def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, pla
         )
     apart = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = tagger.backbone_attribute(model) if apart else ""
-    return Trainer(config, Frontend.from_config(config.frontend), graphdef, transform, placement, backbone)
+    return Trainer(
+        config, Frontend.from_config(config.frontend), graphdef, transform, placement, steps_per_epoch, backbone
+    )

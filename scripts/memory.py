@@ -58,7 +58,7 @@ def memory(options: Options, preset: OptimizerConfig) -> tuple[float, float]:
         "valid": np.ones(clips, np.float32),
     }
     state = trainer.init(model)
-    plan = trainer.step.lower(state, trainer.placement.put(batch), np.int32(0)).compile().memory_analysis()
+    plan = trainer.lowered(state, trainer.placement.put(batch)).compile().memory_analysis()
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9, plan.temp_size_in_bytes / 1e9
 
 

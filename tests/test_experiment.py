@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -15,12 +18,15 @@ import pytest
 import sounds
 
 from psla_jax import experiment
-from psla_jax.checkpoints import load_model
+from psla_jax.checkpoints import CheckpointError, load_model
 from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig, PretrainingConfig
 from psla_jax.data import sets
 from psla_jax.data.sets import DataError
 from psla_jax.evaluation import Scores
-from psla_jax.experiment import RunError
+from psla_jax.run_checkpoints import RunCheckpoints
+from psla_jax.run_directory import RunError
+from psla_jax.shelf import Shelf
+from psla_jax.stopping import Stopped
 from psla_jax.training import TrainingError, split_model
 from psla_jax.watch import Watch
 
@@ -254,25 +260,43 @@ def test_a_clip_lost_during_training_is_set_aside_and_reported(tmp_path, monkeyp
     assert measured[0].sets["evaluation"].num_clips == sounds.SIZES["evaluation"] - 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(data, tmp_path, monkeypatch):
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the batch of the seventh step a recording of nothing but NaN."""
+    fetch, calls = Watch.fetch, []
+
+    def spoilt(self, stream):
+        batch = fetch(self, stream)
+        calls.append(None)
+        return {**batch, "waveform": batch["waveform"] * np.float32("nan")} if len(calls) == 7 else batch
+
+    monkeypatch.setattr(Watch, "fetch", spoilt)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(data, tmp_path):
     config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_every=1)
-    check = Watch._check
-
-    def poisoned(self, step, clips, loss):
-        check(self, step, clips, loss * float("nan") if step == 6 else loss)
-
-    monkeypatch.setattr(Watch, "_check", poisoned)
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 6.*train\d\d\.wav"):
+    with pytest.raises(TrainingError, match=r"the loss is nan.* at step 6.*nonfinite skip: .*train\d\d\.wav"):
         experiment.train(config)
     saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
     assert max(saved) == 6
     assert len(table(tmp_path / "run" / "result.csv")) == 1
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_a_step_that_is_not_finite_can_be_skipped_and_is_counted(data, tmp_path, capsys):
+    config = sounds.config(data, tmp_path / "run")
+    experiment.train(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, nonfinite="skip")))
+    shown = capsys.readouterr().out
+    assert re.search(r"the loss is nan and the norm of the gradient nan at step 6, which is skipped; .*train", shown)
+    assert "1 steps of this epoch were skipped" in shown
+    assert all(np.isfinite(float(row["train_loss"])) for row in table(tmp_path / "run" / "result.csv"))
+
+
 def test_parameters_that_explode_stop_the_run(data, tmp_path):
     config = sounds.config(data, tmp_path / "run")
     wild = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e38, epochs=3, warmup_steps=0))
-    with pytest.raises(TrainingError, match="the loss is nan at step"):
+    with pytest.raises(TrainingError, match="the loss is nan and the norm of the gradient nan at step"):
         experiment.train(wild)
 
 
@@ -290,8 +314,97 @@ def test_a_run_directory_of_other_data_is_refused(data, tmp_path):
     edited = json.loads((copy / "train.json").read_text())
     edited["data"][0]["labels"] = "/t/noise"
     (copy / "train.json").write_text(json.dumps(edited))
-    with pytest.raises(RunError, match=r"started on other data \(changed: train\)"):
+    with pytest.raises(RunError, match=r"started on other data \(changed: train\).*--data\.edited accept"):
         experiment.train(config)
+    accepting = dataclasses.replace(config, data=dataclasses.replace(config.data, edited="accept"))
+    experiment.train(accepting)
+    assert "train was edited since this run was started" in (tmp_path / "run" / "log.txt").read_text()
+    experiment.train(config)  # What was accepted is what the run is on now.
+    edited["data"].pop()
+    (copy / "train.json").write_text(json.dumps(edited))
+    with pytest.raises(RunError, match=r"with 26 clips \(train\) and would go on with 25, which is another run"):
+        experiment.train(accepting)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_after_the_step_with_everything_saved(
+    whole_run, data, tmp_path, monkeypatch, capfd, number, code
+):
+    config = sounds.config(data, tmp_path / "run")
+    add = Watch.add
+
+    def told(self, step, batch, metrics):
+        add(self, step, batch, metrics)
+        if step == 5:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # The thread that listens is told at its own time.
+
+    monkeypatch.setattr(Watch, "add", told)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"step 6 is saved: start it again to go on") as caught:
+        experiment.train(config)
+    assert caught.value.code == code
+    assert signal.getsignal(number) is before
+    assert "finishing this step and saving" in capfd.readouterr().err
+    assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == 6
+    monkeypatch.setattr(Watch, "add", add)
+    experiment.train(config)
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+def test_a_signal_while_scoring_ends_the_run_with_the_epoch_saved(whole_run, data, tmp_path, monkeypatch):
+    config = sounds.config(data, tmp_path / "run")
+    score = Shelf.score
+
+    def told(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return score(self, *arguments)
+
+    monkeypatch.setattr(Shelf, "score", told)
+    with pytest.raises(Stopped, match="what was done is saved"):
+        experiment.train(config)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()] == ["4"]
+    monkeypatch.setattr(Shelf, "score", score)
+    experiment.train(config)
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "lost"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(whole_run, data, tmp_path, damage, capsys):
+    shutil.copytree(whole_run[0].run_dir, tmp_path / "run")
+    (tmp_path / "run" / "result.csv").unlink()  # so that it is not over
+    newest = tmp_path / "run" / "checkpoints" / "12"
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "lost":
+        largest.unlink()
+    else:
+        largest.write_bytes(content if damage == "flipped" else content[: len(content) // 3])
+    experiment.train(sounds.config(data, tmp_path / "run"))
+    assert re.search(
+        r"checkpoint .*12 (is damaged|cannot be read).*going on from the one before, of step 8", capsys.readouterr().out
+    )
+    assert (tmp_path / "run" / "checkpoints" / "damaged_12").is_dir()
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_anew(whole_run, data, tmp_path):
+    shutil.copytree(whole_run[0].run_dir, tmp_path / "run")
+    (tmp_path / "run" / "result.csv").unlink()
+    for step in ("8", "12"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step / "model")
+    with pytest.raises(CheckpointError, match=r"none before it: restore .* or delete it to train from the beginning"):
+        experiment.train(sounds.config(data, tmp_path / "run"))
+
+
+def test_a_checkpoint_is_saved_by_the_clock_too(data, tmp_path, monkeypatch):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_minutes=1e-6)
+    saved, save = [], RunCheckpoints.save
+    monkeypatch.setattr(RunCheckpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest)))
+    experiment.train(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=4)))
+    assert saved[:3] == [5, 7, 12]  # Not after every step, as other processes know of the wish some steps later.
 
 
 def test_a_directory_that_is_no_run_is_left_alone(data, tmp_path):

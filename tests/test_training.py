@@ -184,7 +184,7 @@ def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
     """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have."""
     which = trainer(4)
     state = which.init(build(CLASSES, nnx.Rngs(0)))
-    program = which.step.lower(state, which.placement.put(batch()), np.int32(0)).compile().as_text()
+    program = which.lowered(state, which.placement.put(batch())).compile().as_text()
     travels = r" = (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
     found = [match.groups() for match in re.finditer(travels + r"(?:-start)?\(", program)]
     assert {kind for _, kind in found} == {"all-reduce"}

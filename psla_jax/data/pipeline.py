@@ -17,6 +17,10 @@ from __future__ import annotations
 
 import functools
 import math
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,6 +160,25 @@ class TrainSource:
         return self.reader.row(clip, mix_waveforms(waveform, partner, mix.weight), labels)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The same rows of every batch of a source: what one of several processes reads."""
+
+    source: TrainSource | EvaluationSource
+    rows: range
+
+    def __len__(self) -> int:
+        return len(self.source) // self.source.batch_size * len(self.rows)
+
+    def __getitem__(self, item: int) -> Row:
+        batch, row = divmod(int(item), len(self.rows))
+        return self.source[batch * self.source.batch_size + self.rows[row]]
+
+
+class LoaderError(RuntimeError):
+    """A loader process that is gone; the message says what to do."""
+
+
 def batches(
     source: TrainSource | EvaluationSource,
     *,
@@ -163,6 +186,7 @@ def batches(
     threads: int = 2,
     start: int = 0,
     stop: int | None = None,
+    rows: range | None = None,
 ) -> Iterator[Batch]:
     """The batches of a source, from number `start` up to `stop`, read ahead in threads or worker processes.
 
@@ -172,14 +196,46 @@ def batches(
         threads: batches read at the same time, per process.
         start: number of the first batch, counted over all epochs: where a resumed run goes on.
         stop: number of the batch to end before; None for all.
+        rows: of every batch; None for all of them.
+
+    Raises:
+        LoaderError: a worker process has died.
     """
-    dataset = grain.MapDataset.source(source).batch(source.batch_size)[start:stop]
+    part = source if rows is None else Part(source, rows)
+    dataset = grain.MapDataset.source(part).batch(source.batch_size if rows is None else len(rows))[start:stop]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(READ_AHEAD, threads))
     stream = dataset.to_iter_dataset(options)
     if workers:
         _mark_flags_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(stream)
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker)
+    return _told(iter(stream))
+
+
+def _told(stream: Iterator[Batch]) -> Iterator[Batch]:
+    """The stream; a worker that was killed, for want of memory as a rule, is no traceback."""
+    try:
+        yield from stream
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise LoaderError(
+            "a loader process was ended from outside, as happens when memory runs out: start again with fewer "
+            "data.workers to go on."
+        ) from error
+
+
+def _begin_worker(*_: int) -> None:
+    """A loader process leaves signals to its parent, which they reach as well, and does not outlive it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(0)
 
 
 def _mark_flags_parsed() -> None:

@@ -19,6 +19,7 @@ from psla_jax.inference import compiler_options, one_by_one
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_steps
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
+from psla_jax.traces import Traced
 
 Policy = Literal["pad", "repeat", "mask"]
 BATCH_ON_CPU, BATCH = 4, 32
@@ -136,6 +137,12 @@ class Network:
                 self._programs[size] = self._compiled(size)
             return self._programs[size]
 
+    @property
+    def _filled(self) -> Output:
+        """Which fields of an output there are, of this network."""
+        features = 0 if isinstance(self.model.network, AudioTagger) else None
+        return Output(0, 0, 0, features) if self.has_frames else Output(0, features=features)
+
     def _arguments(self, size: int) -> tuple[Any, Any, Any]:
         """Weights, waveforms and lengths as a program takes them."""
         waveforms = jax.ShapeDtypeStruct((size, self.frontend.num_samples), jnp.float32)
@@ -143,8 +150,14 @@ class Network:
 
     def _compiled(self, size: int) -> Any:
         self.on_compile("compiling (once; JAX keeps it for the next time)")
-        program = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
-        compiled = jax.jit(program, compiler_options=dict(compiler_options())).lower(*self._arguments(size)).compile()
+        card = self.model.card
+        program = Traced(
+            functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask"),
+            result=lambda *_: self._filled,
+            identity=None if ":" in card.model.name else {"tag": repr((card.model, card.frontend, self.policy))},
+            compiler_options=dict(compiler_options()),
+        )
+        compiled = program.lower(*self._arguments(size)).compile()
         self.on_compile("")
         return compiled
 

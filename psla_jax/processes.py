@@ -1,0 +1,210 @@
+"""The processes of one command: a single one, or several under ``jax.distributed``, each with a part of every batch.
+
+Every process runs the same program on the same data. The first one writes files and speaks; what the others read from
+the run directory they find there too, so it lies on a disk that all of them share.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from psla_jax.config import ConfigError, DistributedConfig
+
+BEAT = 1.0
+"""Seconds between two signs of life."""
+PATIENCE_OF_JAX = 120
+"""Seconds by which JAX's own watch, which ends a process without a word, is slower than ours."""
+PREFIX = "psla/alive/"
+
+_watch: Watchman | None = None
+
+
+class PeerError(RuntimeError):
+    """Another process of this command is gone, so this one cannot go on."""
+
+
+def join(config: DistributedConfig) -> None:
+    """Meets the other processes, where there are any; to be called before anything is computed.
+
+    They are named by the config, or found by JAX where Slurm, Open MPI or Kubernetes started them.
+
+    Raises:
+        ConfigError: the config names some of them, but not how to meet.
+        PeerError: they did not all come.
+    """
+    global _watch
+    if _watch is not None or not (config.coordinator or _launched()):
+        return
+    explicit = bool(config.coordinator)
+    if explicit and config.processes < 2:
+        raise ConfigError(
+            f"distributed.processes is {config.processes} with distributed.coordinator {config.coordinator}: say how "
+            "many processes there are, and which one this is with distributed.index."
+        )
+    # JAX would take the first notice of SIGTERM for itself; this package stops in its own way.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator_address=config.coordinator or None,
+            num_processes=config.processes if explicit else None,
+            process_id=config.index if explicit else None,
+            heartbeat_timeout_seconds=config.timeout + PATIENCE_OF_JAX,
+            initialization_timeout=config.meeting,
+        )
+    except Exception as error:
+        where = config.coordinator or "the address that was found"
+        raise PeerError(
+            f"the processes of this command did not meet at {where} within {config.meeting} s "
+            f"({str(error).splitlines()[0]}): look whether all of them were started, and can reach it."
+        ) from error
+    if count() > 1:
+        _watch = Watchman(config.timeout)
+        _watch.start()
+
+
+def _launched() -> bool:
+    """Whether a launcher has started several of this process."""
+    # A batch script has most of them too, and is one process: only srun sets the nodes of a step.
+    step = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= set(os.environ)
+    slurm = step and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    open_mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
+    kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
+    return slurm or open_mpi or kubernetes
+
+
+def count() -> int:
+    """How many there are."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which one this is, from 0."""
+    return jax.process_index()
+
+
+def first() -> bool:
+    """Whether this is the one that writes and speaks."""
+    return index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"psla: {name}")
+
+
+def gather(tree: Any) -> Any:
+    """A tree of NumPy arrays, those of all processes one after the other along the first axis."""
+    if count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.process_allgather(tree, tiled=True))
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is set in any process."""
+    return bool(flag) if count() == 1 else bool(gather(np.array([flag])).any())
+
+
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    return number if count() == 1 else int(gather(np.array([number], np.int32)).max())
+
+
+def leave() -> None:
+    """Parts from the other processes, all of which have come to the end."""
+    global _watch
+    if _watch is None:
+        return
+    barrier("done")
+    _watch.stop()
+    _watch = None
+    jax.distributed.shutdown()
+
+
+def blame(error: Exception) -> PeerError:
+    """What a failed communication means; waits for the watch to find out who is gone, and then does not return."""
+    if _watch is not None:
+        _watch.wait()
+    return PeerError(
+        f"the processes of this command can no longer reach each other ({str(error).strip().splitlines()[0]}): start "
+        "all of them again to go on."
+    )
+
+
+class Watchman(threading.Thread):
+    """Gives signs of life, and ends this process with a sentence when those of another one stop.
+
+    A process that waits for a peer waits in XLA, where no Python code can wake it: so the watch is a thread, and ends
+    the process as a whole.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        super().__init__(name="watchman", daemon=True)
+        # What JAX and Orbax use themselves; there is no public name for it.
+        from jax._src.distributed import global_state
+
+        self._client = global_state.client
+        self._timeout = timeout
+        self._index, self._count = index(), count()
+        self._known: dict[int, tuple[str, float]] = {}
+        self._names = dict.fromkeys(range(self._count), "")
+        self._over = threading.Event()
+
+    def stop(self) -> None:
+        """All processes are done."""
+        self._over.set()
+        self.join()
+
+    def wait(self) -> None:
+        """Gives the watch the time it needs to find out who is gone."""
+        time.sleep(self._timeout + 5 * BEAT)
+
+    def run(self) -> None:
+        """Looks once a second."""
+        started = time.monotonic()
+        self._known = dict.fromkeys(range(self._count), ("", started))
+        beats = 0
+        while not self._over.wait(BEAT):
+            beats += 1
+            try:
+                self._beat(beats)
+            except Exception:  # The first process answers for all, and does not answer.
+                if self._over.is_set():
+                    return
+                if time.monotonic() - self._known[0][1] > self._timeout:
+                    self._end(0)
+            gone = [peer for peer, (_, at) in self._known.items() if time.monotonic() - at > self._timeout]
+            if gone and not self._over.is_set():
+                self._end(gone[0])
+
+    def _beat(self, beats: int) -> None:
+        name = f"{socket.gethostname()}, process id {os.getpid()}"
+        self._client.key_value_set(f"{PREFIX}{self._index}", f"{beats}|{name}", allow_overwrite=True)
+        now = time.monotonic()
+        for key, value in self._client.key_value_dir_get(PREFIX):
+            peer = int(key.rsplit("/", 1)[1])
+            self._names[peer] = value.split("|", 1)[1]
+            if self._known[peer][0] != value:
+                self._known[peer] = (value, now)
+
+    def _end(self, peer: int) -> None:
+        name = f" ({self._names[peer]})" if self._names[peer] else ""
+        print(
+            f"psla: process {peer} of {self._count}{name} has not been heard of for {self._timeout} s, so process "
+            f"{self._index} ends too: start all of them again to go on from the last checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
