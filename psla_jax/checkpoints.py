@@ -111,43 +111,39 @@ def save_model(
     Raises:
         CheckpointError: something else than a model has that name.
     """
-    if processes.first():
-        _write_model(directory, card, params, rest, report)
-    processes.barrier(f"model {directory}")
-
-
-def _write_model(directory: Path, card: ModelCard, params: Any, rest: Any, report: Mapping[str, Any] | None) -> None:
     require_place(directory, overwrite=True)
-    aside = directory.with_name(f".{directory.name}.{os.getpid()}")
-    before = directory.with_name(f".{directory.name}.before.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        weights = jax.tree.map(np.asarray, {"params": named(params), "rest": named(rest)})
-        with _by_this_process():
-            ocp.save(aside.absolute() / WEIGHTS, weights)
-        (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
-        if report is not None:
-            (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        if (directory / CALIBRATION).is_file():
-            _keep_calibration(directory, aside, card, (params, rest))
-        if directory.exists():
-            os.replace(directory, before)
-        os.replace(aside, directory)
-        shutil.rmtree(before, ignore_errors=True)
-    finally:
+    writer = processes.largest(os.getpid() if processes.first() else 0)
+    aside = directory.with_name(f".{directory.name}.{writer}")
+    if processes.first():
         shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    processes.barrier(f"place of {directory}")
+    try:
+        # Orbax wants all processes to come; of arrays that each of them has, one writes.
+        weights = jax.tree.map(np.asarray, {"params": named(params), "rest": named(rest)})
+        ocp.save(aside.absolute() / WEIGHTS, weights)
+        if processes.first():
+            _complete(aside, directory, card, (params, rest), report)
+        processes.barrier(f"model {directory}")
+    finally:
+        if processes.first():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _by_this_process() -> contextlib.AbstractContextManager[Any]:
-    """Lets one of several processes write without the others."""
-    if processes.count() == 1:
-        return contextlib.nullcontext()
-    context = ocp.Context()
-    context.multiprocessing.primary_host = processes.index()
-    context.multiprocessing.active_processes = {processes.index()}
-    context.multiprocessing.barrier_sync_key_prefix = "psla-model"
-    return context
+def _complete(
+    aside: Path, directory: Path, card: ModelCard, weights: tuple[Any, Any], report: Mapping[str, Any] | None
+) -> None:
+    """Puts beside the weights what else a model has, and the whole in its place."""
+    before = directory.with_name(f".{directory.name}.before.{os.getpid()}")
+    (aside / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
+    if report is not None:
+        (aside / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if (directory / CALIBRATION).is_file():
+        _keep_calibration(directory, aside, card, weights)
+    if directory.exists():
+        os.replace(directory, before)
+    os.replace(aside, directory)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _keep_calibration(directory: Path, aside: Path, card: ModelCard, weights: tuple[Any, Any]) -> None:

@@ -6,8 +6,11 @@ the run directory they find there too, so it lies on a disk that all of them sha
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +26,16 @@ BEAT = 1.0
 PATIENCE_OF_JAX = 120
 """Seconds by which JAX's own watch, which ends a process without a word, is slower than ours."""
 PREFIX = "psla/alive/"
+LAST_WORDS = """
+import signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+words = ""
+for line in sys.stdin:
+    words = line
+sys.stderr.write(words.strip() and words)
+"""
+"""A process that says the last line it was given once its parent is gone; an empty one is none."""
 
 _watch: Watchman | None = None
 
@@ -147,7 +160,8 @@ class Watchman(threading.Thread):
     """Gives signs of life, and ends this process with a sentence when those of another one stop.
 
     A process that waits for a peer waits in XLA, where no Python code can wake it: so the watch is a thread, and ends
-    the process as a whole.
+    the process as a whole. Where the first process dies, JAX aborts all others on the spot: what there is to say then
+    is said by a process of its own.
     """
 
     def __init__(self, timeout: int) -> None:
@@ -160,12 +174,17 @@ class Watchman(threading.Thread):
         self._index, self._count = index(), count()
         self._known: dict[int, tuple[str, float]] = {}
         self._names = dict.fromkeys(range(self._count), "")
-        self._over = threading.Event()
+        self._done = threading.Event()
+        self._words = ""
+        command = [sys.executable, "-I", "-S", "-c", LAST_WORDS]
+        self._last_words = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        atexit.register(self._leave_words, "")
 
     def stop(self) -> None:
         """All processes are done."""
-        self._over.set()
+        self._done.set()
         self.join()
+        self._leave_words("")
 
     def wait(self) -> None:
         """Gives the watch the time it needs to find out who is gone."""
@@ -176,17 +195,17 @@ class Watchman(threading.Thread):
         started = time.monotonic()
         self._known = dict.fromkeys(range(self._count), ("", started))
         beats = 0
-        while not self._over.wait(BEAT):
+        while not self._done.wait(BEAT):
             beats += 1
             try:
                 self._beat(beats)
             except Exception:  # The first process answers for all, and does not answer.
-                if self._over.is_set():
+                if self._done.is_set():
                     return
                 if time.monotonic() - self._known[0][1] > self._timeout:
                     self._end(0)
             gone = [peer for peer, (_, at) in self._known.items() if time.monotonic() - at > self._timeout]
-            if gone and not self._over.is_set():
+            if gone and not self._done.is_set():
                 self._end(gone[0])
 
     def _beat(self, beats: int) -> None:
@@ -198,13 +217,30 @@ class Watchman(threading.Thread):
             self._names[peer] = value.split("|", 1)[1]
             if self._known[peer][0] != value:
                 self._known[peer] = (value, now)
+        if self._index and self._names[0]:
+            self._leave_words(
+                f"psla: process {self._index} of {self._count} was ended by force; if it is not said why, then because "
+                f"process 0 ({self._names[0]}) is gone, without which none can be: start all of them again to go on "
+                "from the last checkpoint."
+            )
+
+    def _leave_words(self, words: str) -> None:
+        """What is to be said should this process be gone without a word of its own."""
+        pipe = self._last_words.stdin
+        with contextlib.suppress(OSError, ValueError):
+            if pipe is not None and words != self._words:
+                pipe.write(words + "\n")
+                pipe.flush()
+                self._words = words
 
     def _end(self, peer: int) -> None:
+        """Says that another process is gone, and ends this one."""
         name = f" ({self._names[peer]})" if self._names[peer] else ""
-        print(
+        self._leave_words("")
+        line = (
             f"psla: process {peer} of {self._count}{name} has not been heard of for {self._timeout} s, so process "
-            f"{self._index} ends too: start all of them again to go on from the last checkpoint.",
-            file=sys.stderr,
-            flush=True,
+            f"{self._index} ends too: start all of them again to go on from the last checkpoint.\n"
         )
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), line.encode())
         os._exit(1)
