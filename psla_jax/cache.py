@@ -14,3 +14,16 @@ def cache_directory() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("psla_jax", appauthor=False))
+
+
+_traces: list[Path] = []
+
+
+def keep_traces(directory: Path | None) -> None:
+    """Has traced programs kept in `directory` from now on; None: no longer. See :mod:`psla_jax.traces`."""
+    _traces[:] = [] if directory is None else [directory]
+
+
+def traces_directory() -> Path | None:
+    """Where traced programs are kept, if they are."""
+    return _traces[0] if _traces else None

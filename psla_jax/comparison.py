@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
 
-from psla_jax import score_cache
+from psla_jax import processes, score_cache
 from psla_jax.aggregation import RunningEnsemble
 from psla_jax.checkpoints import find_model, load_model, read_card
-from psla_jax.config import Channel, DataConfig
+from psla_jax.config import Channel, DataConfig, DistributedConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.pipeline import batches, evaluation_source
 from psla_jax.data.sets import DataError, locate
@@ -39,6 +39,7 @@ class Request:
     trust: bool = False
     keep_scores: bool = True
     save: str = ""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,18 @@ def evaluate(request: Request) -> Comparison:
 
     Raises:
         ValueError: one of this package's own, naming the model or file and the remedy.
+        PeerError: another process of the command is gone.
     """
+    with processes.joined(request.distributed):
+        return _evaluated(request)
+
+
+def _evaluated(request: Request) -> Comparison:
     if not request.models:
         raise DataError("there is no model to evaluate: name at least one.")
     if os.path.exists(request.save):
         raise ScoresError(f"{request.save} is there already, and scores are not overwritten: name another file.")
-    journal = Journal()
+    journal = Journal(silent=not processes.first())
     placement = Placement.over_all_devices()
     placement.check_batch(DataConfig(batch_size=request.batch_size).batch_size)
     cards = {path: read_card(find_model(Path(path))) for path in request.models}
@@ -73,7 +80,7 @@ def evaluate(request: Request) -> Comparison:
         running.add(scores)
         members.append(scores.metrics())
     _show(request, members, running.mean(), journal)
-    if request.save:
+    if request.save and processes.first():
         replace(running.mean(), mids=vocabulary.mids).save(Path(request.save))
         journal.say(f"{request.save}: the scores of {'them together' if len(members) > 1 else 'it'}, by clip id")
     return Comparison(tuple(members), running.mean().metrics())
@@ -107,11 +114,11 @@ def _scored(
     """A model's scores, its classes brought into the order asked for."""
     model = load_model(path, trust=request.trust)
     graphdef = nnx.graphdef(model.network)
-    weights = jax.device_put(split_model(model.network), placement.replicated)
+    weights = placement.replicate(jax.device_get(split_model(model.network)))
     config = DataConfig(batch_size=request.batch_size, channel=request.channel)
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with journal.progress(f"scoring {path}", source.num_batches) as bar:
-        stream = bar.over(batches(source))
+        stream = bar.over(batches(source, rows=placement.rows(source.batch_size)))
         found = score((graphdef, *weights), model.frontend, stream, placement.put, data.clip_id)
     if found.skipped:
         journal.say(f"{len(found.skipped)} clips cannot be read: {', '.join(found.skipped[:5])}")
@@ -138,6 +145,6 @@ def _show(request: Request, members: list[Metrics], combined: Scores, journal: J
     for line in ensemble_lines([str(Path(m)) for m in request.models], members, together):
         journal.say(line)
     journal.say(counted(request.data, together))
-    if request.bootstrap:
+    if request.bootstrap and processes.first():
         interval = bootstrap(combined.scores, combined.labels, resamples=request.bootstrap)
         journal.say(f"95% interval of the last mAP (bootstrap over clips): {interval.low:.4f} to {interval.high:.4f}")

@@ -326,10 +326,12 @@ FREE_FIELDS = frozenset(
         "data.unreadable",
         "data.edited",
     }
+    | {"optimizer.nonfinite"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
     | {"data.train", "data.validation", "data.evaluation", "data.labels"}
 )
-"""Fields that may change when a run is resumed: they do not touch its results. Data are compared by content instead."""
+"""Fields that may change when a run is resumed: they do not touch its results, or are how it gets over what stopped it.
+Data are compared by content instead."""
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

@@ -58,12 +58,12 @@ def score(
     found += [_fetched(rest) for rest in pending]
     if not found:
         raise ScoresError("there is no clip to score: the datafile is empty.")
-    clip, scores, labels, valid = (np.concatenate([x[k] for x in found]) for k in ("clip", "scores", "labels", "valid"))
-    good = valid > 0
+    whole = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    clip, good = whole["clip"], whole["valid"] > 0
     return Scores(
         np.array([clip_id(int(i)) for i in clip[good]], dtype=str),
-        scores[good],
-        labels[good],
+        whole["scores"][good],
+        whole["labels"][good],
         tuple(clip_id(int(i)) for i in clip[~good & (clip >= 0)]),
     )
 

@@ -66,18 +66,8 @@ def train(config: RunConfig) -> list[Measured]:
         PeerError: another process of the run is gone.
         Stopped: the process was told to, and has saved.
     """
-    processes.join(config.distributed)
-    try:
-        measured = _train(config)
-    except Stopped:
-        processes.leave()  # All of them stop after the same step.
-        raise
-    except jax.errors.JaxRuntimeError as error:
-        if processes.count() == 1:
-            raise
-        raise processes.blame(error) from error
-    processes.leave()
-    return measured
+    with processes.joined(config.distributed):
+        return _train(config)
 
 
 def _train(config: RunConfig) -> list[Measured]:

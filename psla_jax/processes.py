@@ -14,11 +14,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from psla_jax import launch
 from psla_jax.config import ConfigError, DistributedConfig
 
 BEAT = 1.0
@@ -54,7 +56,7 @@ def join(config: DistributedConfig) -> None:
         PeerError: they did not all come.
     """
     global _watch
-    if _watch is not None or not (config.coordinator or _launched()):
+    if _watch is not None or not (config.coordinator or launch.several()):
         return
     explicit = bool(config.coordinator)
     if explicit and config.processes < 2:
@@ -81,16 +83,6 @@ def join(config: DistributedConfig) -> None:
     if count() > 1:
         _watch = Watchman(config.timeout)
         _watch.start()
-
-
-def _launched() -> bool:
-    """Whether a launcher has started several of this process."""
-    # A batch script has most of them too, and is one process: only srun sets the nodes of a step.
-    step = {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= set(os.environ)
-    slurm = step and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    open_mpi = int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1
-    kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ
-    return slurm or open_mpi or kubernetes
 
 
 def count() -> int:
@@ -135,6 +127,27 @@ def largest(number: int) -> int:
     return number if count() == 1 else int(gather(np.array([number], np.int32)).max())
 
 
+@contextlib.contextmanager
+def joined(config: DistributedConfig) -> Iterator[None]:
+    """Meets the other processes, and parts from them at the end; what fails because one is gone is said so.
+
+    Raises:
+        ConfigError, PeerError: as :func:`join`.
+    """
+    join(config)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if hasattr(error, "code"):  # Stopped: all of them stop after the same step.
+            leave()
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        if count() == 1:
+            raise
+        raise blame(error) from error
+    leave()
+
+
 def leave() -> None:
     """Parts from the other processes, all of which have come to the end."""
     global _watch
@@ -169,7 +182,7 @@ class Watchman(threading.Thread):
         # What JAX and Orbax use themselves; there is no public name for it.
         from jax._src.distributed import global_state
 
-        self._client = global_state.client
+        self._client: Any = global_state.client
         self._timeout = timeout
         self._index, self._count = index(), count()
         self._known: dict[int, tuple[str, float]] = {}

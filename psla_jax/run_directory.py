@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from psla_jax import processes, results
 from psla_jax.config import RunConfig, differences, from_json, to_json
 from psla_jax.data.sets import DataSets
+from psla_jax.locks import Held, locked
 
 CONFIG, DATA, SUMMARY, LOG, LABELS = "config.json", "data.json", "summary.json", "log.txt", "labels.csv"
 CHECKPOINTS, LOCK = "checkpoints", ".lock"
@@ -97,41 +96,15 @@ def alone(directory: Path) -> Iterator[None]:
     """
     if processes.first():
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
-            processes.barrier("locked")
-            yield
+        try:
+            with locked(directory / LOCK):
+                processes.barrier("locked")
+                yield
+        except Held as holder:
+            raise RunError(
+                f"{directory} is in use by another training{f' ({holder})' if str(holder) else ''}: wait until it has "
+                "ended, or choose another directory with --run-dir."
+            ) from holder
     else:
         processes.barrier("locked")
         yield
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    file = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        if not _lock(file):
-            holder = os.read(file, 200).decode(errors="replace").strip()
-            raise RunError(
-                f"{directory} is in use by another training{f' ({holder})' if holder else ''}: wait until it has "
-                "ended, or choose another directory with --run-dir."
-            )
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(file)
-
-
-def _lock(file: int) -> bool:
-    """Whether the file is this process's now; also where the disk knows no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # Some network disks have no locks.
-        return True
-    return True

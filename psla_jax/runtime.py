@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-from psla_jax.cache import cache_directory
+from psla_jax.cache import cache_directory, keep_traces
 
 SWITCH = "PSLA_HUGE_PAGES"
 TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
@@ -49,10 +49,8 @@ def keep_compiled_programs() -> None:
     """Keeps what is traced and compiled in the user's cache, unless the environment names another place or none."""
     import jax
 
-    from psla_jax import traces
-
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION)
     if jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
-        traces.keep(cache_directory() / "traces")
+        keep_traces(cache_directory() / "traces")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from psla_jax import __version__, shards
+from psla_jax import __version__, processes, shards
 from psla_jax.cache import cache_directory
 from psla_jax.checkpoints import fingerprint, read_card
 from psla_jax.data.datafile import Datafile
@@ -36,11 +36,13 @@ def kept(
         on_found: called where that is not needed.
     """
     file = cache_directory() / "scores" / f"{_identity(model, vocabulary, data, settings)}.npz"
+    found = None
     if file.is_file():
         with contextlib.suppress(ScoresError):  # Damaged ones are made again.
             found = Scores.load(file)
-            on_found()
-            return found
+    if not processes.any_of(found is None) and found is not None:
+        on_found()
+        return found
     scores = make()
     scores.save(file)
     return scores

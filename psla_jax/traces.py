@@ -3,7 +3,8 @@
 Before JAX can ask its cache for a compiled program it has to trace the Python that describes it, which takes a large
 network seconds. What comes out is kept here as StableHLO, under a hash of everything that it depends on: this package's
 source, the versions of the libraries, the devices, the shapes, and what the caller names. It is on where
-:func:`keep` was called (the ``psla`` command does), off in a library's use, where anything may be patched.
+:func:`psla_jax.cache.keep_traces` was called (the ``psla`` command does), off in a library's use, where anything may be
+patched.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.export
-from jax.extend.backend import get_backend
+import jaxlib
+import numpy as np
+import optax
+from jax.extend import backend
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+from psla_jax import cache
+
+LIBRARIES = (jax, jaxlib, flax, optax, np)
 DIGEST_BYTES = 32
 KEPT = 64
 """Traces; the oldest ones go."""
@@ -33,14 +39,6 @@ SETTINGS = (
     "jax_disable_jit", "jax_softmax_custom_jvp", "jax_use_shardy_partitioner",
 )  # fmt: skip
 """Those of JAX that a trace may depend on; one that this JAX does not have does not count."""
-
-_directory: Path | None = None
-
-
-def keep(directory: Path | None) -> None:
-    """Keeps traces in `directory` from now on; None: no longer."""
-    global _directory
-    _directory = directory
 
 
 class Traced:
@@ -85,11 +83,12 @@ class Traced:
 
     def _found(self, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The function, or the same one from an earlier trace."""
-        if _directory is None or self._identity is None:
+        directory = cache.traces_directory()
+        if directory is None or self._identity is None:
             return self._function
         leaves, tree = jax.tree.flatten(tuple(arguments))
         shapes = [_shape(leaf) for leaf in leaves]
-        file = _directory / f"{_hash(self._identity, shapes, str(tree))}.stablehlo"
+        file = directory / f"{_hash(self._identity, shapes, str(tree))}.stablehlo"
         exported = _read(file)
         if exported is None:
             exported = self._export(tree, shapes)
@@ -134,8 +133,8 @@ def _installation() -> list[str]:
     for file in sorted(root.rglob("*.py")):
         source.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-    compiler = f"{get_backend().platform_version} {os.environ.get('XLA_FLAGS', '')}"
-    versions = [f"{name} {version(name)}" for name in LIBRARIES]
+    compiler = f"{backend.get_backend().platform_version} {os.environ.get('XLA_FLAGS', '')}"
+    versions = [f"{library.__name__} {library.__version__}" for library in LIBRARIES]
     return [source.hexdigest(), sys.version, *versions, compiler, f"{os.cpu_count()} cores", *devices]
 
 

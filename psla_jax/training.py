@@ -80,7 +80,7 @@ class Placement:
     def rows(self, batch_size: int) -> range:
         """Which rows of a batch are this process's."""
         parts = self.split.addressable_devices_indices_map((batch_size,)).values()
-        rows = sorted(row for (part,) in parts for row in range(batch_size)[part])
+        rows = sorted(row for part in parts if part is not None for row in range(batch_size)[part[0]])
         assert rows == list(range(rows[0], rows[-1] + 1)), "the mesh lays the devices of a process side by side"
         return range(rows[0], rows[-1] + 1)
 

@@ -205,7 +205,7 @@ def live(place: Path, name: str, arguments: Arguments, draw: random.Random, tall
 def differences(one: Path, other: Path) -> list[str]:
     """What two finished runs do not have in common, bit for bit."""
     found = []
-    tables = sorted(path.name for path in one.glob("*.csv")) + ["summary.json"]
+    tables = [*sorted(path.name for path in one.glob("*.csv")), "summary.json"]
     found += [name for name in tables if (one / name).read_bytes() != (other / name).read_bytes()]
     for path in sorted((one / "scores").glob("*.npz")):
         with np.load(path) as a, np.load(other / "scores" / path.name) as b:

@@ -10,6 +10,20 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_CACHE.name, "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["PSLA_CACHE"] = os.path.join(_CACHE.name, "psla")
 
-import jax  # noqa: E402 - the environment comes first
+from pathlib import Path  # noqa: E402 - the environment comes first
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+import sounds  # noqa: E402
+import starting  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training on two devices that nothing has disturbed; the recordings are in ``sounds`` beside it."""
+    root = tmp_path_factory.mktemp("alone")
+    directory = starting.prepare(root / "alone", sounds.make(root / "sounds"))
+    starting.finish(directory)
+    return directory

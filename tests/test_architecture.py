@@ -26,7 +26,7 @@ HEAVY = DEVICE | {"grain", "numpy", "scipy", "sklearn", "soundfile", "tensorboar
 """What takes long to import."""
 TAGGING_ON_THE_HOST = (
     *("ahead", "classes", "clip", "events", "folder", "inbox", "ledger", "lettering", "microphone", "output", "pipe"),
-    *("result", "strip", "windows"),
+    *("result", "share", "strip", "windows"),
 )
 HOST_SIDE = (
     *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
@@ -38,6 +38,7 @@ OWN_IMPORTS_DEFERRED = {"cli", "commands"}
 DEFERRED_LIBRARIES = {
     "absl",
     "array_record",
+    "fcntl",
     "jax",
     "librosa",
     "matplotlib",
@@ -62,6 +63,10 @@ ROOMS = {
     "cache": (),
     "download": (),
     "journal": (),
+    "launch": ("config",),
+    "locks": (),
+    "processes": ("config", "launch"),
+    "traces": ("cache",),
     "frontend": ("config",),
     "inference": (),
     "sampling": (),
@@ -74,11 +79,15 @@ ROOMS = {
     "calibration": ("ontology",),
     "calibration_fit": ("calibration",),
     "tagging": tuple(
-        ["audio", "calibration", "checkpoints", "config", "frontend", "inference", "models", "ontology", "tagging"]
+        [
+            *("audio", "calibration", "checkpoints", "config", "frontend", "inference", "locks", "models", "ontology"),
+            *("tagging", "traces"),
+        ]
     ),
 }
 """What the rooms that others build on may import of this package."""
 DISTRIBUTIONS = {
+    "jaxlib": "jax",
     "absl": "absl-py",
     "orbax": "orbax-checkpoint",
     "sklearn": "scikit-learn",

@@ -17,6 +17,7 @@ from psla_jax.config import (
     AggregationConfig,
     ConfigError,
     DataConfig,
+    DistributedConfig,
     FrontendConfig,
     ModelConfig,
     OptimizerConfig,
@@ -38,6 +39,7 @@ SECTIONS = {
     "sampling": SamplingConfig,
     "optimizer": OptimizerConfig,
     "aggregation": AggregationConfig,
+    "distributed": DistributedConfig,
 }
 NAN = float("nan")
 
@@ -60,6 +62,7 @@ REFUSED = [
     ("data.workers", -1, "use 0 or more processes"),
     ("data.preflight", -1, "use 0 or more clips"),
     ("data.unreadable", "ignore", "choose stop or skip"),
+    ("data.edited", "ignore", "choose stop or accept"),
     ("sampling.mixup", -0.1, "use a probability in [0, 1]"),
     ("sampling.mixup", 1.1, "use a probability in [0, 1]"),
     ("sampling.mixup", NAN, "use a probability in [0, 1]"),
@@ -76,10 +79,18 @@ REFUSED = [
     ("optimizer.decay", 1.5, "use a factor in (0, 1]"),
     ("optimizer.weight_decay", -1e-9, "use 0 or more"),
     ("optimizer.accumulate", 0, "use at least one microbatch"),
+    ("optimizer.nonfinite", "ignore", "choose stop or skip"),
     ("optimizer.loss", "mse", "choose one of auto, bce, ce"),
     ("optimizer.compute", "float16", "choose one of float32, bfloat16"),
     ("aggregation.first", 0, "epochs are counted from 1"),
     ("aggregation.last", 15, "use 16 (aggregation.first) or later"),
+    ("distributed.processes", 0, "use 1 or more"),
+    ("distributed.index", 1, "use 0 to 0, one of distributed.processes"),
+    ("distributed.timeout", 4, "use 5 seconds or more"),
+    ("distributed.meeting", 0, "use 1 second or more"),
+    ("distributed.coordinator", "first", "use host:port"),
+    ("checkpoint_minutes", -1.0, "use 0 or more"),
+    ("checkpoint_minutes", NAN, "use 0 or more"),
     ("seed", -1, "use 0 or a positive number"),
     ("checkpoint_every", -1, "use 0 or more steps"),
     ("profile", -1, "use 0 or more steps"),
@@ -114,14 +125,16 @@ ACROSS_SECTIONS = [
 CHANGED = RunConfig(
     run_dir="runs/Grüße",
     seed=7,
-    data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, "first", 9, "skip"),
+    data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, "first", 9, "skip", "accept"),
     frontend=FrontendConfig(500, -1.25, 0.1),
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
     sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
-    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True),
+    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True, "skip"),
     aggregation=AggregationConfig(2, 4, False),
+    distributed=DistributedConfig("first:1234", 4, 3, 30, 20),
     checkpoint_every=50,
+    checkpoint_minutes=2.5,
     profile=3,
     bootstrap=20,
 )
@@ -187,7 +200,7 @@ def test_a_config_cannot_be_changed_and_a_changed_copy_is_checked_again():
 def test_flatten_gives_every_field_its_name_on_the_command_line():
     flat = flatten(CHANGED)
     names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "profile", "bootstrap"}
+    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
     assert flat["optimizer.learning_rate"] == 3e-4
     assert flat["seed"] == 7
 
@@ -245,8 +258,10 @@ def test_only_what_decides_no_result_is_free_to_change():
     assert told == set(flatten(CHANGED)) - FREE_FIELDS
     assert set(flatten(CHANGED)) >= FREE_FIELDS
     where = {"data.train", "data.validation", "data.evaluation", "data.labels"}
-    how = {"run_dir", "checkpoint_every", "profile", "data.workers", "data.preflight", "data.unreadable"}
-    assert where | how == FREE_FIELDS
+    how = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
+    over = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
+    together = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
+    assert where | how | over | together == FREE_FIELDS
 
 
 # ---- The recipes -----------------------------------------------------------------------------------------------------

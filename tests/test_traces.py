@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from psla_jax import traces
+from psla_jax import cache, traces
 from psla_jax.traces import Traced
 
 
 @pytest.fixture
 def kept(tmp_path: Path):
     """A directory in which traces are kept during the test."""
-    traces.keep(tmp_path / "traces")
+    cache.keep_traces(tmp_path / "traces")
     yield tmp_path / "traces"
-    traces.keep(None)
+    cache.keep_traces(None)
 
 
 class Counted:
@@ -88,18 +88,18 @@ def test_a_damaged_trace_is_made_again(kept: Path, spoil: str) -> None:
 
 def test_what_cannot_be_named_and_what_is_not_wanted_is_not_kept(kept: Path) -> None:
     traced(Counted(), None)(*arguments())
-    traces.keep(None)
+    cache.keep_traces(None)
     traced(Counted(), {"name": "it"})(*arguments())
     assert not kept.exists()
 
 
 def test_a_full_or_forbidden_disk_only_costs_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    traces.keep(tmp_path / "file" / "traces")
+    cache.keep_traces(tmp_path / "file" / "traces")
     try:
         _, result = traced(Counted(), {"name": "it"})(*arguments())
     finally:
-        traces.keep(None)
+        cache.keep_traces(None)
     np.testing.assert_allclose(result, 2 * np.sin(arguments()[1]), rtol=1e-6)
 
 

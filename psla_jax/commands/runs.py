@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import runpy
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
+from psla_jax.config import DistributedConfig
 
 
 def train(arguments: list[str]) -> int:
@@ -87,6 +88,8 @@ class Evaluate:
     """Keep the scores, and take them from an earlier call where model and data have not changed since."""
     save: str = ""
     """An .npz to write the scores to, clip by clip, for psla enhance; of several models, the mean of their scores."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """As in psla train."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -95,5 +98,6 @@ def evaluate(arguments: list[str]) -> int:
 
     from psla_jax import comparison
 
-    comparison.evaluate(comparison.Request(**dataclasses.asdict(options)))
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    comparison.evaluate(comparison.Request(**values))
     return 0

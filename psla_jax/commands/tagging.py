@@ -8,13 +8,14 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
+from psla_jax.config import DistributedConfig
 
 if TYPE_CHECKING:
     from psla_jax.calibration import Calibration
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from psla_jax.tagging.tagger import Tagger
 
 
+OWN_FILES = {"audacity": ".txt", "embeddings": ".npz", "plot": ".png"}
+"""Options that name a folder for a file per recording, with the ending of its name."""
 THRESHOLD = 0.2
 """Of scores that were not calibrated."""
 
@@ -88,6 +91,9 @@ class Tag(Search):
     """Windows computed together; 0 for what suits the device."""
     overwrite: bool = False
     """Begin the outputs anew, whatever is there."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Of several processes (of which Slurm and Open MPI say it themselves) each tags every n-th recording; they need no
+    coordinator."""
 
 
 def tag(arguments: list[str]) -> int:
@@ -181,16 +187,22 @@ class _Session:
 
     def run(self, items: list[Item]) -> int:
         """Tags everything that is not done yet; 1 if something could not be."""
+        from psla_jax import launch
         from psla_jax.tagging.folder import Results
+        from psla_jax.tagging.share import Share
 
         for note in self.tagger.notes:
             self.errors.print(note, markup=False)
         options = self.options
         files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
         folders = [folder for folder in (options.audacity, options.embeddings, options.plot) if folder]
-        settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("overwrite", "batch_size")}
+        free = ("overwrite", "batch_size", "distributed")
+        settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in free}
         settings["calibration"] = "" if self.tagger.calibration is None else self.tagger.calibration.sha256
-        results = Results(files, folders, settings, overwrite=options.overwrite)
+        share = Share(*launch.share(options.distributed))
+        everything, items = items, share.of(items)
+        own = [place for item in items for place in self._own_files(item).values()]
+        results = Results(files, folders, settings, overwrite=options.overwrite, share=share, own=own)
         waiting = [item for item in items if item.path not in results.done]
         if len(waiting) < len(items):
             self.errors.print(f"{len(items) - len(waiting)} of {len(items)} recordings are done already: going on")
@@ -205,6 +217,9 @@ class _Session:
             results.close()
             raise
         results.finish()
+        names = [*files, *folders]
+        if share.count > 1 and names and share.join(files, names[0], [item.path for item in everything]):
+            self.errors.print(f"{', '.join(names)}: {len(everything)} recordings, of {share.count} processes")
         if results.failed:
             self.errors.print(f"{len(results.failed)} of {len(items)} recordings could not be tagged")
         return 1 if results.failed else 0
@@ -269,13 +284,21 @@ class _Session:
         from psla_jax.ontology import written_aside
         from psla_jax.tagging import output
 
-        if self.options.audacity:
-            with written_aside(_place(self.options.audacity, f"{item.name}.txt")) as file:
+        own = self._own_files(item)
+        for place in own.values():
+            place.parent.mkdir(parents=True, exist_ok=True)
+        if "audacity" in own:
+            with written_aside(own["audacity"]) as file:
                 file.write(output.audacity_labels(tags, self.shown))
-        if self.options.embeddings:
-            found.embeddings().save(_place(self.options.embeddings, f"{item.name}.npz"))
-        if self.options.plot:
-            self._draw(_place(self.options.plot, f"{item.name}.png"), item, found, tags)
+        if "embeddings" in own:
+            found.embeddings().save(own["embeddings"])
+        if "plot" in own:
+            self._draw(own["plot"], item, found, tags)
+
+    def _own_files(self, item: Item) -> dict[str, Path]:
+        """Where the outputs of one recording go, by the option that asks for them."""
+        folders = {name: getattr(self.options, name) for name in OWN_FILES}
+        return {name: Path(folder) / f"{item.name}{OWN_FILES[name]}" for name, folder in folders.items() if folder}
 
     def _draw(self, place: Path, item: Item, found: Any, tags: Any) -> None:
         from psla_jax import audio
@@ -284,10 +307,3 @@ class _Session:
 
         sound = spectrum(audio.blocks(item.path, channel=self.options.channel))
         picture.draw(place, tags, found.strips(), sound, top=self.options.top)
-
-
-def _place(folder: str, name: str) -> Path:
-    """Where one of a folder of outputs goes; its own folder is made."""
-    place = Path(folder) / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place

@@ -11,16 +11,12 @@ from typing import IO, Any
 
 import soundfile
 
+from psla_jax.tagging.share import WHOLE, FolderError, Share, noted
+
 SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) - {".raw"} | {
     ".aif", ".aifc", ".mp1", ".mp2", ".oga", ".opus",
 }  # fmt: skip
 """What is taken for audio in a folder; a file that is named itself may have any name."""
-PROGRESS = ".progress"
-"""Added to the name of the first output: what is done so far, while it is not all."""
-
-
-class FolderError(ValueError):
-    """Recordings or outputs that cannot be used; the message names the path."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,16 @@ class Results:
     that are done are left out. Nothing that is there is overwritten, unless that was asked for.
     """
 
-    def __init__(self, files: Mapping[str, str], folders: Sequence[str], settings: Any, *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, str],
+        folders: Sequence[str],
+        settings: Any,
+        *,
+        overwrite: bool,
+        share: Share = WHOLE,
+        own: Sequence[Path] = (),
+    ) -> None:
         """Opens the outputs.
 
         Args:
@@ -91,6 +96,8 @@ class Results:
             folders: where outputs of single clips go.
             settings: anything JSON can hold; a run goes on only with the same.
             overwrite: begin anew, whatever is there.
+            share: which of the clips; if it is not all, its files are parts, see :mod:`psla_jax.tagging.share`.
+            own: the outputs of these clips in the folders, where other processes write theirs.
 
         Raises:
             FolderError: something is there that is not the beginning of this run.
@@ -102,21 +109,23 @@ class Results:
         names = [*files, *folders]
         if not names:
             return
-        self._note = Path(f"{names[0].rstrip('/')}{PROGRESS}")
-        begun = [] if overwrite else _lines(self._note)
+        self._share = share
+        self._note = share.note(names[0])
+        share.require_alone(names[0])
+        begun = [] if overwrite else [line for line in noted(self._note) if "finished" not in line]
         if begun and begun[0] != {"settings": json.loads(json.dumps(settings))}:
             raise FolderError(
                 f"{names[0]} was begun with other settings: type the same again to go on, name another place, or begin "
                 "anew with --overwrite True."
             )
         if not begun and not overwrite:
-            _require_new(names)
+            _require_new([*files, *(map(str, own) if share.count > 1 else folders)])
         self.done = {line["clip"] for line in begun[1:]}
         self.failed = {line["clip"] for line in begun[1:] if line["failed"]}
         sizes = begun[-1].get("sizes", {}) if begun else {}
         for path, header in files.items():
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._files[path] = _opened(path, header, sizes.get(path, 0))
+            self._files[path] = _opened(share.part(path), header, sizes.get(path, 0))
         for folder in folders:
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._note.parent.mkdir(parents=True, exist_ok=True)
@@ -136,29 +145,20 @@ class Results:
             self._progress.flush()
 
     def finish(self) -> None:
-        """All clips are done."""
+        """All clips are done: of a part, this stays noted until all parts are joined."""
         self.close()
-        if self._progress is not None:
+        if self._progress is None:
+            return
+        if self._share.count > 1:
+            with open(self._note, "a", encoding="utf-8") as note:
+                note.write(json.dumps({"finished": True}) + "\n")
+        else:
             self._note.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Lets go of the files."""
         for file in [*self._files.values(), *([self._progress] if self._progress else [])]:
             file.close()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a note; the last one may have been cut short."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        return []
-    try:
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    except ValueError as error:
-        raise FolderError(
-            f"{path} is not what psla tag noted there: delete it, or begin with --overwrite True."
-        ) from error
 
 
 def _require_new(names: Sequence[str]) -> None:
