@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import struct
 import sys
@@ -30,6 +31,12 @@ Result = TypeVar("Result")
 SAMPLE_RATE = 16_000
 """Samples per second of every waveform in this package (PSLA, section III-A)."""
 
+LOWEST_RATE = 100
+"""Samples per second below which a file is damaged: a small one would last for days."""
+LONGEST = 3600.0
+"""Seconds of a file that is taken into memory whole."""
+LONGEST_CLIP = 600.0
+"""Seconds of a clip that training reads: a model sees fewer, and what lasts for hours is not to take the memory."""
 LOUDEST = 32.0
 """Samples of an array that are larger than this are not on the scale of [-1, 1]: 30 dB over full scale."""
 _BLOCK = 1 << 20
@@ -51,21 +58,33 @@ class AudioError(ValueError):
         return f"{self.path} {self.reason}".rstrip()
 
 
-def read(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "mean") -> np.ndarray:
-    """A whole file as a mono waveform.
+def read(
+    path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "mean", seconds: float = math.inf
+) -> np.ndarray:
+    """A file as a mono waveform.
 
     Args:
         path: WAV, FLAC, OGG, MP3 or anything else libsndfile reads, at any rate.
         channel: what becomes of several channels: their mean, or the first one alone (as the reference does).
+        seconds: how much of its beginning; all of it unless said.
 
     Returns:
         float32 ``(samples,)`` at 16 kHz. Full scale is [-1, 1]; resampling (soxr, high quality) may go slightly beyond.
 
     Raises:
-        AudioError: the file is missing, is not audio, is empty or holds samples that are not finite.
+        AudioError: the file is missing, is not audio, is empty or holds samples that are not finite; or it is all
+            wanted, and lasts more than an hour.
     """
-    found = list(blocks(path, channel=channel))
-    return found[0] if len(found) == 1 else np.concatenate(found)
+    found, samples = [], 0
+    for block in blocks(path, channel=channel):
+        found.append(block)
+        samples += len(block)
+        if samples >= seconds * SAMPLE_RATE:
+            break
+        if samples > LONGEST * SAMPLE_RATE:
+            raise AudioError(path, "is longer than an hour: cut it into clips, of which training sees the beginning.")
+    whole = found[0] if len(found) == 1 else np.concatenate(found)
+    return whole if math.isinf(seconds) else whole[: round(seconds * SAMPLE_RATE)]
 
 
 def blocks(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = "mean") -> Iterator[np.ndarray]:
@@ -87,10 +106,9 @@ def blocks(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = 
             raise AudioError(path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out.")
         samples += len(mono)
         resampler = resampler or Resampler(rate)
-        mono = resampler.push(mono)
-        given += len(mono)
-        if len(mono):
-            yield mono
+        for piece in resampler.pushed(mono):
+            given += len(piece)
+            yield piece
     if samples == 0 or resampler is None:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
     rest = resampler.finish()
@@ -104,11 +122,20 @@ class Resampler:
     """A mono waveform of any rate at 16 kHz, block by block: the same samples however it is cut into blocks."""
 
     def __init__(self, rate: float) -> None:
+        self._rate = rate
         self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
 
     def push(self, block: np.ndarray) -> np.ndarray:
         """What is certain after float32 ``(samples,)`` more; the filter holds some hundredths of a second back."""
         return block if self._stream is None else self._stream.resample_chunk(block)
+
+    def pushed(self, block: np.ndarray) -> Iterator[np.ndarray]:
+        """The same, none of it empty, in pieces that stay small whatever the rate: at 1 Hz, a sample is a second."""
+        size = len(block) if self._rate >= SAMPLE_RATE else max(1, int(_BLOCK * self._rate / SAMPLE_RATE))
+        for start in range(0, len(block), size or 1):
+            piece = self.push(block[start : start + size])
+            if len(piece):
+                yield piece
 
     def finish(self) -> np.ndarray:
         """The rest."""
@@ -125,6 +152,10 @@ def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) ->
             yield samples[start : start + _BLOCK] * _SIXTEEN_BITS, SAMPLE_RATE
         return
     with opened(path, record) as file:
+        if file.samplerate < LOWEST_RATE:
+            raise AudioError(
+                path, f"says that it has {file.samplerate} samples per second, which is no sound: mend its header."
+            )
         for block in decoded(file, _BLOCK):
             yield to_mono(block, channel), file.samplerate
 

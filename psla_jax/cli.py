@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.restart_with_huge_pages()
     try:
         if computes:
-            runtime.keep_compiled_programs()
+            runtime.prepare_libraries()
         return command.load()(given[1:])
     except KeyboardInterrupt as error:  # or Stopped, which says what was saved
         print(f"psla: {str(error) or 'interrupted; start it again to go on.'}", file=sys.stderr)

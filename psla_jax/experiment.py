@@ -6,6 +6,7 @@ moment and started again, it ends with the files it would have ended with.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -204,8 +205,9 @@ class Run:
             running.add(self.shelf.scores(self.shelf.data.primary, epoch_name(epoch)))
         curves = self.directory if processes.first() else None
         with (
-            Board(curves, len(point.rows)) as board,
-            Board(curves and curves / "steps", begun + 1) as step_board,
+            contextlib.closing(stream),
+            Board(curves, len(point.rows), self.journal.say) as board,
+            Board(curves and curves / "steps", begun + 1, self.journal.say) as step_board,
         ):
             while len(point.rows) < self.epochs:
                 watch = self._watch(point, step_board)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,40 +55,65 @@ class Journal:
 
 
 class Board:
-    """TensorBoard events; what an earlier start wrote from step `start` on is taken back."""
+    """TensorBoard events; what an earlier start wrote from step `start` on is taken back.
 
-    def __init__(self, directory: Path | None, start: int) -> None:
+    Events are written at once: tensorboardX's own writer leaves that to a thread, and waits for ever once a full disk
+    has ended it. Curves are worth no run: where they cannot be written, it is said, and there are no more of them.
+    """
+
+    def __init__(self, directory: Path | None, start: int, say: Callable[[str], None] = print) -> None:
         """Without a directory nothing is written."""
-        self._directory, self._start = directory, start
-        self._writer: Any = None
+        self._directory, self._start, self._say = directory, start, say
+        self._events: Any = None
 
     def __enter__(self) -> Board:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def _opened(self) -> Any:
-        if self._writer is None:
-            # Loads PyTorch where there is one: not before there is something to write.
-            from tensorboardX import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._directory), purge_step=self._start)
-        return self._writer
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         """One value of each curve, where it is finite."""
-        if self._directory is not None:
-            for name, value in scalars.items():
-                if np.isfinite(value):
-                    self._opened().add_scalar(name, value, step)
+        finite = {name: value for name, value in scalars.items() if np.isfinite(value)}
+        self._write(lambda summary: [summary.scalar(name, value) for name, value in finite.items()], step)
 
     def spread(self, name: str, values: np.ndarray, step: int) -> None:
         """A histogram of the finite ones of `values`."""
         values = values[np.isfinite(values)]
-        if self._directory is not None and len(values):
-            self._opened().add_histogram(name, values, step)
+        if len(values):
+            self._write(
+                lambda summary: [summary.histogram(name, values, np.linspace(values.min(), values.max() + 1e-6, 31))],
+                step,
+            )
+
+    def _write(self, make: Callable[[Any], list[Any]], step: int) -> None:
+        if self._directory is None:
+            return
+        # Load PyTorch where there is one: not before there is something to write.
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        try:
+            if self._events is None:
+                self._events = self._opened(self._directory)
+            for made in make(summary):
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=made))
+            self._events.flush()
+        except OSError as error:
+            self._say(f"curves cannot be written to {self._directory} ({error.strerror}): there are none from here on")
+            self._directory = None
+
+    def _opened(self, directory: Path) -> Any:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        directory.mkdir(parents=True, exist_ok=True)
+        events = EventsWriter(str(directory / "events"))
+        start = SessionLog(status=SessionLog.START)
+        events.write_event(Event(wall_time=time.time(), step=self._start, session_log=start))
+        return events
 
 
 class Bar:

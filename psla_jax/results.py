@@ -33,8 +33,11 @@ def epoch_columns(rows: Sequence[Row]) -> tuple[str, ...]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole: aside first, then renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8", newline="")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8", newline="")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -7,6 +7,7 @@ wrong is found out, and the checkpoint before is taken instead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -61,7 +62,7 @@ class RunCheckpoints:
         """
         items = _items(state)
         marked = {**notes, CHECKSUM: checksum(items)}
-        with self._told(f"the checkpoint after step {step}"):
+        with self._told():
             self._orbax.save_checkpointables_async(step, items, force=True, overwrite=True, custom_metadata=marked)
 
     def newest(self, like: State, say: Callable[[str], None]) -> tuple[int, State, dict[str, Any]] | None:
@@ -116,24 +117,27 @@ class RunCheckpoints:
 
     def wait(self) -> None:
         """Blocks until what was started is on disk. Raises SaveError if it cannot be."""
-        with self._told("the last checkpoint"):
+        with self._told():
             self._orbax.wait()
 
     def close(self) -> None:
         """Waits, and lets go of the directory. Raises SaveError as :meth:`wait`."""
-        with self._told("the last checkpoint"):
+        with self._told():
             self._orbax.close()
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _told(self) -> Iterator[None]:
+        """Orbax writes while training goes on, and raises what went wrong when it is called next."""
         try:
             yield
         except Exception as error:  # As in _restore.
             whole = self.steps()
             before = f"; the one of step {whole[0]} is whole" if whole else ""
+            full = os.strerror(errno.ENOSPC)
+            why = full if full in str(error) else first_line(error)
             raise SaveError(
-                f"{what} could not be written to {self.directory} ({first_line(error)}){before}: make room there, and "
-                "start again to go on."
+                f"a checkpoint could not be written to {self.directory} ({why}){before}: make room there, and start "
+                "again to go on."
             ) from error
 
 
@@ -150,6 +154,5 @@ def checksum(tree: Any) -> int:
     """CRC-32 of all arrays of a tree, one after the other."""
     total = 0
     for leaf in jax.tree.leaves(tree):
-        array = np.ascontiguousarray(leaf)
-        total = zlib.crc32(array.view(np.uint8).data if array.size else b"", total)
+        total = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, total)
     return total

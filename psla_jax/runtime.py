@@ -45,10 +45,15 @@ def restart_with_huge_pages() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {TUNABLES: tunables})
 
 
-def keep_compiled_programs() -> None:
-    """Keeps what is traced and compiled in the user's cache, unless the environment names another place or none."""
-    import jax
+def prepare_libraries() -> None:
+    """Leaves it to this package to say what goes wrong, and keeps what is traced and compiled.
 
+    That is in the user's cache, unless the environment names another place or none.
+    """
+    import jax
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)  # Orbax logs what it raises too, with the traces of its threads.
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from psla_jax.audio import AudioError, read
+from psla_jax.audio import LONGEST_CLIP, AudioError, read
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.pipeline import Batch
@@ -123,7 +123,7 @@ class Watch:
         """Says which clips were set aside, and why."""
         for clip in sorted(self.failed):
             try:
-                read(self._data.wav(clip), channel=channel)
+                read(self._data.wav(clip), channel=channel, seconds=LONGEST_CLIP)
                 say(f"set aside in this epoch: {self._data.wav(clip)} could not be read then, but can be now")
             except AudioError as error:
                 say(f"set aside in this epoch: {error}")

@@ -83,7 +83,7 @@ def look_up(datafile: Datafile, index: int) -> Problem | None:
 def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> Problem | None:
     path = datafile.wav(index)
     try:
-        audio.read(path, channel=channel)
+        audio.read(path, channel=channel, seconds=audio.LONGEST_CLIP)
     except audio.AudioError as error:
         return Problem(index, path, error.reason)
     return None

@@ -20,6 +20,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from psla_jax.audio import AudioError, read
+from psla_jax.audio import LONGEST_CLIP, AudioError, read
 from psla_jax.config import Channel, DataConfig, SamplingConfig
 from psla_jax.data.datafile import Datafile, clip_weights
 from psla_jax.sampling.balance import epoch_order
@@ -50,8 +51,8 @@ class ClipReader:
     channel: Channel
 
     def waveform(self, clip: int) -> np.ndarray:
-        """The whole clip, `(samples,)`, minus its mean. Raises AudioError."""
-        samples = read(self.datafile.wav(clip), channel=self.channel)
+        """The clip, `(samples,)`, minus its mean; of one of more than ten minutes the beginning. Raises AudioError."""
+        samples = read(self.datafile.wav(clip), channel=self.channel, seconds=LONGEST_CLIP)
         samples -= samples.mean()
         return samples
 
@@ -207,6 +208,8 @@ def batches(
     stream = dataset.to_iter_dataset(options)
     if workers:
         _mark_flags_parsed()
+        # The process that Python has for it gives back what workers held when they were ended, and need not say so.
+        sys.warnoptions.append("ignore:resource_tracker")
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker)
     return _told(iter(stream))
 
@@ -222,6 +225,10 @@ def _told(stream: Iterator[Batch]) -> Iterator[Batch]:
             "a loader process was ended from outside, as happens when memory runs out: start again with fewer "
             "data.workers to go on."
         ) from error
+    finally:
+        close = getattr(stream, "close", None)  # Ends worker processes, and gives their shared memory back.
+        if close is not None:
+            close()
 
 
 def _begin_worker(*_: int) -> None:

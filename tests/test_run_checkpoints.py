@@ -1,0 +1,103 @@
+"""Checkpoints of a run: exact or refused, and a disk that takes none is a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psla_jax.checkpoints import CheckpointError
+from psla_jax.run_checkpoints import RunCheckpoints, SaveError, checksum
+
+
+def state(factor: float = 1.0) -> dict:
+    values = jnp.arange(6, dtype=jnp.float32) * factor
+    return {
+        "params": {"a": {0: values, 1: values[:1]}},
+        "rest": {"mean": values + 1},
+        "opt": (jnp.int32(3), {"mu": values * 2}),
+        "progress": {"loss": jnp.float32(0.5)},
+    }
+
+
+def saved(directory: Path, *steps: int) -> RunCheckpoints:
+    checkpoints = RunCheckpoints(directory)
+    for step in steps:
+        checkpoints.save(step, state(step), {"rows": [{"mAP": 0.5}], "failed": [1]})
+        checkpoints.wait()
+    return checkpoints
+
+
+def assert_state(found: dict, factor: float) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(state())
+    jax.tree.map(np.testing.assert_array_equal, found, state(factor))
+
+
+def test_the_newest_comes_back_exactly_and_two_are_kept(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path / "c", 1, 2, 5)
+    assert checkpoints.steps() == [5, 2]
+    step, found, notes = checkpoints.newest(state(), print)
+    assert (step, notes) == (5, {"rows": [{"mAP": 0.5}], "failed": [1]})
+    assert_state(found, 5)
+    checkpoints.close()
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert RunCheckpoints(tmp_path / "c").newest(state(), print) is None
+
+
+def test_what_a_disk_gives_back_wrong_is_found_out(tmp_path: Path, monkeypatch) -> None:
+    saved(tmp_path / "c", 1, 2).close()
+    said: list[str] = []
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    load = checkpoints._orbax.load_checkpointables
+
+    def flipped(step, abstract):
+        found = load(step, abstract)
+        if step == 2:
+            found["opt"]["leaves"]["1"] = found["opt"]["leaves"]["1"].at[3].add(1e-6)
+        return found
+
+    monkeypatch.setattr(checkpoints._orbax, "load_checkpointables", flipped)
+    step, found, _ = checkpoints.newest(state(), said.append)
+    assert step == 1
+    assert_state(found, 1)
+    assert len(said) == 1
+    assert "2 is damaged (its checksum is wrong): going on from the one before, of step 1" in said[0]
+    # It is saved anew under its own number, and the damaged one is still there.
+    checkpoints.save(2, state(2), {})
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["1", "2", "damaged_2"]
+
+
+def test_a_state_of_another_shape_is_no_silent_beginning(tmp_path: Path) -> None:
+    saved(tmp_path / "c", 1).close()
+    other = {**state(), "rest": {"mean": jnp.zeros(7)}}
+    with pytest.raises(CheckpointError, match=r"none before it: restore .*c from a copy, or delete it to train from"):
+        RunCheckpoints(tmp_path / "c").newest(other, print)
+    assert (tmp_path / "c" / "1").is_dir()
+
+
+def _write(checkpoints: RunCheckpoints) -> None:
+    checkpoints.save(2, state(2), {})
+    checkpoints.wait()
+
+
+def test_a_disk_that_takes_nothing_is_one_sentence_that_names_what_is_whole(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path / "c", 1)
+    (tmp_path / "c" / "2.orbax-checkpoint-tmp").write_text("in the way")
+    with pytest.raises(
+        SaveError, match=r"could not be written to .*c \(.*\); the one of step 1 is whole: make room"
+    ) as e:
+        _write(checkpoints)
+    assert "\n" not in str(e.value)
+
+
+def test_a_checksum_is_of_every_bit() -> None:
+    before = checksum(state())
+    assert before == checksum(state())
+    assert before != checksum({**state(), "progress": {"loss": jnp.float32(0.50000006)}})
+    assert before != checksum({**state(), "params": {"a": {0: -jnp.arange(6, dtype=jnp.float32), 1: jnp.zeros(1)}}})
