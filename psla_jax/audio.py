@@ -152,10 +152,6 @@ def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) ->
             yield samples[start : start + _BLOCK] * _SIXTEEN_BITS, SAMPLE_RATE
         return
     with opened(path, record) as file:
-        if file.samplerate < LOWEST_RATE:
-            raise AudioError(
-                path, f"says that it has {file.samplerate} samples per second, which is no sound: mend its header."
-            )
         for block in decoded(file, _BLOCK):
             yield to_mono(block, channel), file.samplerate
 
@@ -169,10 +165,14 @@ def opened(path: str | os.PathLike[str], record: memoryview | None = None) -> It
         record: what is in it, where that has been read from a shard already.
 
     Raises:
-        AudioError: it is missing or is not audio, or what is read from it turns out to be none.
+        AudioError: it is missing, is not audio or has no rate of one, or what is read from it turns out to be none.
     """
     try:
         with soundfile.SoundFile(_source(path, record)) as file:
+            if file.samplerate < LOWEST_RATE:
+                raise AudioError(
+                    path, f"says that it has {file.samplerate} samples per second, which is no sound: mend its header."
+                )
             yield file
     except AudioError:
         raise

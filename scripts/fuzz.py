@@ -38,7 +38,7 @@ assert sum(int(batch["valid"].sum()) for batch in found) + failed == len(reader.
 print(f"{failed} refused")
 """
 PSLA = "from psla_jax.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
-REFUSED = re.compile(r"(\d+) refused|(\d+) of \d+ recordings could not be tagged|(\d+) clips? (?:was|were) left out")
+REFUSED = re.compile(r"(\d+) refused|(\d+) of \d+ recordings could not be tagged|cannot be read: (\d+) of \d+ clips")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def prepare(place: Path, arguments: Arguments) -> dict[str, list[str]]:
     shutil.copytree(place / "class" / "mutated", short, ignore=shutil.ignore_patterns("hours.wav"))
     return {
         "loader": ["-c", LOADER, str(place)],
-        "prepare folder": ["-c", PSLA, "prepare", "folder", str(place / "class"), "--output", str(place / "prepared")],
+        "prepare folder": ["-c", PSLA, "prepare", "folder", str(place / "class"), "--out", str(place / "prepared")],
         "check": ["-c", PSLA, "check", str(place / "all.json"), "--labels", str(place / "labels.csv")],
         "pack": [*("-c", PSLA, "pack", str(place / "all.json"), str(place / "packed")), "--unreadable", "skip"],
         "tag": ["-c", PSLA, "tag", str(short), "--model", model, "--json", str(place / "tags.json")],
@@ -128,7 +128,10 @@ def run(part: str, command: list[str], limit: int) -> Outcome:
         said.seek(0)
         text = said.read().decode(errors="replace")
     counts = [int(next(filter(None, found))) for found in REFUSED.findall(text)]
-    outcome = Outcome(part, code, max(counts, default=-1), time.monotonic() - started, peak, "Traceback" in text)
+    more = re.search(r"left out: and (\d+) more", text)
+    named = len(re.findall("^left out: /", text, re.MULTILINE))
+    refused = max([*counts, named + (int(more[1]) if more else 0)])
+    outcome = Outcome(part, code, refused, time.monotonic() - started, peak, "Traceback" in text)
     if not outcome.well:
         print(text[-3000:], file=sys.stderr)
     return outcome
@@ -159,8 +162,7 @@ def main(arguments: Arguments) -> int:
         for column in ("", "exit", "refused", "s", "peak MB", ""):
             table.add_column(column, justify="left" if not column else "right")
         for o in outcomes:
-            refused = "-" if o.refused < 0 else str(o.refused)
-            row = (o.part, str(o.code), refused, f"{o.seconds:.1f}", str(o.megabytes), "" if o.well else "BAD")
+            row = (o.part, str(o.code), str(o.refused), f"{o.seconds:.1f}", str(o.megabytes), "" if o.well else "BAD")
             table.add_row(*row)
         Console().print(table)
     return 0 if all(outcome.well for outcome in outcomes) else 1
