@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from psla_jax.calibration import CalibratedClass, Calibration
@@ -103,7 +104,7 @@ def _classes(calibration: Calibration, vocabulary: Vocabulary) -> Table:
         values = (*(fitted.get(name) for name in ("precision", "recall", "f1")), held_out.get("f1"))
         limit = "never" if math.isinf(threshold) else f"{threshold:.3f}{'' if entry.own else ' shared'}"
         name = vocabulary.names[vocabulary.index(entry.mid)]
-        table.add_row(name, str(entry.positives), limit, *map(_cell, values))
+        table.add_row(escape(name), str(entry.positives), limit, *map(_cell, values))
     return table
 
 

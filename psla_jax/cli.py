@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from psla_jax import runtime
+from psla_jax.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runtime.prepare_libraries()
         return command.load()(given[1:])
     except KeyboardInterrupt as error:  # or Stopped, which says what was saved
-        print(f"psla: {str(error) or 'interrupted; start it again to go on.'}", file=sys.stderr)
+        print(f"psla: {printable(str(error)) or 'interrupted; start it again to go on.'}", file=sys.stderr)
         return getattr(error, "code", 130)
     except BrokenPipeError:  # Whoever read the output has had enough, as head has.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"psla: {error.strerror or error}: {error.filename or 'the disk'}.", file=sys.stderr)
+        what = printable(f"{error.strerror or error}: {error.filename or 'the disk'}")
+        print(f"psla: {what}.", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError) as error:
         if not type(error).__module__.startswith("psla_jax."):
             raise
-        print(f"psla: {error}", file=sys.stderr)
+        print(f"psla: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 

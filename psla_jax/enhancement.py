@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from psla_jax import score_files
@@ -215,7 +216,7 @@ def _classes(enhancement: Enhancement, vocabulary: Vocabulary, name: Threshold, 
     before = enhancement.labels.counts()
     for index in order[:_SHOWN]:
         counts = [f"{before[index]:,}", *(f"{gain[index]:,}" for gain in gains.values())]
-        table.add_row(vocabulary.names[index], *counts, f"{enhancement.thresholds[name][index]:.3g}")
+        table.add_row(escape(vocabulary.names[index]), *counts, f"{enhancement.thresholds[name][index]:.3g}")
     if len(order) > _SHOWN:
         rest = order[_SHOWN:]
         table.add_section()

@@ -13,6 +13,7 @@ from rich.text import Text
 from psla_jax.data.findings import SEVERITIES, Examined, Finding, many
 from psla_jax.data.sound_findings import counted
 from psla_jax.inspection import Report
+from psla_jax.terminal import one_line
 
 COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 SHOWN = 3
@@ -31,7 +32,7 @@ def show(report: Report, console: Console) -> None:
         # Paths are to be copied: the terminal may break them, nothing else.
         console.print(text if isinstance(text, Text) else Text(text, style), soft_wrap=True)
 
-    line(printable(report.examined.data.source), "bold")
+    line(one_line(report.examined.data.source), "bold")
     for name, value in _facts(report.examined):
         line(f"  {name:<10}{value}")
     for finding in report.findings:
@@ -43,11 +44,6 @@ def show(report: Report, console: Console) -> None:
         line(text)
     line()
     line(_verdict(report))
-
-
-def printable(text: str) -> str:
-    """A name from a stranger's file, with whatever could command the terminal written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _facts(examined: Examined) -> Iterator[tuple[str, str]]:
@@ -85,7 +81,7 @@ def _lines(finding: Finding, width: int) -> Iterator[Text]:
     for line in textwrap.wrap(finding.means, width - 9):
         yield Text(" " * 9 + line)
     for place in finding.places[:SHOWN]:
-        yield Text(f"{' ' * 11}{printable(place)}", "dim")
+        yield Text(f"{' ' * 11}{one_line(place)}", "dim")
     if len(finding.places) > SHOWN:
         yield Text(f"{' ' * 11}and {len(finding.places) - SHOWN:,} more", "dim")
     for line in textwrap.wrap(f"-> {finding.remedy}", width - 9, subsequent_indent="   "):
@@ -97,7 +93,7 @@ def _histogram(examined: Examined, block: str) -> Iterator[Text]:
     order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
     if not order:
         return
-    names = {c: printable(examined.class_name(c)) for c in order}
+    names = {c: one_line(examined.class_name(c)) for c in order}
     few = len(order) <= MOST + RAREST + 1
     shown = order if few else [*order[:MOST], *order[-RAREST:]]
     wide, digits = max(len(names[c]) for c in shown), len(f"{counts.max():,}")

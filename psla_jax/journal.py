@@ -13,6 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from psla_jax.terminal import printable
+
 T = TypeVar("T")
 
 
@@ -31,6 +33,7 @@ class Journal:
         """One line, on the screen and in the log."""
         if self._silent:
             return
+        text = printable(text)
         self.console.print(text, markup=False)
         self.note(text)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TextIO
 
+from psla_jax.terminal import printable
+
 _HEADER = ["index", "mid", "display_name"]
 RELEASED = ("audioset", "fsd50k")
 """Class lists that come with the package, by the name that stands for their file (both CC BY 4.0)."""
@@ -30,8 +32,8 @@ class Vocabulary:
     """The classes in the order of a model's outputs; classes are known by their mid, whatever their order elsewhere.
 
     Raises:
-        VocabularyError: no class, a class without mid, a mid given twice, or one with a comma in it (datafiles join
-            mids by commas).
+        VocabularyError: no class, a class without mid, a mid given twice, one with a comma in it (datafiles join mids
+            by commas), or a name with control characters.
     """
 
     mids: tuple[str, ...]
@@ -53,6 +55,9 @@ class Vocabulary:
             if mid in seen:
                 raise VocabularyError(f"class {index} has the mid {mid!r}, as one before it: keep one of them.")
             seen.add(mid)
+            for text in (mid, self.names[index]):
+                if printable(text) != text or "\n" in text:
+                    raise VocabularyError(f"class {index} is called {text!r}: leave control characters out.")
 
     def __len__(self) -> int:
         return len(self.mids)

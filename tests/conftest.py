@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 
-_CACHE = tempfile.TemporaryDirectory(prefix="psla-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_CACHE.name, "xla")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-os.environ["PSLA_CACHE"] = os.path.join(_CACHE.name, "psla")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers have it from the process that started them.
+    _CACHE = tempfile.TemporaryDirectory(prefix="psla-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(_CACHE.name, "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["PSLA_CACHE"] = os.path.join(_CACHE.name, "psla")
 
 from pathlib import Path  # noqa: E402 - the environment comes first
 

@@ -56,13 +56,14 @@ DYNAMIC = {"", "cli", "models.tagger"}
 """Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""
 ROOMS = {
     "config": (),
-    "ontology": (),
+    "ontology": ("terminal",),
+    "terminal": (),
     "metrics": (),
     "shards": (),
     "audio": ("shards",),
     "cache": (),
     "download": (),
-    "journal": (),
+    "journal": ("terminal",),
     "launch": ("config",),
     "locks": (),
     "processes": ("config", "launch"),
@@ -81,7 +82,7 @@ ROOMS = {
     "tagging": tuple(
         [
             *("audio", "calibration", "checkpoints", "config", "frontend", "inference", "locks", "models", "ontology"),
-            *("tagging", "traces"),
+            *("tagging", "terminal", "traces"),
         ]
     ),
 }
@@ -289,7 +290,7 @@ def test_importing_the_package_loads_nothing_but_the_standard_library():
 
 def test_the_command_line_starts_without_anything_heavy():
     loaded = loaded_by("psla_jax.cli")
-    own = ["psla_jax.cache", "psla_jax.cli", "psla_jax.runtime"]
+    own = ["psla_jax.cache", "psla_jax.cli", "psla_jax.runtime", "psla_jax.terminal"]
     assert [name for name in loaded if within(name, PACKAGE)] == [PACKAGE, *own]
     assert {library(name) for name in loaded} & HEAVY == set()
 

@@ -14,6 +14,7 @@ from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
 from psla_jax.commands.runs import read_config
+from psla_jax.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def check(arguments: list[str]) -> int:
 
     journal = Journal()
     report = inspection.inspect(
-        inspection.Request(**_with_config(options, config)), journal, lambda text: print(text, file=sys.stderr)
+        inspection.Request(**_with_config(options, config)),
+        journal,
+        lambda text: print(printable(text), file=sys.stderr),
     )
     if options.json != "-":
         inspection_page.show(report, journal.console)
@@ -127,6 +130,6 @@ def pack(arguments: list[str]) -> int:
 
     from psla_jax.data import pack, sets
 
-    source = sets.locate(options.pop("data"), lambda text: print(text, file=sys.stderr))
-    print(pack.pack(source, options.pop("destination"), **options).report())
+    source = sets.locate(options.pop("data"), lambda text: print(printable(text), file=sys.stderr))
+    print(printable(pack.pack(source, options.pop("destination"), **options).report()))
     return 0

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from psla_jax.commands.arguments import UsageError, parse, spelled_out
 from psla_jax.commands.runs import read_config
 from psla_jax.config import KINDS, Kind, RunConfig, Threshold
+from psla_jax.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -119,5 +120,5 @@ def relabel(arguments: list[str]) -> int:
     done = relabel.relabel(
         options.enhanced, options.onto, options.out, unmatched=options.unmatched, force=options.force
     )
-    print(done.report())
+    print(printable(done.report()))
     return 0

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
 from psla_jax.commands.tagging import Search, tagger_for
+from psla_jax.terminal import printable
 
 if TYPE_CHECKING:
     from psla_jax.tagging.inbox import Heard
@@ -216,7 +217,7 @@ class _Screen:
     def say(self, text: str) -> None:
         """A line that is no event."""
         if text:
-            self._err.print(text, markup=False)
+            self._err.print(printable(text), markup=False)
 
     def tell(self, updates: list[Update]) -> None:
         """Events: every update as JSON, and as text all but how they grow."""

@@ -10,6 +10,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
+from psla_jax.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def convert(arguments: list[str]) -> int:
 
     from psla_jax.pretraining import convert
 
-    print("\n".join(convert.convert(convert.Request(**dataclasses.asdict(options))).lines()))
+    print(printable("\n".join(convert.convert(convert.Request(**dataclasses.asdict(options))).lines())))
     return 0
 
 
@@ -69,7 +70,7 @@ def export(arguments: list[str]) -> int:
     lines = convert.export(
         options.model, options.destination, data_parallel=options.data_parallel, overwrite=options.overwrite
     )
-    print("\n".join(lines))
+    print(printable("\n".join(lines)))
     return 0
 
 
@@ -152,5 +153,5 @@ def check_model(arguments: list[str]) -> int:
     from psla_jax.verification import check
 
     found = check(load_model(options.model, trust=options.trust), options.model)
-    print(found.line())
+    print(printable(found.line()))
     return 0 if found.verified else 1

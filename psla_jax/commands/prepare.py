@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from psla_jax.commands import labeling
 from psla_jax.commands.arguments import UsageError, parse
+from psla_jax.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def prepare_fsd50k(arguments: list[str]) -> int:
     made = fsd50k.prepare(
         options.directory, options.out or None, workers=options.workers or None, channel=options.channel
     )
-    print(made.report())
+    print(printable(made.report()))
     return 0
 
 
@@ -78,7 +79,7 @@ def prepare_audioset(arguments: list[str]) -> int:
         ontology=options.ontology,
         force=options.force,
     )
-    print(made.report())
+    print(printable(made.report()))
     return 0
 
 
@@ -172,7 +173,7 @@ def _write(found, options: Own, name: str) -> int:
         seed=options.seed,
         force=options.force,
     )
-    print(made.report())
+    print(printable(made.report()))
     return 0
 
 

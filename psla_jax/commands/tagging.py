@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
 from psla_jax.config import DistributedConfig
+from psla_jax.terminal import printable
 
 if TYPE_CHECKING:
     from psla_jax.calibration import Calibration
@@ -192,7 +193,7 @@ class _Session:
         from psla_jax.tagging.share import Share
 
         for note in self.tagger.notes:
-            self.errors.print(note, markup=False)
+            self.errors.print(printable(note), markup=False)
         options = self.options
         files = {getattr(options, k): self.headers[k] for k in self.formats if getattr(options, k) not in ("", "-")}
         folders = [folder for folder in (options.audacity, options.embeddings, options.plot) if folder]
@@ -257,7 +258,7 @@ class _Session:
 
         options = self.options
         if isinstance(found, Failure):
-            self.errors.print(f"psla: {found.error}", markup=False)
+            self.errors.print(f"psla: {printable(str(found.error))}", markup=False)
             line = output.failure_line(found.clip, found.error)
             results.add(item.path, {options.json: line} if options.json not in ("", "-") else {}, failed=True)
             if options.json == "-":

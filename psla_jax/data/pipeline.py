@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,7 +188,7 @@ def batches(
     start: int = 0,
     stop: int | None = None,
     rows: range | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """The batches of a source, from number `start` up to `stop`, read ahead in threads or worker processes.
 
     Args:
@@ -214,7 +214,7 @@ def batches(
     return _told(iter(stream))
 
 
-def _told(stream: Iterator[Batch]) -> Iterator[Batch]:
+def _told(stream: Iterator[Batch]) -> Generator[Batch]:
     """The stream; a worker that was killed, for want of memory as a rule, is no traceback."""
     try:
         yield from stream

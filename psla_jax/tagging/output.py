@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from psla_jax.tagging.result import PRESENT, Event, Tag, Tags, clock
+from psla_jax.terminal import printable
 
 COLUMNS = ("clip", "onset", "offset", "class", "mid", "score")
 CALIBRATED = ("probability", "present")
@@ -124,9 +125,9 @@ def _one_word(text: str) -> str:
 
 def show(console: Console, tags: Tags, shown: Shown) -> None:
     """The table of one recording."""
-    console.print(f"[bold]{escape(tags.clip)}[/]  {clock(tags.duration)}", highlight=False)
+    console.print(f"[bold]{escape(printable(tags.clip))}[/]  {clock(tags.duration)}", highlight=False)
     for note in tags.notes:
-        console.print(f"  {note}", style="yellow", markup=False, highlight=False)
+        console.print(f"  {printable(note)}", style="yellow", markup=False, highlight=False)
     found = tags.top(shown.top, shown.threshold)
     if found:
         console.print(_table(found))

@@ -144,3 +144,12 @@ def test_embeddings_are_saved(tmp_path):
     with pytest.raises(ResultError, match=r"a\.txt: use a name that ends in \.npz"):
         embeddings.save(tmp_path / "a.txt")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_table_shows_no_commands_to_the_terminal():
+    screen = io.StringIO()
+    found = tags(clip="\x1b[2J\x1b]0;owned\x07[red]a\rb.wav", notes=("It is \x1b[8m odd.",))
+    output.show(Console(file=screen, width=200), found, Shown())
+    assert r"\x1b[2J\x1b]0;owned\x07[red]a\rb.wav" in screen.getvalue()
+    assert r"It is \x1b[8m odd." in screen.getvalue()
+    assert not {"\x1b", "\x07", "\r"} & set(screen.getvalue())
