@@ -11,7 +11,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from psla_jax.terminal import printable
 
@@ -48,13 +58,24 @@ class Journal:
         """A bar that is gone when the work is done."""
         screen = Console(stderr=True)
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(
             *columns, console=screen, transient=True, disable=self._silent or not screen.is_terminal
         ) as progress:
             yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+class Rate(ProgressColumn):
+    """How many pieces of work are done per second, or how many seconds each of them takes."""
+
+    def render(self, task: Task) -> Text:
+        """Called by rich."""
+        speed = task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="dim")
 
 
 class Board:

@@ -11,12 +11,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers have it from the process 
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     os.environ["PSLA_CACHE"] = os.path.join(_CACHE.name, "psla")
 
-from pathlib import Path  # noqa: E402 - the environment comes first
+from pathlib import Path
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-import sounds  # noqa: E402
-import starting  # noqa: E402
+import jax
+import pytest
+import sounds
+import starting
 
 jax.config.update("jax_num_cpu_devices", 4)
 
