@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.restart_with_huge_pages()
     try:
         if computes:
-            runtime.prepare_libraries()
+            runtime.prepare_libraries(traces=arguments is None)
         return command.load()(given[1:])
     except KeyboardInterrupt as error:  # or Stopped, which says what was saved
         print(f"psla: {printable(str(error)) or 'interrupted; start it again to go on.'}", file=sys.stderr)

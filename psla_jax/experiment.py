@@ -26,7 +26,7 @@ from psla_jax.aggregation import RunningEnsemble
 from psla_jax.config import RunConfig
 from psla_jax.data import sets
 from psla_jax.data.pipeline import Batch, TrainSource, batches, train_source
-from psla_jax.data.sets import VALIDATION, DataSets
+from psla_jax.data.sets import VALIDATION, DataError, DataSets
 from psla_jax.journal import Board, Journal
 from psla_jax.models import tagger
 from psla_jax.pretraining.start import start_from
@@ -36,7 +36,7 @@ from psla_jax.run_checkpoints import RunCheckpoints, SaveError
 from psla_jax.run_directory import CHECKPOINTS, LOG
 from psla_jax.shelf import Shelf
 from psla_jax.stopping import Stop, Stopped
-from psla_jax.summary import epoch_name, read_rows, summarise
+from psla_jax.summary import AGGREGATES, epoch_name, read_rows, summarise
 from psla_jax.training import (
     LOSSES,
     WISH,
@@ -80,7 +80,7 @@ def _train(config: RunConfig) -> list[Measured]:
     # What is kept of a run is the loss that it had, not how it was found.
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
     run_directory.check(directory, config, data)
-    sets.check_clips(data, config.data, screen.say)
+    _check_clips(data, config, screen)
     with run_directory.alone(directory):
         edited = run_directory.check(directory, config, data)
         run_directory.settle(directory, config, data)
@@ -90,6 +90,18 @@ def _train(config: RunConfig) -> list[Measured]:
                 run.journal.say(f"{name} was edited since this run was started, which data.edited accepts")
             run.fit()
             return run.summarise()
+
+
+def _check_clips(data: DataSets, config: RunConfig, screen: Journal) -> None:
+    """Looks the clips up, once for all processes. Raises DataError in all of them if one cannot be read."""
+    problem = None
+    if processes.first():
+        try:
+            sets.check_clips(data, config.data, screen.say)
+        except DataError as error:
+            problem = error
+    if processes.any_of(problem is not None):
+        raise problem or DataError("the data cannot be used: process 0 says why.")
 
 
 def open_run(directory: Path, config: RunConfig, data: DataSets, placement: Placement, stop: Stop) -> Run:
@@ -264,6 +276,7 @@ class Run:
                         checkpoints.wait()
                         raise Stopped(told, f"step {step + 1} is saved")
         profile.finish(watch.settle, self.journal.say)
+        self.shelf.forget_scores(epoch_name(len(point.rows) + 1), *AGGREGATES)
         point = self._save(checkpoints, Point(state, point.rows, end, point.failed), watch)
         self._report(watch, point)
         return point

@@ -45,10 +45,11 @@ def restart_with_huge_pages() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {TUNABLES: tunables})
 
 
-def prepare_libraries() -> None:
-    """Leaves it to this package to say what goes wrong, and keeps what is traced and compiled.
+def prepare_libraries(*, traces: bool = True) -> None:
+    """Leaves it to this package to say what goes wrong, and keeps what is compiled, and traced, from start to start.
 
-    That is in the user's cache, unless the environment names another place or none.
+    That is in the user's cache, unless the environment names another place or none. `traces` are for a process that
+    does nothing but this package's command: in any other one, functions may be replaced by others.
     """
     import jax
     from absl import logging
@@ -57,5 +58,5 @@ def prepare_libraries() -> None:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION)
-    if jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+    if traces and jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         keep_traces(cache_directory() / "traces")

@@ -81,6 +81,14 @@ class Shelf:
         if processes.first():
             scores.save(self.scores_path(kind, name))
 
+    def forget_scores(self, *names: str) -> None:
+        """Removes scores of models that are made anew: on GPUs, a second training differs in the last bits."""
+        if processes.first():
+            for kind in self.data.held_out:
+                for name in names:
+                    self.scores_path(kind, name).unlink(missing_ok=True)
+        processes.barrier("forgotten")
+
     def score(self, kind: str, weights: Weights, description: str) -> Scores:
         """Scores of given weights on a set."""
         data = self.data.held_out[kind]

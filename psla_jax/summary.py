@@ -22,6 +22,8 @@ from psla_jax.shelf import Shelf
 SINGLE_WITHOUT_VALIDATION = 5
 """Epochs whose mean is the "single model" where no validation set can choose one (the reference, for AudioSet)."""
 ENSEMBLE = "ensemble"
+AGGREGATES = (AVERAGE, PLAIN_AVERAGE, ENSEMBLE)
+"""Names of what is made of the epochs."""
 
 
 def epoch_name(epoch: int) -> str:

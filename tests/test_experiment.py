@@ -16,13 +16,15 @@ import jax
 import numpy as np
 import pytest
 import sounds
+from flax import nnx
 
 from psla_jax import experiment
-from psla_jax.checkpoints import CheckpointError, load_model
-from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig, PretrainingConfig
+from psla_jax.checkpoints import CheckpointError, ModelCard, load_model, save_model
+from psla_jax.config import AggregationConfig, FrontendConfig, ModelConfig, OptimizerConfig, PretrainingConfig
 from psla_jax.data import sets
 from psla_jax.data.sets import DataError
 from psla_jax.evaluation import Scores
+from psla_jax.models.tagger import from_config
 from psla_jax.run_checkpoints import RunCheckpoints
 from psla_jax.run_directory import RunError
 from psla_jax.shelf import Shelf
@@ -403,7 +405,9 @@ def test_a_checkpoint_is_saved_by_the_clock_too(data, tmp_path, monkeypatch):
     config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_minutes=1e-6)
     saved, save = [], RunCheckpoints.save
     monkeypatch.setattr(RunCheckpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest)))
-    experiment.train(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=4)))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=4))
+    one = dataclasses.replace(config.optimizer, epochs=2)
+    experiment.train(dataclasses.replace(config, optimizer=one, aggregation=AggregationConfig(first=1, last=1)))
     assert saved[:3] == [5, 7, 12]  # Not after every step, as other processes know of the wish some steps later.
 
 
@@ -427,15 +431,16 @@ def test_unreadable_clips_stop_a_run_before_it_starts_or_are_left_out_on_request
 
 
 def test_fine_tuning_starts_from_a_run_and_can_leave_its_backbone_as_it_is(data, tmp_path):
-    small = dataclasses.replace(
-        sounds.config(data, tmp_path / "first"),
-        model=ModelConfig(name="efficientnet-tiny", heads=1),
+    architecture = ModelConfig(name="efficientnet-tiny", heads=1)
+    network = from_config(architecture, 4, np.float32, nnx.Rngs(5))
+    average = tmp_path / "first" / "models" / "average"
+    save_model(average, ModelCard(architecture, FrontendConfig(), sounds.VOCABULARY, {}), *split_model(network))
+    tuned = dataclasses.replace(
+        sounds.config(data, tmp_path / "tuned"),
+        model=architecture,
         optimizer=OptimizerConfig(learning_rate=1e-2, epochs=1, warmup_steps=0),
         aggregation=AggregationConfig(first=1, last=1),
-    )
-    experiment.train(small)
-    tuned = dataclasses.replace(
-        small, run_dir=str(tmp_path / "tuned"), pretraining=PretrainingConfig(str(tmp_path / "first"), freeze=True)
+        pretraining=PretrainingConfig(str(tmp_path / "first"), freeze=True),
     )
     rows = experiment.train(tuned)
     # There is nothing to re-estimate: one row for the average.

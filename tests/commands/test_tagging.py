@@ -161,3 +161,19 @@ def test_an_incomplete_model_is_one_sentence(home, capsys, tmp_path):
     shutil.rmtree(tmp_path / "model" / "weights")
     assert cli.main(["tag", str(home / "in" / "a.wav"), "--model", str(tmp_path / "model")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_processes_share_a_folder_and_the_last_one_joins_what_all_have_found(home, tmp_path, capsys):
+    assert tag(home, home / "in", "--csv", tmp_path / "one.csv", "--json", tmp_path / "one.json") == 1
+    codes = []
+    for index in (1, 0):
+        together = ("--distributed.processes", "2", "--distributed.index", index)
+        places = ("--csv", tmp_path / "two.csv", "--json", tmp_path / "two.json", "--embeddings", tmp_path / "e")
+        codes.append(tag(home, home / "in", *places, *together))
+        assert (tmp_path / "two.csv").exists() is (index == 0)
+    assert codes == [0, 1]  # The bad recording is the third of them.
+    for kind in ("csv", "json"):
+        assert (tmp_path / f"two.{kind}").read_bytes() == (tmp_path / f"one.{kind}").read_bytes()
+    assert "two.csv, " in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "one.csv", "one.json", "two.csv", "two.json"]
+    assert len(list((tmp_path / "e").rglob("*.npz"))) == 4
