@@ -81,19 +81,26 @@ def test_a_state_of_another_shape_is_no_silent_beginning(tmp_path: Path) -> None
     assert (tmp_path / "c" / "1").is_dir()
 
 
-def _write(checkpoints: RunCheckpoints) -> None:
-    checkpoints.save(2, state(2), {})
-    checkpoints.wait()
-
-
-def test_a_disk_that_takes_nothing_is_one_sentence_that_names_what_is_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["save_checkpointables_async", "wait", "close"])
+def test_a_full_disk_is_one_sentence_that_names_what_is_whole(tmp_path: Path, monkeypatch, moment: str) -> None:
     checkpoints = saved(tmp_path / "c", 1)
-    (tmp_path / "c" / "2.orbax-checkpoint-tmp").write_text("in the way")
-    with pytest.raises(
-        SaveError, match=r"could not be written to .*c \(.*\); the one of step 1 is whole: make room"
-    ) as e:
-        _write(checkpoints)
-    assert "\n" not in str(e.value)
+
+    def full(*_, **__):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Failed writing: \"/a/b\": No space left on device [os_error_code='28']\nX"
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._orbax, moment, full)
+        calls = {"wait": checkpoints.wait, "close": checkpoints.close}
+        call = calls.get(moment, lambda: checkpoints.save(2, state(2), {}))
+        with pytest.raises(SaveError) as raised:
+            call()
+    assert str(raised.value) == (
+        f"a checkpoint could not be written to {tmp_path / 'c'} (No space left on device); the one of step 1 is whole: "
+        "make room there, and start again to go on."
+    )
+    checkpoints.close()
 
 
 def test_a_checksum_is_of_every_bit() -> None:

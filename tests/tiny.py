@@ -33,5 +33,18 @@ class TinyTagger(nnx.Module):
         return self.head(y.reshape(*y.shape[:2], -1))
 
 
+class TinyWithBackbone(nnx.Module):
+    """A model of two parts, of which one may be frozen or learn at a rate of its own."""
+
+    def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
+        self.model = Conv(1, 4, 3, stride=2, padding=((1, 1), (1, 1)), rngs=rngs)
+        self.head = build_pooling("attention", 4 * 64, num_classes, 1, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.swish(self.model(jnp.swapaxes(x, 1, 2)[..., None]))
+        y = jnp.swapaxes(y, 1, 2)
+        return self.head(y.reshape(*y.shape[:2], -1))
+
+
 def build(num_classes: int, rngs: nnx.Rngs) -> TinyTagger:
     return TinyTagger(num_classes, rngs)

@@ -54,9 +54,9 @@ def test_without_a_limit_only_paths_are_looked_up(data, monkeypatch):
 
 def test_what_is_read_is_spread_evenly(data, monkeypatch):
     read = []
-    monkeypatch.setattr(audio, "read", lambda path, channel: read.append((path, channel)))
+    monkeypatch.setattr(audio, "read", lambda path, channel, seconds: read.append((path, channel, seconds)))
     assert [problem.index for problem in run(data, 5)] == [3, 7, 8]
-    assert sorted(read) == sorted((data.wav(i), "mean") for i in (0, 4, 12, 16))
+    assert sorted(read) == sorted((data.wav(i), "mean", 600.0) for i in (0, 4, 12, 16))
 
 
 def test_a_sound_data_set_has_no_problem(tmp_path):
