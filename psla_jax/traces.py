@@ -108,7 +108,7 @@ class Traced:
         def flat(*leaves: Any) -> list[Any]:
             return jax.tree.leaves(self._function(*jax.tree.unflatten(tree, leaves)))
 
-        with contextlib.suppress(NotImplementedError, ValueError):  # Called as it is, it raises again what matters.
+        with contextlib.suppress(RuntimeError, ValueError):  # Called as it is, it raises again what matters.
             return jax.export.export(jax.jit(flat))(*shapes)
         return None
 

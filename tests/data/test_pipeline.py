@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 
@@ -16,6 +17,7 @@ from psla_jax.data.datafile import Datafile, clip_weights
 from psla_jax.data.pipeline import (
     Batch,
     EvaluationSource,
+    LoaderError,
     TrainSource,
     batches,
     evaluation_source,
@@ -313,3 +315,27 @@ def test_a_partner_that_cannot_be_read_leaves_the_clip_unmixed_and_is_named(data
     np.testing.assert_array_equal(after["failed"], np.where(bad | alone, 4, -1))
     for name in SHAPES:
         np.testing.assert_array_equal(after[name][~bad & ~alone], before[name][~bad & ~alone])
+
+
+@pytest.mark.parametrize("make", [training, evaluation])
+@pytest.mark.parametrize(("count", "start"), [(2, 0), (4, 0), (4, 2)])
+def test_the_parts_of_several_processes_are_the_batches_of_one(data, make, count, start):
+    source = make(data, batch_size=4)
+    size = source.batch_size // count
+    rows = [range(first, first + size) for first in range(0, source.batch_size, size)]
+    parts = [list(batches(source, start=start, rows=part)) for part in rows]
+    whole = list(batches(source, start=start))
+    assert all(len(part) == len(whole) for part in parts)
+    for number, batch in enumerate(whole):
+        for name in batch:
+            together = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(together, batch[name], err_msg=name)
+
+
+def test_a_worker_that_is_killed_is_one_sentence(data):
+    stream = batches(training(data, epochs=300), workers=1)
+    next(stream)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(LoaderError, match=r"ended from outside, .* with fewer data\.workers to go on"):
+        list(stream)
