@@ -36,6 +36,9 @@ def write_text(path: Path, text: str) -> None:
     try:
         aside.write_text(text, encoding="utf-8", newline="")
         os.replace(aside, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # A write to a full disk does not say where.
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

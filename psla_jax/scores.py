@@ -53,6 +53,9 @@ class Scores:
                     file, clips=self.clips, scores=self.scores, labels=labels, skipped=self.skipped, mids=self.mids
                 )
             os.replace(aside, path)
+        except OSError as error:
+            error.filename = error.filename or str(path)  # A write to a full disk does not say where.
+            raise
         finally:
             aside.unlink(missing_ok=True)
 
