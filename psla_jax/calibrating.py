@@ -20,8 +20,9 @@ from psla_jax.checkpoints import find_model, fingerprint, load_model, read_card
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.sets import locate
+from psla_jax.files import written_aside
 from psla_jax.journal import Journal
-from psla_jax.ontology import Vocabulary, written_aside
+from psla_jax.ontology import Vocabulary
 from psla_jax.reliability import Decisions, Reliability, decisions, reliability
 from psla_jax.scores import Scores
 from psla_jax.tagging.programs import Policy

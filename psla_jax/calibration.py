@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from psla_jax.ontology import Vocabulary, written_aside
+from psla_jax.files import written_aside
+from psla_jax.ontology import Vocabulary
 
 FORMAT = 1
 CALIBRATION = "calibration.json"

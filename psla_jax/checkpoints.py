@@ -274,6 +274,7 @@ def _settings(card: ModelCard) -> list[Any]:
 
 
 def first_line(error: Exception) -> str:
+    """What an error of a library says first, to go on with in a sentence of ours."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 

@@ -229,20 +229,13 @@ class AggregationConfig:
 
 
 @dataclass(frozen=True)
-class DistributedConfig:
-    """Several processes, on one machine or many; Slurm, Open MPI and Kubernetes say all of it by themselves."""
+class ShareConfig:
+    """Several processes that divide work without a word to each other; Slurm and Open MPI say it by themselves."""
 
-    coordinator: str = ""
-    """Address of the first process, ``host:port``, the same for all; empty for one process, or where a launcher says
-    it."""
     processes: int = 1
     """How many there are."""
     index: int = 0
     """Which one this is, from 0."""
-    timeout: int = 60
-    """Seconds without a sign of life of another process after which this one ends."""
-    meeting: int = 300
-    """Seconds in which all of them have to be there."""
 
     def __post_init__(self) -> None:
         _require(self.processes >= 1, "distributed.processes", self.processes, "use 1 or more")
@@ -252,6 +245,22 @@ class DistributedConfig:
             self.index,
             f"use 0 to {self.processes - 1}, one of distributed.processes",
         )
+
+
+@dataclass(frozen=True)
+class DistributedConfig(ShareConfig):
+    """Several processes that compute together; Slurm, Open MPI and Kubernetes say all of it by themselves."""
+
+    coordinator: str = ""
+    """Address of the first process, ``host:port``, the same for all; empty for one process, or where a launcher says
+    it."""
+    timeout: int = 60
+    """Seconds without a sign of life of another process after which this one ends."""
+    meeting: int = 300
+    """Seconds in which all of them have to be there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.timeout >= 5, "distributed.timeout", self.timeout, "use 5 seconds or more")
         _require(self.meeting >= 1, "distributed.meeting", self.meeting, "use 1 second or more")
         _require(

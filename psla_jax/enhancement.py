@@ -17,9 +17,10 @@ from psla_jax.config import KINDS, Kind, Threshold
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.sets import DEMO, locate
+from psla_jax.files import written_aside
 from psla_jax.journal import Journal
 from psla_jax.labeling import MERGED, Enhancement, Labels, Relations, enhance
-from psla_jax.ontology import Ontology, Vocabulary, written_aside
+from psla_jax.ontology import Ontology, Vocabulary
 
 _SHOWN = 10
 """Classes shown on the screen; the CSV has all."""

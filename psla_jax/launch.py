@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from psla_jax.config import DistributedConfig
+from psla_jax.config import ShareConfig
 
 
 def several() -> bool:
@@ -13,7 +13,7 @@ def several() -> bool:
     return _said()[1] > 1 or kubernetes
 
 
-def share(config: DistributedConfig) -> tuple[int, int]:
+def share(config: ShareConfig) -> tuple[int, int]:
     """Which process this is, and of how many, where they need no connection to each other."""
     return (config.index, config.processes) if config.processes > 1 else _said()
 

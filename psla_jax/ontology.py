@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TextIO
+from typing import Any
 
+from psla_jax.files import written_aside
 from psla_jax.terminal import printable
 
 _HEADER = ["index", "mid", "display_name"]
@@ -266,18 +265,3 @@ class Ontology:
             reason = "it is no text" if isinstance(error, UnicodeDecodeError) else repr(error)
             raise OntologyError(f"{where} is not AudioSet's ontology.json ({reason}): download it again.") from error
         return cls({entry.mid: entry for entry in classes})
-
-
-@contextlib.contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """A text file to write, UTF-8 with its line ends as given, that takes the place of ``path`` once it is whole."""
-    folder, name = os.path.split(os.fspath(path))
-    aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(aside, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.replace(aside, path)
-    except BaseException:
-        if os.path.exists(aside):
-            os.unlink(aside)
-        raise

@@ -52,11 +52,18 @@ def join(config: DistributedConfig) -> None:
     They are named by the config, or found by JAX where Slurm, Open MPI or Kubernetes started them.
 
     Raises:
-        ConfigError: the config names some of them, but not how to meet.
+        ConfigError: the config names some of them, but not how many or where they meet.
         PeerError: they did not all come.
     """
     global _watch
-    if _watch is not None or not (config.coordinator or launch.several()):
+    if _watch is not None:
+        return
+    if not (config.coordinator or launch.several()):
+        if config.processes > 1:
+            raise ConfigError(
+                f"distributed.processes is {config.processes}, but they have no address to meet at: name it with "
+                "distributed.coordinator HOST:PORT, the same for all."
+            )
         return
     explicit = bool(config.coordinator)
     if explicit and config.processes < 2:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from psla_jax.files import written_aside
 from psla_jax.metrics import Interval, Metrics
 
 EPOCH_COLUMNS = (
@@ -32,15 +32,8 @@ def epoch_columns(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole: aside first, then renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="")
-        os.replace(aside, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # A write to a full disk does not say where.
-        raise
-    finally:
-        aside.unlink(missing_ok=True)
+    with written_aside(path) as file:
+        file.write(text)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

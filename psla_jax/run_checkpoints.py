@@ -76,7 +76,7 @@ class RunCheckpoints:
         steps = self.steps()
         for number, step in enumerate(steps):
             try:
-                return step, *self._restore(step, like)
+                return step, *self._restored_by_all(step, like)
             except CheckpointError as error:
                 if number + 1 == len(steps):
                     raise CheckpointError(
@@ -87,12 +87,26 @@ class RunCheckpoints:
                 self._set_aside(step)
         return None
 
+    def _restored_by_all(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        """As :meth:`_restore`; what one of several processes cannot read, none of them takes."""
+        found, problem = None, None
+        try:
+            found = self._restore(step, like)
+        except CheckpointError as error:
+            problem = error
+        if processes.any_of(found is None) or found is None:
+            raise problem or CheckpointError(
+                f"the checkpoint {self.directory / str(step)} is damaged for another process"
+            )
+        return found
+
     def _restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(like))
         try:
             found = self._orbax.load_checkpointables(step, abstract)
             notes = dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
         except Exception as error:  # Orbax and its storage raise many kinds; all of them mean the same to the user.
+            _raise_if_a_peer_is_gone(error)
             raise CheckpointError(
                 f"the checkpoint {self.directory / str(step)} cannot be read ({first_line(error)})"
             ) from error
@@ -131,6 +145,7 @@ class RunCheckpoints:
         try:
             yield
         except Exception as error:  # As in _restore.
+            _raise_if_a_peer_is_gone(error)
             whole = self.steps()
             before = f"; the one of step {whole[0]} is whole" if whole else ""
             full = os.strerror(errno.ENOSPC)
@@ -139,6 +154,12 @@ class RunCheckpoints:
                 f"a checkpoint could not be written to {self.directory} ({why}){before}: make room there, and start "
                 "again to go on."
             ) from error
+
+
+def _raise_if_a_peer_is_gone(error: Exception) -> None:
+    """Between processes, JAX's own errors are of their connection, and say nothing of a disk."""
+    if processes.count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+        raise error
 
 
 def _items(state: State) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from psla_jax.files import whole
 from psla_jax.metrics import Metrics, evaluate
 
 DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -45,19 +45,9 @@ class Scores:
     def save(self, path: Path) -> None:
         """Writes an ``.npz``; it appears whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
         labels = self.labels.astype(np.float16)
-        try:
-            with open(aside, "wb") as file:
-                np.savez(
-                    file, clips=self.clips, scores=self.scores, labels=labels, skipped=self.skipped, mids=self.mids
-                )
-            os.replace(aside, path)
-        except OSError as error:
-            error.filename = error.filename or str(path)  # A write to a full disk does not say where.
-            raise
-        finally:
-            aside.unlink(missing_ok=True)
+        with whole(path) as aside, open(aside, "wb") as file:
+            np.savez(file, clips=self.clips, scores=self.scores, labels=labels, skipped=self.skipped, mids=self.mids)
 
     @classmethod
     def load(cls, path: Path) -> Scores:

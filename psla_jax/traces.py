@@ -28,6 +28,7 @@ import optax
 from jax.extend import backend
 
 from psla_jax import cache
+from psla_jax.files import whole
 
 LIBRARIES = (jax, jaxlib, flax, optax, np)
 DIGEST_BYTES = 32
@@ -153,10 +154,9 @@ def _read(file: Path) -> jax.export.Exported | None:
 def _write(file: Path, exported: jax.export.Exported) -> None:
     """Keeps a trace; a disk that takes none costs time at the next start, and nothing else."""
     body = bytes(exported.serialize())
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(hashlib.sha256(body).digest() + body)
-        os.replace(aside, file)
+        with whole(file) as aside:
+            Path(aside).write_bytes(hashlib.sha256(body).digest() + body)
         for old in sorted(file.parent.glob("*.stablehlo"), key=lambda x: x.stat().st_mtime)[:-KEPT]:
             old.unlink()

@@ -56,7 +56,8 @@ DYNAMIC = {"", "cli", "models.tagger"}
 """Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""
 ROOMS = {
     "config": (),
-    "ontology": ("terminal",),
+    "files": (),
+    "ontology": ("files", "terminal"),
     "terminal": (),
     "metrics": (),
     "shards": (),
@@ -67,17 +68,17 @@ ROOMS = {
     "launch": ("config",),
     "locks": (),
     "processes": ("config", "launch"),
-    "traces": ("cache",),
+    "traces": ("cache", "files"),
     "frontend": ("config",),
     "inference": (),
     "sampling": (),
     "models": ("config", "models"),
-    "data": ("audio", "cache", "config", "data", "download", "ontology", "sampling", "shards"),
-    "scores": ("metrics",),
+    "data": ("audio", "cache", "config", "data", "download", "files", "ontology", "sampling", "shards"),
+    "scores": ("files", "metrics"),
     "labeling": ("config", "data", "ontology"),
     "score_files": ("data", "labeling", "ontology", "scores"),
     "reliability": (),
-    "calibration": ("ontology",),
+    "calibration": ("files", "ontology"),
     "calibration_fit": ("calibration",),
     "tagging": tuple(
         [

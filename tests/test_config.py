@@ -132,7 +132,7 @@ CHANGED = RunConfig(
     sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
     optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True, "skip"),
     aggregation=AggregationConfig(2, 4, False),
-    distributed=DistributedConfig("first:1234", 4, 3, 30, 20),
+    distributed=DistributedConfig(4, 3, "first:1234", 30, 20),
     checkpoint_every=50,
     checkpoint_minutes=2.5,
     profile=3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from psla_jax import launch
-from psla_jax.config import DistributedConfig
+from psla_jax.config import ShareConfig
 
 SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
 MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
@@ -34,5 +34,5 @@ def test_launchers_are_understood(monkeypatch, environment, several, share):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launch.several() is several
-    assert launch.share(DistributedConfig()) == share
-    assert launch.share(DistributedConfig(processes=5, index=4)) == (4, 5)
+    assert launch.share(ShareConfig()) == share
+    assert launch.share(ShareConfig(processes=5, index=4)) == (4, 5)

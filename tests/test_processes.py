@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from starting import assert_same, prepare, start_together, wait_for
 
-from psla_jax import processes
+from psla_jax import launch, processes
 from psla_jax.config import ConfigError, DistributedConfig
 
 
@@ -35,6 +35,12 @@ def test_a_coordinator_without_a_number_of_processes_is_refused() -> None:
         ConfigError, match=r"distributed\.processes is 1 with distributed\.coordinator a:1: say how many"
     ):
         processes.join(DistributedConfig(coordinator="a:1"))
+
+
+def test_a_number_of_processes_without_a_coordinator_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "several", lambda: False)
+    with pytest.raises(ConfigError, match=r"distributed\.processes is 4, but they have no address to meet at"):
+        processes.join(DistributedConfig(processes=4, index=1))
 
 
 def test_a_single_process_is_the_first_of_one_and_needs_nobody() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from psla_jax.commands.arguments import UsageError, parse
-from psla_jax.config import DistributedConfig
+from psla_jax.config import ShareConfig
 from psla_jax.terminal import printable
 
 if TYPE_CHECKING:
@@ -92,9 +92,8 @@ class Tag(Search):
     """Windows computed together; 0 for what suits the device."""
     overwrite: bool = False
     """Begin the outputs anew, whatever is there."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Of several processes (of which Slurm and Open MPI say it themselves) each tags every n-th recording; they need no
-    coordinator."""
+    distributed: ShareConfig = field(default_factory=ShareConfig)
+    """Each of them tags every n-th recording, and the last one joins what all have found."""
 
 
 def tag(arguments: list[str]) -> int:
@@ -282,7 +281,7 @@ class _Session:
 
     def _write_own_files(self, item: Item, found: Any, tags: Any) -> None:
         """The label track, the embeddings and the picture of one recording."""
-        from psla_jax.ontology import written_aside
+        from psla_jax.files import written_aside
         from psla_jax.tagging import output
 
         own = self._own_files(item)

@@ -20,7 +20,8 @@ from psla_jax.data import datafile
 from psla_jax.data.files import Listing, require_new, shown, walk
 from psla_jax.data.segments import ID_LENGTH, AudioSetError, Clips
 from psla_jax.download import fetch
-from psla_jax.ontology import Ontology, Vocabulary, written_aside
+from psla_jax.files import written_aside
+from psla_jax.ontology import Ontology, Vocabulary
 
 ONTOLOGY_URL = "https://raw.githubusercontent.com/audioset/ontology/master/ontology.json"
 OFFICIAL = "audioset"

@@ -13,7 +13,8 @@ from psla_jax import audio
 from psla_jax.data import datafile, recipe
 from psla_jax.data.files import require_new, shown
 from psla_jax.data.split import TRAIN, stratified
-from psla_jax.ontology import Vocabulary, written_aside
+from psla_jax.files import written_aside
+from psla_jax.ontology import Vocabulary
 
 VALIDATION, EVALUATION = "validation", "evaluation"
 PARTS = {

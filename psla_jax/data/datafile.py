@@ -23,7 +23,8 @@ import ijson
 import numpy as np
 
 from psla_jax import shards
-from psla_jax.ontology import Vocabulary, written_aside
+from psla_jax.files import written_aside
+from psla_jax.ontology import Vocabulary
 
 _ARRAYS = ("paths", "path_offsets", "label_indices", "label_offsets")
 _BUFFER = 1 << 20

@@ -22,7 +22,7 @@ from psla_jax.data.check import Problem, look_up
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.findings import many
 from psla_jax.data.threads import in_order
-from psla_jax.ontology import written_aside
+from psla_jax.files import written_aside
 
 Format = Literal["pcm16", "flac", "float32"]
 FILES = {"pcm16": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "float32": ("AU", "FLOAT")}

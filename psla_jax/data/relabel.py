@@ -14,7 +14,8 @@ import numpy as np
 from psla_jax.data import datafile
 from psla_jax.data.clips import ClipIdError, Matching, match
 from psla_jax.data.datafile import Datafile
-from psla_jax.ontology import Vocabulary, written_aside
+from psla_jax.files import written_aside
+from psla_jax.ontology import Vocabulary
 
 Unmatched = Literal["keep", "drop"]
 Mids = tuple[str, ...]
