@@ -73,6 +73,13 @@ def join(config: DistributedConfig) -> None:
         )
     # JAX would take the first notice of SIGTERM for itself; this package stops in its own way.
     jax.config.update("jax_enable_preemption_service", False)
+    where = config.coordinator or "the address that was found"
+    not_met = (
+        f"the processes of this command did not meet at {where} within {config.meeting} s: look whether all of them "
+        "were started, and can reach it."
+    )
+    words = LastWords()
+    words.leave(f"psla: {not_met}")  # JAX aborts where it waits in vain.
     try:
         jax.distributed.initialize(
             coordinator_address=config.coordinator or None,
@@ -82,13 +89,11 @@ def join(config: DistributedConfig) -> None:
             initialization_timeout=config.meeting,
         )
     except Exception as error:
-        where = config.coordinator or "the address that was found"
-        raise PeerError(
-            f"the processes of this command did not meet at {where} within {config.meeting} s "
-            f"({str(error).splitlines()[0]}): look whether all of them were started, and can reach it."
-        ) from error
+        raise PeerError(not_met) from error
+    finally:
+        words.leave("")
     if count() > 1:
-        _watch = Watchman(config.timeout)
+        _watch = Watchman(config.timeout, words)
         _watch.start()
 
 
@@ -176,6 +181,25 @@ def blame(error: Exception) -> PeerError:
     )
 
 
+class LastWords:
+    """What is to be said should this process be gone without a word of its own: a process that outlives it says so."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-I", "-S", "-c", LAST_WORDS]
+        self._speaker = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        self._words = ""
+        atexit.register(self.leave, "")
+
+    def leave(self, words: str) -> None:
+        """Takes the place of what was left before; an empty text is nothing."""
+        pipe = self._speaker.stdin
+        with contextlib.suppress(OSError, ValueError):
+            if pipe is not None and words != self._words:
+                pipe.write(words + "\n")
+                pipe.flush()
+                self._words = words
+
+
 class Watchman(threading.Thread):
     """Gives signs of life, and ends this process with a sentence when those of another one stop.
 
@@ -184,7 +208,7 @@ class Watchman(threading.Thread):
     is said by a process of its own.
     """
 
-    def __init__(self, timeout: int) -> None:
+    def __init__(self, timeout: int, words: LastWords) -> None:
         super().__init__(name="watchman", daemon=True)
         # What JAX and Orbax use themselves; there is no public name for it.
         from jax._src.distributed import global_state
@@ -195,16 +219,13 @@ class Watchman(threading.Thread):
         self._known: dict[int, tuple[str, float]] = {}
         self._names = dict.fromkeys(range(self._count), "")
         self._done = threading.Event()
-        self._words = ""
-        command = [sys.executable, "-I", "-S", "-c", LAST_WORDS]
-        self._last_words = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
-        atexit.register(self._leave_words, "")
+        self._words = words
 
     def stop(self) -> None:
         """All processes are done."""
         self._done.set()
         self.join()
-        self._leave_words("")
+        self._words.leave("")
 
     def wait(self) -> None:
         """Gives the watch the time it needs to find out who is gone."""
@@ -238,25 +259,16 @@ class Watchman(threading.Thread):
             if self._known[peer][0] != value:
                 self._known[peer] = (value, now)
         if self._index and self._names[0]:
-            self._leave_words(
+            self._words.leave(
                 f"psla: process {self._index} of {self._count} was ended by force; if it is not said why, then because "
                 f"process 0 ({self._names[0]}) is gone, without which none can be: start all of them again to go on "
                 "from the last checkpoint."
             )
 
-    def _leave_words(self, words: str) -> None:
-        """What is to be said should this process be gone without a word of its own."""
-        pipe = self._last_words.stdin
-        with contextlib.suppress(OSError, ValueError):
-            if pipe is not None and words != self._words:
-                pipe.write(words + "\n")
-                pipe.flush()
-                self._words = words
-
     def _end(self, peer: int) -> None:
         """Says that another process is gone, and ends this one."""
         name = f" ({self._names[peer]})" if self._names[peer] else ""
-        self._leave_words("")
+        self._words.leave("")
         line = (
             f"psla: process {peer} of {self._count}{name} has not been heard of for {self._timeout} s, so process "
             f"{self._index} ends too: start all of them again to go on from the last checkpoint.\n"

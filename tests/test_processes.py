@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from starting import assert_same, prepare, start_together, wait_for
+from starting import assert_same, prepare, start, start_together, wait_for
 
 from psla_jax import launch, processes
 from psla_jax.config import ConfigError, DistributedConfig
@@ -41,6 +42,21 @@ def test_a_number_of_processes_without_a_coordinator_is_refused(monkeypatch: pyt
     monkeypatch.setattr(launch, "several", lambda: False)
     with pytest.raises(ConfigError, match=r"distributed\.processes is 4, but they have no address to meet at"):
         processes.join(DistributedConfig(processes=4, index=1))
+
+
+def test_processes_that_do_not_meet_say_where_they_waited(tmp_path: Path) -> None:
+    directory = prepare(tmp_path / "late", tmp_path)
+    options = ("--distributed.processes", "2", "--distributed.index", "1", "--distributed.meeting", "2")
+    process = start(directory, "--distributed.coordinator", "127.0.0.1:9", *options)
+    assert process.wait(timeout=120) != 0
+    deadline, said = time.monotonic() + 30, ""
+    while "psla: " not in said and time.monotonic() < deadline:  # It is said by a process that outlives it.
+        time.sleep(0.1)
+        said = (directory / "out.txt").read_text()
+    assert said.rstrip().endswith(
+        "psla: the processes of this command did not meet at 127.0.0.1:9 within 2 s: look whether all of them were "
+        "started, and can reach it."
+    )
 
 
 def test_a_single_process_is_the_first_of_one_and_needs_nobody() -> None:
