@@ -33,7 +33,7 @@ from psla_jax.pretraining.start import start_from
 from psla_jax.profiling import Profile
 from psla_jax.results import ACCURACY, EPOCH_COLUMNS, Measured, Row, epoch_columns
 from psla_jax.run_checkpoints import RunCheckpoints, SaveError
-from psla_jax.run_directory import CHECKPOINTS, LOG
+from psla_jax.run_directory import CHECKPOINTS, LOG, RunError
 from psla_jax.shelf import Shelf
 from psla_jax.stopping import Stop, Stopped
 from psla_jax.summary import AGGREGATES, epoch_name, read_rows, summarise
@@ -79,10 +79,14 @@ def _train(config: RunConfig) -> list[Measured]:
     data = sets.load(config.data, config.optimizer.loss, screen.say)
     # What is kept of a run is the loss that it had, not how it was found.
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
-    run_directory.check(directory, config, data)
-    _check_clips(data, config, screen)
+
+    def edited_sets() -> list[str]:
+        return processes.of_first(lambda: run_directory.check(directory, config, data), RunError)
+
+    edited_sets()
+    processes.of_first(lambda: sets.check_clips(data, config.data, screen.say), DataError)
     with run_directory.alone(directory):
-        edited = run_directory.check(directory, config, data)
+        edited = edited_sets()
         run_directory.settle(directory, config, data)
         with Stop() as stop:
             run = open_run(directory, config, data, placement, stop)
@@ -90,18 +94,6 @@ def _train(config: RunConfig) -> list[Measured]:
                 run.journal.say(f"{name} was edited since this run was started, which data.edited accepts")
             run.fit()
             return run.summarise()
-
-
-def _check_clips(data: DataSets, config: RunConfig, screen: Journal) -> None:
-    """Looks the clips up, once for all processes. Raises DataError in all of them if one cannot be read."""
-    problem = None
-    if processes.first():
-        try:
-            sets.check_clips(data, config.data, screen.say)
-        except DataError as error:
-            problem = error
-    if processes.any_of(problem is not None):
-        raise problem or DataError("the data cannot be used: process 0 says why.")
 
 
 def open_run(directory: Path, config: RunConfig, data: DataSets, placement: Placement, stop: Stop) -> Run:

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from psla_jax import launch
 from psla_jax.config import ConfigError, DistributedConfig
+from psla_jax.terminal import printable
 
 BEAT = 1.0
 """Seconds between two signs of life."""
 PATIENCE_OF_JAX = 120
 """Seconds by which JAX's own watch, which ends a process without a word, is slower than ours."""
 PREFIX = "psla/alive/"
+ENDED = "psla/ended/"
 LAST_WORDS = """
 import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -38,6 +41,8 @@ for line in sys.stdin:
 sys.stderr.write(words.strip() and words)
 """
 """A process that says the last line it was given once its parent is gone; an empty one is none."""
+
+T = TypeVar("T")
 
 _watch: Watchman | None = None
 
@@ -139,24 +144,58 @@ def largest(number: int) -> int:
     return number if count() == 1 else int(gather(np.array([number], np.int32)).max())
 
 
+def of_first(function: Callable[[], T], problem: type[Exception]) -> T:
+    """What a function returns in the first process, the only one that calls it; a `problem` is raised in all of them.
+
+    What it returns can be written as JSON.
+    """
+    if count() == 1:
+        return function()
+    told: dict[str, Any] = {}
+    if first():
+        try:
+            told = {"value": function()}
+        except problem as error:
+            told = {"problem": str(error)}
+    told = json.loads(_of_first(json.dumps(told).encode()))
+    if "problem" in told:
+        raise problem(told["problem"])
+    return told["value"]
+
+
+def _of_first(text: bytes) -> bytes:
+    """The first process's text."""
+    from jax.experimental import multihost_utils
+
+    here = np.zeros(largest(len(text)), np.uint8)
+    if first():
+        here[:] = np.frombuffer(text, np.uint8)
+    return bytes(multihost_utils.broadcast_one_to_all(here).astype(np.uint8))
+
+
 @contextlib.contextmanager
 def joined(config: DistributedConfig) -> Iterator[None]:
     """Meets the other processes, and parts from them at the end; what fails because one is gone is said so.
+
+    What ends one of them ends all: the others say what it was.
 
     Raises:
         ConfigError, PeerError: as :func:`join`.
     """
     join(config)
     try:
-        yield
-    except KeyboardInterrupt as error:
-        if hasattr(error, "code"):  # Stopped: all of them stop after the same step.
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if count() == 1:
+                raise
+            raise blame(error) from error
+    except BaseException as error:
+        if hasattr(error, "code") and isinstance(error, KeyboardInterrupt):  # All of them stop after the same step.
             leave()
+        elif _watch is not None:
+            _watch.part(str(error).strip() or type(error).__name__)
         raise
-    except jax.errors.JaxRuntimeError as error:
-        if count() == 1:
-            raise
-        raise blame(error) from error
     leave()
 
 
@@ -176,8 +215,8 @@ def blame(error: Exception) -> PeerError:
     if _watch is not None:
         _watch.wait()
     return PeerError(
-        f"the processes of this command can no longer reach each other ({str(error).strip().splitlines()[0]}): start "
-        "all of them again to go on."
+        f"something that all processes do together failed ({str(error).strip().splitlines()[0]}): start all of them "
+        "again to go on."
     )
 
 
@@ -200,6 +239,11 @@ class LastWords:
                 self._words = words
 
 
+def _name() -> str:
+    """This process, as the others name it."""
+    return f"{socket.gethostname()}, process id {os.getpid()}"
+
+
 class Watchman(threading.Thread):
     """Gives signs of life, and ends this process with a sentence when those of another one stop.
 
@@ -214,11 +258,13 @@ class Watchman(threading.Thread):
         from jax._src.distributed import global_state
 
         self._client: Any = global_state.client
+        self._service: Any = global_state.service
         self._timeout = timeout
         self._index, self._count = index(), count()
         self._known: dict[int, tuple[str, float]] = {}
         self._names = dict.fromkeys(range(self._count), "")
         self._done = threading.Event()
+        self._parted = False
         self._words = words
 
     def stop(self) -> None:
@@ -226,6 +272,19 @@ class Watchman(threading.Thread):
         self._done.set()
         self.join()
         self._words.leave("")
+
+    def part(self, why: str) -> None:
+        """Tells the others that this process ends, and why; they end then, without waiting for it."""
+        from jax._src.distributed import global_state
+
+        self._parted = True
+        self._words.leave("")
+        with contextlib.suppress(Exception):
+            self._client.key_value_set(f"{ENDED}{self._index}", f"{_name()}|{why}", allow_overwrite=True)
+        if self._index == 0:  # JAX aborts the others where it is gone before they have heard.
+            time.sleep(3 * BEAT)
+        # At its exit JAX would wait minutes for the others to come. The thread holds both as long as the process lives.
+        global_state.client = global_state.service = None
 
     def wait(self) -> None:
         """Gives the watch the time it needs to find out who is gone."""
@@ -245,19 +304,23 @@ class Watchman(threading.Thread):
                     return
                 if time.monotonic() - self._known[0][1] > self._timeout:
                     self._end(0)
+                continue
             gone = [peer for peer, (_, at) in self._known.items() if time.monotonic() - at > self._timeout]
-            if gone and not self._done.is_set():
+            if gone:
                 self._end(gone[0])
 
     def _beat(self, beats: int) -> None:
-        name = f"{socket.gethostname()}, process id {os.getpid()}"
-        self._client.key_value_set(f"{PREFIX}{self._index}", f"{beats}|{name}", allow_overwrite=True)
+        self._client.key_value_set(f"{PREFIX}{self._index}", f"{beats}|{_name()}", allow_overwrite=True)
         now = time.monotonic()
         for key, value in self._client.key_value_dir_get(PREFIX):
             peer = int(key.rsplit("/", 1)[1])
             self._names[peer] = value.split("|", 1)[1]
             if self._known[peer][0] != value:
                 self._known[peer] = (value, now)
+        for key, value in self._client.key_value_dir_get(ENDED):
+            peer = int(key.rsplit("/", 1)[1])
+            self._names[peer], why = value.split("|", 1)
+            self._end(peer, why)
         if self._index and self._names[0]:
             self._words.leave(
                 f"psla: process {self._index} of {self._count} was ended by force; if it is not said why, then because "
@@ -265,14 +328,19 @@ class Watchman(threading.Thread):
                 "from the last checkpoint."
             )
 
-    def _end(self, peer: int) -> None:
-        """Says that another process is gone, and ends this one."""
+    def _end(self, peer: int, why: str = "") -> None:
+        """Says that another process is gone, and ends this one; where this one has an end of its own, nothing."""
+        if self._parted or self._done.is_set():
+            return
         name = f" ({self._names[peer]})" if self._names[peer] else ""
         self._words.leave("")
-        line = (
-            f"psla: process {peer} of {self._count}{name} has not been heard of for {self._timeout} s, so process "
-            f"{self._index} ends too: start all of them again to go on from the last checkpoint.\n"
-        )
+        if why:
+            line = f"psla: process {peer} of {self._count}{name} ended: {printable(why)}\n"
+        else:
+            line = (
+                f"psla: process {peer} of {self._count}{name} has not been heard of for {self._timeout} s, so process "
+                f"{self._index} ends too: start all of them again to go on from the last checkpoint.\n"
+            )
         with contextlib.suppress(OSError):
             os.write(sys.stderr.fileno(), line.encode())
         os._exit(1)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,25 @@ def start(directory: Path, *options: str, devices: int = 2, log: str = "out.txt"
         return subprocess.Popen(command, cwd=directory, env=environment, stdout=out, stderr=out)
 
 
-def start_together(directory: Path, count: int, *options: str, devices: int = 1) -> list[subprocess.Popen]:
-    """Begins the training in several processes; each has a file for what it says, ``out0.txt`` and so on."""
+def start_together(
+    directory: Path, count: int, *options: str, devices: int = 1, only: Mapping[int, Sequence[str]] | None = None
+) -> list[subprocess.Popen]:
+    """Begins the training in several processes, with options for all and for one `only`.
+
+    Each has a file for what it says, ``out0.txt`` and so on.
+    """
+    own = only or {}
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     where = ("--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", str(count))
     return [
-        start(directory, *where, "--distributed.index", str(index), *options, devices=devices, log=f"out{index}.txt")
+        start(
+            directory,
+            *(*where, "--distributed.index", str(index), *options, *own.get(index, ())),
+            devices=devices,
+            log=f"out{index}.txt",
+        )
         for index in range(count)
     ]
 

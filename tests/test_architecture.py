@@ -67,7 +67,7 @@ ROOMS = {
     "journal": ("terminal",),
     "launch": ("config",),
     "locks": (),
-    "processes": ("config", "launch"),
+    "processes": ("config", "launch", "terminal"),
     "traces": ("cache", "files"),
     "frontend": ("config",),
     "inference": (),
@@ -82,8 +82,8 @@ ROOMS = {
     "calibration_fit": ("calibration",),
     "tagging": tuple(
         [
-            *("audio", "calibration", "checkpoints", "config", "frontend", "inference", "locks", "models", "ontology"),
-            *("tagging", "terminal", "traces"),
+            *("audio", "calibration", "checkpoints", "config", "files", "frontend", "inference", "locks", "models"),
+            *("ontology", "tagging", "terminal", "traces"),
         ]
     ),
 }

@@ -31,6 +31,18 @@ def test_two_processes_train_as_one_also_after_one_was_killed(alone: Path, tmp_p
     assert (directory / "run" / "log.txt").read_text().count("epoch 3/3") == 1
 
 
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_what_ends_one_process_is_said_by_the_others_which_end_too(faulty: int, alone: Path, tmp_path: Path) -> None:
+    directory = prepare(tmp_path / "two", alone.parent / "sounds")
+    parts = start_together(directory, 2, only={faulty: ("--data.train", "nothing.json")})
+    assert [part.wait(timeout=120) for part in parts] == [2 if index == faulty else 1 for index in range(2)]
+    said = [(directory / f"out{index}.txt").read_text().strip().splitlines()[-1] for index in range(2)]
+    assert said[faulty].startswith("psla: ")
+    assert "nothing.json" in said[faulty]
+    name = rf"process {faulty} of 2 \(.*, process id {parts[faulty].pid}\)"
+    assert re.fullmatch(rf"psla: {name} ended: {re.escape(said[faulty].removeprefix('psla: '))}", said[1 - faulty])
+
+
 def test_a_coordinator_without_a_number_of_processes_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"distributed\.processes is 1 with distributed\.coordinator a:1: say how many"

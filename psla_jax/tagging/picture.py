@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from psla_jax import files
 from psla_jax.tagging.lettering import lettered
 from psla_jax.tagging.result import SHOWN, Event, Tag, Tags, clock
 from psla_jax.tagging.spectrum import Spectrum
@@ -73,13 +74,8 @@ def draw(place: str | os.PathLike[str], tags: Tags, strips: Strips, spectrum: Sp
     drawn = io.BytesIO()
     with _DRAWING:
         figure(tags, strips, spectrum, top=top).savefig(drawn, format="png", dpi=DOTS)
-    place = Path(place)
-    aside = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        aside.write_bytes(drawn.getvalue())
-        os.replace(aside, place)
-    finally:
-        aside.unlink(missing_ok=True)
+    with files.whole(place) as aside:
+        Path(aside).write_bytes(drawn.getvalue())
 
 
 def figure(tags: Tags, strips: Strips, spectrum: Spectrum, *, top: int = SHOWN) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from psla_jax.calibration import Calibration
+from psla_jax.files import whole
 from psla_jax.ontology import Vocabulary
 from psla_jax.tagging.windows import beginning_of
 
@@ -90,15 +91,11 @@ class Embeddings:
         place = Path(path)
         if place.suffix not in (".npy", ".npz"):
             raise ResultError(f"embeddings cannot be written to {place}: use a name that ends in .npz or .npy.")
-        aside = place.with_name(f".{place.name}.{os.getpid()}{place.suffix}")
-        try:
+        with whole(place) as aside, open(aside, "wb") as file:
             if place.suffix == ".npy":
-                np.save(aside, self.clip)
+                np.save(file, self.clip)
             else:
-                np.savez(aside, clip=self.clip, frames=self.frames, times=self.times)
-            os.replace(aside, place)
-        finally:
-            aside.unlink(missing_ok=True)
+                np.savez(file, clip=self.clip, frames=self.frames, times=self.times)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from psla_jax.files import whole
 from psla_jax.locks import Held, locked
 
 PROGRESS = ".progress"
@@ -95,16 +95,15 @@ WHOLE = Share(0, 1)
 
 def _joined(path: str, header: str, clips: Sequence[str], notes: Mapping[Share, list[dict[str, Any]]]) -> None:
     """Writes a file from its parts, clip by clip; it appears whole."""
-    aside = f"{path}{JOINING}.{os.getpid()}"
     places = {clip: place for share, note in notes.items() for clip, place in _places(share, path, header, note)}
-    with contextlib.ExitStack() as stack, open(aside, "wb") as target:
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(open(stack.enter_context(whole(path)), "wb"))
         parts = {share: stack.enter_context(open(share.part(path), "rb")) for share in notes}
         target.write(header.encode())
         for clip in clips:
             share, start, end = places[clip]
             parts[share].seek(start)
             target.write(parts[share].read(end - start))
-    os.replace(aside, path)
 
 
 def _places(
