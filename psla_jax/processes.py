@@ -27,6 +27,8 @@ from psla_jax.terminal import printable
 
 BEAT = 1.0
 """Seconds between two signs of life."""
+FAREWELL = 5 * BEAT
+"""Seconds that the first process stays when all end because of one."""
 PATIENCE_OF_JAX = 120
 """Seconds by which JAX's own watch, which ends a process without a word, is slower than ours."""
 PREFIX = "psla/alive/"
@@ -281,8 +283,7 @@ class Watchman(threading.Thread):
         self._words.leave("")
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{ENDED}{self._index}", f"{_name()}|{why}", allow_overwrite=True)
-        if self._index == 0:  # JAX aborts the others where it is gone before they have heard.
-            time.sleep(3 * BEAT)
+        self._see_off()
         # At its exit JAX would wait minutes for the others to come. The thread holds both as long as the process lives.
         global_state.client = global_state.service = None
 
@@ -343,4 +344,11 @@ class Watchman(threading.Thread):
             )
         with contextlib.suppress(OSError):
             os.write(sys.stderr.fileno(), line.encode())
+        if why:
+            self._see_off()
         os._exit(1)
+
+    def _see_off(self) -> None:
+        """JAX aborts the others where the first process is gone before them, so it gives them time to end."""
+        if self._index == 0:
+            time.sleep(FAREWELL)
