@@ -16,14 +16,17 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("psla_jax", appauthor=False))
 
 
-_traces: list[Path] = []
+_kept: list[Path] = []
 
 
-def keep_traces(directory: Path | None) -> None:
-    """Has traced programs kept in `directory` from now on; None: no longer. See :mod:`psla_jax.traces`."""
-    _traces[:] = [] if directory is None else [directory]
+def keep(directory: Path | None) -> None:
+    """Has what makes a start slow kept in `directory` from now on, for the next one; None: no longer.
+
+    That is traced programs (:mod:`psla_jax.traces`) and the weights of models (:mod:`psla_jax.kept_weights`).
+    """
+    _kept[:] = [] if directory is None else [directory]
 
 
-def traces_directory() -> Path | None:
-    """Where traced programs are kept, if they are."""
-    return _traces[0] if _traces else None
+def kept(kind: str) -> Path | None:
+    """Where that is kept, if it is."""
+    return _kept[0] / kind if _kept else None

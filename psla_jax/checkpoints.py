@@ -23,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
-from orbax.checkpoint import v1 as ocp
 
-from psla_jax import calibration, processes
+from psla_jax import cache, calibration, kept_weights, processes
 from psla_jax.calibration import CALIBRATION, CalibrationError
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.frontend import Frontend
@@ -119,6 +118,8 @@ def save_model(
         aside.mkdir(parents=True)
     processes.barrier(f"place of {directory}")
     try:
+        from orbax.checkpoint import v1 as ocp
+
         # Orbax wants all processes to come; of arrays that each of them has, one writes.
         weights = jax.tree.map(np.asarray, {"params": named(params), "rest": named(rest)})
         ocp.save(aside.absolute() / WEIGHTS, weights)
@@ -191,8 +192,21 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
         )
     abstract = _abstract(card.model, len(card.vocabulary))
     params, rest = nnx.state(abstract, nnx.Param, ...)
-    weights = load_weights(directory, nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+    weights = _used_lately(directory, card, (nnx.to_pure_dict(params), nnx.to_pure_dict(rest)))
     return Model(card, nnx.merge(nnx.graphdef(abstract), *weights))
+
+
+def _used_lately(directory: Path, card: ModelCard, like: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The weights of a model directory, from an earlier start of the command if they have not changed since."""
+    if processes.count() > 1 or cache.kept("weights") is None:  # Orbax wants all processes to read, or none.
+        return load_weights(directory, *like)
+    known = fingerprint(directory, card)
+    weights = kept_weights.read(known, like)
+    if weights is not None:
+        return jax.device_put(weights, jax.local_devices()[0])
+    weights = load_weights(directory, *like)
+    kept_weights.write(known, weights)
+    return weights
 
 
 def _abstract(config: ModelConfig, num_classes: int) -> nnx.Module:
@@ -215,6 +229,8 @@ def load_weights(directory: Path, params: Any, rest: Any, sharding: Sharding | N
     Raises:
         CheckpointError: if they cannot be read, or are of another architecture.
     """
+    from orbax.checkpoint import v1 as ocp
+
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {"params": named(params), "rest": named(rest)}
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted)

@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-from psla_jax.cache import cache_directory, keep_traces
+from psla_jax.cache import cache_directory, keep
 
 SWITCH = "PSLA_HUGE_PAGES"
 TUNABLES, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
@@ -59,4 +59,4 @@ def prepare_libraries(*, traces: bool = True) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION)
     if traces and jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
-        keep_traces(cache_directory() / "traces")
+        keep(cache_directory())

@@ -3,7 +3,7 @@
 Before JAX can ask its cache for a compiled program it has to trace the Python that describes it, which takes a large
 network seconds. What comes out is kept here as StableHLO, under a hash of everything that it depends on: this package's
 source, the versions of the libraries, the devices, the shapes, and what the caller names. It is on where
-:func:`psla_jax.cache.keep_traces` was called (the ``psla`` command does), off in a library's use, where anything may be
+:func:`psla_jax.cache.keep` was called (the ``psla`` command does), off in a library's use, where anything may be
 patched.
 """
 
@@ -84,7 +84,7 @@ class Traced:
 
     def _found(self, arguments: Sequence[Any]) -> Callable[..., Any]:
         """The function, or the same one from an earlier trace."""
-        directory = cache.traces_directory()
+        directory = cache.kept("traces")
         if directory is None or self._identity is None:
             return self._function
         leaves, tree = jax.tree.flatten(tuple(arguments))

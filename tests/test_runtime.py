@@ -52,8 +52,8 @@ def test_the_user_can_say_no(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["", "elsewhere"])
 def test_compiled_programs_are_kept_where_the_user_says_or_in_the_cache(tmp_path: Path, given: str) -> None:
     code = "import jax\nfrom psla_jax import runtime\nruntime.prepare_libraries()\n"
-    code += "from psla_jax.cache import traces_directory\n"
-    code += "print(jax.config.jax_compilation_cache_dir, traces_directory())"
+    code += "from psla_jax.cache import kept\n"
+    code += "print(jax.config.jax_compilation_cache_dir, kept('traces'))"
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment["PSLA_CACHE"] = str(tmp_path)
     if given:

@@ -17,9 +17,9 @@ from psla_jax.traces import Traced
 @pytest.fixture
 def kept(tmp_path: Path):
     """A directory in which traces are kept during the test."""
-    cache.keep_traces(tmp_path / "traces")
+    cache.keep(tmp_path)
     yield tmp_path / "traces"
-    cache.keep_traces(None)
+    cache.keep(None)
 
 
 class Counted:
@@ -88,18 +88,18 @@ def test_a_damaged_trace_is_made_again(kept: Path, spoil: str) -> None:
 
 def test_what_cannot_be_named_and_what_is_not_wanted_is_not_kept(kept: Path) -> None:
     traced(Counted(), None)(*arguments())
-    cache.keep_traces(None)
+    cache.keep(None)
     traced(Counted(), {"name": "it"})(*arguments())
     assert not kept.exists()
 
 
 def test_a_full_or_forbidden_disk_only_costs_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cache.keep_traces(tmp_path / "file" / "traces")
+    cache.keep(tmp_path / "file")
     try:
         _, result = traced(Counted(), {"name": "it"})(*arguments())
     finally:
-        cache.keep_traces(None)
+        cache.keep(None)
     np.testing.assert_allclose(result, 2 * np.sin(arguments()[1]), rtol=1e-6)
 
 
