@@ -43,7 +43,7 @@ def write(fingerprint: str, weights: Any) -> None:
     file = _file(fingerprint)
     if file is None:
         return
-    leaves = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(weights))}
+    leaves: dict[str, Any] = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(weights))}
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole(file) as aside, open(aside, "wb") as out:
