@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import TextIO
+
+DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises of an ``.npz`` that is not what was written."""
 
 
 @contextlib.contextmanager

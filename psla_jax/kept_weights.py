@@ -8,7 +8,7 @@ be another model's; on where :func:`psla_jax.cache.keep` was called, as the ``ps
 from __future__ import annotations
 
 import contextlib
-import zipfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import jax
 import numpy as np
 
 from psla_jax import cache
-from psla_jax.files import whole
+from psla_jax.files import DAMAGE, whole
 
 KEPT = 4
-"""Models; those that were kept first go."""
+"""Models; those that were kept first go, but for another one only after :data:`STAY`."""
+STAY = 24 * 60 * 60.0
+"""Seconds. Otherwise a larger ensemble would write all of its models anew each time, and find none of them."""
 
 
 def read(fingerprint: str, like: Any) -> Any | None:
@@ -31,7 +33,7 @@ def read(fingerprint: str, like: Any) -> Any | None:
     try:
         with np.load(file, allow_pickle=False) as found:
             leaves = [found[str(number)] for number in range(len(wanted))]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except DAMAGE:
         return None
     if any(leaf.shape != x.shape or leaf.dtype != x.dtype for leaf, x in zip(leaves, wanted)):
         return None
@@ -46,9 +48,13 @@ def write(fingerprint: str, weights: Any) -> None:
     leaves: dict[str, Any] = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(weights))}
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
+        others = sorted((x.stat().st_mtime, x) for x in file.parent.glob("*.npz") if x != file)
+        spare = others[: len(others) + 1 - KEPT] if len(others) >= KEPT else []
+        if spare and time.time() - spare[-1][0] < STAY:
+            return
         with whole(file) as aside, open(aside, "wb") as out:
             np.savez(out, **leaves)
-        for old in sorted(file.parent.glob("*.npz"), key=lambda x: x.stat().st_mtime)[:-KEPT]:
+        for _, old in spare:
             old.unlink()
 
 

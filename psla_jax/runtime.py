@@ -46,10 +46,11 @@ def restart_with_huge_pages() -> None:
 
 
 def prepare_libraries(*, traces: bool = True) -> None:
-    """Leaves it to this package to say what goes wrong, and keeps what is compiled, and traced, from start to start.
+    """Leaves it to this package to say what goes wrong, and keeps for the next start what makes it slow.
 
-    That is in the user's cache, unless the environment names another place or none. `traces` are for a process that
-    does nothing but this package's command: in any other one, functions may be replaced by others.
+    That is what was compiled, and with `traces` the traced programs and loaded weights, in the user's cache unless the
+    environment names another place or none. `traces` are for a process that does nothing but this package's command:
+    in any other one, functions may be replaced by others.
     """
     import jax
     from absl import logging

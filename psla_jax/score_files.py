@@ -15,9 +15,10 @@ import numpy as np
 
 from psla_jax.data.clips import Matching, match, require_distinct
 from psla_jax.data.datafile import Datafile
+from psla_jax.files import DAMAGE
 from psla_jax.labeling import ClipScores, Labels
 from psla_jax.ontology import Vocabulary
-from psla_jax.scores import DAMAGE, ScoresError
+from psla_jax.scores import ScoresError
 
 SCORES, LABELS = "scores", "labels.csv"
 """Where a run directory has its scores, and the classes of their columns."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from psla_jax.files import whole
+from psla_jax.files import DAMAGE, whole
 from psla_jax.metrics import Metrics, evaluate
 
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 """What reading a file that is no whole ``.npz`` raises."""
 
 

@@ -78,7 +78,7 @@ ROOMS = {
     "data": ("audio", "cache", "config", "data", "download", "files", "ontology", "sampling", "shards"),
     "scores": ("files", "metrics"),
     "labeling": ("config", "data", "ontology"),
-    "score_files": ("data", "labeling", "ontology", "scores"),
+    "score_files": ("data", "files", "labeling", "ontology", "scores"),
     "reliability": (),
     "calibration": ("files", "ontology"),
     "calibration_fit": ("calibration",),

@@ -88,6 +88,12 @@ def test_no_more_than_a_few_models_are_kept_and_the_last_ones_stay(kept: Path) -
     assert sorted(x.stem for x in kept.iterdir()) == [f"model{number}" for number in range(2, kept_weights.KEPT + 2)]
 
 
+def test_models_used_today_stay_so_that_an_ensemble_is_not_written_anew_each_time(kept: Path) -> None:
+    for number in range(kept_weights.KEPT + 2):
+        kept_weights.write(f"model{number}", {"a": np.float32([number])})
+    assert sorted(x.stem for x in kept.iterdir()) == [f"model{number}" for number in range(kept_weights.KEPT)]
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache.keep(tmp_path / "file")
