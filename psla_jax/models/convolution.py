@@ -98,7 +98,9 @@ def _depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int, padding: Pad
     size = kernel.shape[0]
     height = _output_size(x.shape[1], size, stride, padding[0])
     width = _output_size(x.shape[2], size, stride, padding[1])
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    # Without the barrier, XLA reads the middle tap from what was padded instead, and so computes and writes that, the
+    # activation before the convolution, a second time.
+    padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
     taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     total = jnp.zeros((x.shape[0], height, width, x.shape[3]), taps.dtype)
     for i in range(size):

@@ -187,8 +187,43 @@ batch_statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 def swish(x: jax.Array) -> jax.Array:
-    """``x * sigmoid(x)``; in float32 by way of the tanh, which XLA's CPU code computes faster than exp."""
-    return 0.5 * x * (1.0 + jnp.tanh(0.5 * x)) if x.dtype == jnp.float32 else jax.nn.swish(x)
+    """``x * sigmoid(x)``; in float32 on a CPU as :func:`rational_swish`."""
+    return rational_swish(x) if on_cpu() and x.dtype == jnp.float32 else jax.nn.swish(x)
+
+
+SATURATED = 17.0
+"""From here on, the sigmoid is one to float32."""
+
+NUMERATOR = (1.1613337467166959e-11, 7.641467212214383e-08, 5.363158792774256e-05, 0.008330047411645218, 0.25000002959919)
+DENOMINATOR = (2.80487067673392e-09, 4.971843947346292e-06, 0.00160233294917918, 0.11665353536564398, 1.0)
+"""Polynomials in x^2, highest power first: ``sigmoid(x) - 0.5 = x N(x^2) / D(x^2)`` within 6.9e-8 up to SATURATED.
+
+Of all quotients of these degrees it is the one whose largest error, divided by sqrt(max(1, x)), is the least.
+"""
+
+
+@jax.custom_jvp
+def rational_swish(x: jax.Array) -> jax.Array:
+    """``x * sigmoid(x)``, within 3.1e-6 (1e-7 for small x), in half the operations of XLA's exp or tanh."""
+    return _rational_swish(x)[0]
+
+
+def _rational_swish(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The value and the derivative."""
+    x = jnp.maximum(x, -SATURATED)
+    z = jnp.minimum(x, SATURATED)
+    sigmoid = 0.5 + z * (_polynomial(NUMERATOR, z * z) / _polynomial(DENOMINATOR, z * z))
+    return x * sigmoid, sigmoid * (1.0 + z * (1.0 - sigmoid))
+
+
+def _polynomial(coefficients: tuple[float, ...], x: jax.Array) -> jax.Array:
+    return functools.reduce(lambda total, coefficient: total * x + coefficient, coefficients)  # type: ignore[return-value, arg-type]
+
+
+@rational_swish.defjvp
+def _rational_swish_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    value, derivative = _rational_swish(*primals)
+    return value, derivative * tangents[0]
 
 
 def swish_affine(x: jax.Array, affine: tuple[jax.Array, jax.Array]) -> jax.Array:
