@@ -109,30 +109,40 @@ def _depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int, padding: Pad
     return total.astype(x.dtype)
 
 
+Taps = list[tuple[int, int]]
+"""Along one axis, of one phase: places in the kernel, and how far behind input `t` the output lies that they lead to."""
+
+
 def _input_gradient_slices(dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads, shape: tuple) -> jax.Array:
     """Gradient for the input. With a stride, each phase of the input meets its own share of the taps."""
-    rows = math.ceil((shape[1] + sum(padding[0])) / stride)
-    columns = math.ceil((shape[2] + sum(padding[1])) / stride)
-    phases = [
-        [_phase_gradient(dy, kernel[r::stride, c::stride], rows, columns) for c in range(stride)] for r in range(stride)
-    ]
-    stacked = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
-    padded = stacked.reshape(shape[0], rows * stride, columns * stride, shape[3])
-    top, left = padding[0][0], padding[1][0]
-    return padded[:, top : top + shape[1], left : left + shape[2]]
+    rows, columns = math.ceil(shape[1] / stride), math.ceil(shape[2] / stride)
+    high, wide = (_phases(kernel.shape[axis], stride, padding[axis][0]) for axis in (0, 1))
+    above, below = _margins(high, rows, dy.shape[1])
+    before, after = _margins(wide, columns, dy.shape[2])
+    padded = jnp.pad(dy, ((0, 0), (above, below), (before, after), (0, 0)))
+    exact = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+
+    def phase(ups: Taps, lefts: Taps) -> jax.Array:
+        total = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), exact.dtype)
+        for i, up in ups:
+            for j, left in lefts:
+                total = total + _shifted(padded, above + up, before + left, rows, columns, 1) * exact[i, j, 0]
+        return total.astype(dy.dtype)
+
+    stacked = jnp.stack([jnp.stack([phase(ups, lefts) for lefts in wide], axis=3) for ups in high], axis=2)
+    whole = stacked.reshape(shape[0], rows * stride, columns * stride, shape[3])
+    return whole[:, : shape[1], : shape[2]]
 
 
-def _phase_gradient(dy: jax.Array, kernel: jax.Array, rows: int, columns: int) -> jax.Array:
-    """One phase on the padded grid: `out[t] = sum_m dy[t - m] kernel[m]`, for `rows x columns` values of t."""
-    high, wide = kernel.shape[:2]
-    pads = ((high - 1, rows - dy.shape[1]), (wide - 1, columns - dy.shape[2]))
-    padded = jnp.pad(dy, ((0, 0), *((a, max(b, 0)) for a, b in pads), (0, 0)))
-    taps = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    total = jnp.zeros((dy.shape[0], rows, columns, dy.shape[3]), taps.dtype)
-    for i in range(high):
-        for j in range(wide):
-            total = total + _shifted(padded, high - 1 - i, wide - 1 - j, rows, columns, 1) * taps[i, j, 0]
-    return total.astype(dy.dtype)
+def _phases(size: int, stride: int, zeros: int) -> list[Taps]:
+    """The taps that inputs `0, 1, ..., stride - 1` (and every `stride`-th from there on) meet; `zeros` come before."""
+    return [[(i, (q + zeros - i) // stride) for i in range((q + zeros) % stride, size, stride)] for q in range(stride)]
+
+
+def _margins(phases: list[Taps], inputs: int, outputs: int) -> tuple[int, int]:
+    """Zeros before and after the outputs, so that every tap of every input of a phase meets a value."""
+    shifts = [shift for taps in phases for _, shift in taps]
+    return max(-min(shifts), 0), max(inputs + max(shifts) - outputs, 0)
 
 
 def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:

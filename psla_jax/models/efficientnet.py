@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from psla_jax.models.convolution import Pads, depthwise_conv, pointwise_conv, static_padding, symmetric_padding
 from psla_jax.models.layers import (
+    Affine,
     Backbone,
     BatchNorm,
     Conv,
@@ -23,6 +24,7 @@ from psla_jax.models.layers import (
     ModelError,
     Weights,
     recomputed,
+    row_means,
     squeeze_excite,
     swish,
     swish_affine,
@@ -131,24 +133,23 @@ class MBConv(nnx.Module):
         y = x
         if self.expands:
             y = self._expand_conv(y)
-            y = recomputed(self._filter)(y, (self._bn0.affine(y, valid), self._depthwise_conv.weights()))
+            y = recomputed(self._filter)(y, self._bn0.affine(y, valid), self._depthwise_conv.weights())
         else:
             y = self._depthwise_conv(y)
         gate = self._se_reduce.weights(), self._se_expand.weights()
-        y = recomputed(_project)(y, (self._bn1.affine(y, valid), gate, self._project_conv.weights()))
+        y = recomputed(_project)(y, self._bn1.affine(y, valid), (gate, self._project_conv.weights()))
         y = self._bn2(y, valid)
         return self.drop_connect(y, rngs) + x if self.residual else y
 
-    def _filter(self, x: jax.Array, weights: Weights) -> jax.Array:
+    def _filter(self, x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
         """From the 1x1 convolution to the end of the depthwise one."""
-        affine, (kernel, _) = weights
-        conv = self._depthwise_conv
+        kernel, conv = weights[0], self._depthwise_conv
         return depthwise_conv(swish_affine(x, affine), kernel, conv.stride, conv.padding)
 
 
-def _project(x: jax.Array, weights: Weights) -> jax.Array:
+def _project(x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
     """From the depthwise convolution to the end of the next 1x1 one."""
-    affine, (reduce, expand), (kernel, _) = weights
+    (reduce, expand), (kernel, _) = weights
     return pointwise_conv(squeeze_excite(swish_affine(x, affine), reduce, expand), kernel)
 
 
@@ -206,7 +207,7 @@ class EfficientNet(Backbone):
         x = swish(self._bn0(self._conv_stem(x), valid))
         x = self.run(self._blocks, x, valid, rngs)
         x = swish(self._bn1(self._conv_head(x), valid))
-        return jnp.mean(x, axis=1, dtype=jnp.float32)
+        return row_means(x)
 
 
 def blocks_of(scale: Scale) -> list[Stage]:
