@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Zeros (above, below) and (left, right) of an image."""
@@ -146,23 +147,36 @@ def _margins(phases: list[Taps], inputs: int, outputs: int) -> tuple[int, int]:
 
 
 def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Gradient for the kernel, one output row and one kernel row at a time: what is multiplied stays in the cache.
+    """Gradient for the kernel, a few output rows and one kernel row at a time: what is multiplied stays in the cache.
 
-    The sum over clips and columns is a product with ones, which is vectorised where XLA's own reduction is not.
+    The products of these rows are added up in one loop. The sum over columns is a product with ones, which is
+    vectorised where XLA's own reduction is not. One device takes its clips one by one too; several have to keep theirs
+    together, or they would send them around.
     """
     size, (batch, height, width, channels) = kernel.shape[0], dy.shape
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     exact = jnp.promote_types(kernel.dtype, jnp.float32)
-    ones = jnp.ones((batch * width,), exact)
+    clips = 1 if jax.device_count() == 1 else batch
+    rows = next(n for n in (4, 3, 2, 1) if height % n == 0)
+    ones = jnp.ones((clips * width,), exact)
 
-    def add_row(total: jax.Array, item: jax.Array) -> tuple[jax.Array, None]:
-        row, i = item // size, item % size
-        window = jax.lax.dynamic_slice_in_dim(padded, row * stride + i, 1, axis=1).astype(exact)
-        gradient = jax.lax.dynamic_slice_in_dim(dy, row, 1, axis=1).astype(exact)
-        products = [_shifted(window, 0, j, 1, width, stride) * gradient for j in range(size)]
-        return total.at[i].add(jnp.stack([ones @ p.reshape(-1, channels) for p in products])), None
+    def add_rows(total: jax.Array, item: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        clip, tops, i = item
 
-    total, _ = jax.lax.scan(add_row, jnp.zeros((size, size, channels), exact), jnp.arange(height * size))
+        def row_of(image: jax.Array, row: jax.Array) -> jax.Array:
+            # A slice for each row and product: one of several rows, used in several places, is code without vectors.
+            return jax.lax.dynamic_slice(image, (clip, row, 0, 0), (clips, 1, *image.shape[2:])).astype(exact)
+
+        def products(j: int) -> jax.Array:
+            windows = (_shifted(row_of(padded, tops[n] * stride + i), 0, j, 1, width, stride) for n in range(rows))
+            return functools.reduce(jnp.add, (w * row_of(dy, tops[n]) for n, w in enumerate(windows)))
+
+        sums = [ones @ products(j).reshape(-1, channels) for j in range(size)]
+        return total.at[i].add(jnp.stack(sums)), None
+
+    clip, top, i = np.meshgrid(np.arange(batch // clips), np.arange(0, height, rows), np.arange(size), indexing="ij")
+    items = clip.ravel(), top.ravel()[:, None] + np.arange(rows), i.ravel()
+    total, _ = jax.lax.scan(add_rows, jnp.zeros((size, size, channels), exact), tuple(jnp.asarray(n) for n in items))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
