@@ -163,13 +163,17 @@ def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride
     def add_rows(total: jax.Array, item: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         clip, tops, i = item
 
-        def row_of(image: jax.Array, row: jax.Array) -> jax.Array:
-            # A slice for each row and product: one of several rows, used in several places, is code without vectors.
-            return jax.lax.dynamic_slice(image, (clip, row, 0, 0), (clips, 1, *image.shape[2:])).astype(exact)
+        def rows_of(image: jax.Array, first: jax.Array | int, stride: int) -> list[jax.Array]:
+            # Each in a slice of its own: one of all rows, used row by row, would be code without vectors.
+            starts = [(clip, tops[n] * stride + first, 0, 0) for n in range(rows)]
+            sizes = (clips, 1, *image.shape[2:])
+            return [jax.lax.dynamic_slice(image, at, sizes, allow_negative_indices=False).astype(exact) for at in starts]
+
+        windows, gradients = rows_of(padded, i, stride), rows_of(dy, 0, 1)
 
         def products(j: int) -> jax.Array:
-            windows = (_shifted(row_of(padded, tops[n] * stride + i), 0, j, 1, width, stride) for n in range(rows))
-            return functools.reduce(jnp.add, (w * row_of(dy, tops[n]) for n, w in enumerate(windows)))
+            pairs = zip(windows, gradients, strict=True)
+            return functools.reduce(jnp.add, (_shifted(w, 0, j, 1, width, stride) * g for w, g in pairs))
 
         sums = [ones @ products(j).reshape(-1, channels) for j in range(size)]
         return total.at[i].add(jnp.stack(sums)), None
