@@ -147,22 +147,23 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
 
     from psla_jax.inference import by_clip, compiler_options
     from psla_jax.pretraining.names import load_state_dict
+    from psla_jax.training import split_model
 
     use_precision(precision)
     model = jax_model(precision)
     with np.load(folder / "weights.npz") as weights:
         load_state_dict(model, dict(weights))
-    graphdef, state = nnx.split(model)
+    graphdef, (params, rest) = nnx.graphdef(model), split_model(model)
 
     def scores(state: Any, x: Any) -> Any:  # As psla evaluate and psla tag compute them.
-        model = nnx.merge(graphdef, state)
+        model = nnx.merge(graphdef, *state)
         return by_clip(lambda x: model(x).astype("float32"), x)
 
     run = jax.jit(scores, compiler_options=dict(compiler_options()))
     given = jax.device_put(x)
 
     def work() -> np.ndarray:
-        return np.asarray(run(state, given))
+        return np.asarray(run((params, rest), given))
 
     check = work()
     return lambda: timed(work, check)

@@ -41,14 +41,19 @@ def depthwise_cases() -> list[tuple[int, int, Pads, int, int]]:
     """Kernel, stride, padding, height, width: every combination of the network; odd and even sizes; a single frame."""
     cases = []
     for size in (3, 5):
-        cases += [(size, 1, symmetric_padding(size), 7, 10), (size, 2, symmetric_padding(size), 4, 1)]
+        cases += [(size, 1, symmetric_padding(size), height, 10) for height in (7, 8, 9)]
+        cases += [(size, 2, symmetric_padding(size), 4, 1)]
         for padding in (symmetric_padding(size), TENSORFLOW[size]):
             cases += [(size, 2, padding, 7, 10), (size, 2, padding, 8, 5)]
     return cases
 
 
+@pytest.mark.parametrize("devices", [1, 8])  # One takes the clips one by one.
 @pytest.mark.parametrize(("size", "stride", "padding", "height", "width"), depthwise_cases())
-def test_depthwise_convolution_and_its_gradient(size: int, stride: int, padding: Pads, height: int, width: int) -> None:
+def test_depthwise_convolution_and_its_gradient(
+    monkeypatch: pytest.MonkeyPatch, size: int, stride: int, padding: Pads, height: int, width: int, devices: int
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     rows, columns = ((n + sum(pad) - size) // stride + 1 for n, pad in zip((height, width), padding, strict=True))
     with jax.enable_x64(True):
         arrays = normal(0, 2, height, width, 3), normal(1, size, size, 1, 3), normal(2, 2, rows, columns, 3)

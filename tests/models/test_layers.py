@@ -57,12 +57,25 @@ def test_convolutions_start_in_the_range_of_pytorch(depthwise: bool, groups: int
 
 
 def test_swish_and_its_gradient_are_those_of_pytorch() -> None:
-    x = np.concatenate([normal(0, 500) * 5, [-100.0, -30.0, 0.0, 30.0, 100.0]]).astype(np.float32)
+    x = np.concatenate([np.linspace(-40, 40, 20_001), normal(0, 500), [-1e30, -100.0, 0.0, 100.0]]).astype(np.float32)
     given = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     expected = functional.silu(given)
     expected.sum().backward()
-    np.testing.assert_allclose(swish(jnp.asarray(x)), expected.detach(), atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(swish))(jnp.asarray(x)), given.grad, atol=1e-6)
+    values, gradient = (np.asarray(a) for a in (swish(jnp.asarray(x)), jax.vmap(jax.grad(swish))(jnp.asarray(x))))
+    for ours, theirs in ((values, expected.detach().numpy()), (gradient, given.grad.numpy())):
+        np.testing.assert_allclose(ours, theirs, rtol=2.5e-7, atol=2.5e-6)
+        small = np.abs(x) < 3
+        np.testing.assert_allclose(ours[small], theirs[small], atol=6e-7)
+
+
+def test_swish_of_what_is_not_finite() -> None:
+    x = jnp.asarray([jnp.inf, -jnp.inf, jnp.nan])
+    values, gradient = swish(x), jax.vmap(jax.grad(swish))(x)
+    assert values[0] == jnp.inf
+    np.testing.assert_allclose(values[1], 0.0, atol=2.5e-6)
+    assert np.isnan(values[2])
+    np.testing.assert_allclose(gradient[:2], [1.0, 0.0], atol=2.5e-6)
+    assert np.isnan(gradient[2])
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 1, 1, 4), (3, 4, 33, 16)])
