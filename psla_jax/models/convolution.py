@@ -167,7 +167,9 @@ def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride
             # Each in a slice of its own: one of all rows, used row by row, would be code without vectors.
             starts = [(clip, tops[n] * stride + first, 0, 0) for n in range(rows)]
             sizes = (clips, 1, *image.shape[2:])
-            return [jax.lax.dynamic_slice(image, at, sizes, allow_negative_indices=False).astype(exact) for at in starts]
+            return [
+                jax.lax.dynamic_slice(image, at, sizes, allow_negative_indices=False).astype(exact) for at in starts
+            ]
 
         windows, gradients = rows_of(padded, i, stride), rows_of(dy, 0, 1)
 
