@@ -111,7 +111,7 @@ def _depthwise_slices(x: jax.Array, kernel: jax.Array, stride: int, padding: Pad
 
 
 Taps = list[tuple[int, int]]
-"""Along one axis, of one phase: places in the kernel, and how far behind input `t` the output lies that they lead to."""
+"""Of one phase, along one axis: places in the kernel, and how far behind input `t` lies the output they lead to."""
 
 
 def _input_gradient_slices(dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads, shape: tuple) -> jax.Array:
