@@ -76,13 +76,14 @@ def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Calla
         environment |= HUGE_PAGES
     command = [sys.executable, str(HERE / "benchmark_rivals.py"), rival, part, folder, precision]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdin is not None
-    assert process.stdout is not None
+    requests, answers = process.stdin, process.stdout
+    assert requests is not None
+    assert answers is not None
 
     def measure() -> dict[str, Any]:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
+        requests.write("go\n")
+        requests.flush()
+        line = answers.readline()
         if not line:
             raise SystemExit(f"benchmark: {rival} failed at {part}; its message is above.")
         return json.loads(line)
@@ -90,7 +91,7 @@ def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Calla
     try:
         yield measure
     finally:
-        process.stdin.close()
+        requests.close()
         process.wait()
 
 

@@ -5,6 +5,7 @@ python scripts/benchmark_rivals.py ours|released|tuned PART FOLDER PRECISION; or
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -191,7 +192,7 @@ def _jax_training(precision: str) -> Measure:
             return x
 
     use_precision(precision)
-    compute = "bfloat16" if precision == "bfloat16" else "float32"
+    compute: Literal["float32", "bfloat16"] = "bfloat16" if precision == "bfloat16" else "float32"
     config = RunConfig(
         data=DataConfig(batch_size=8),
         sampling=SamplingConfig(mixup=0, freq_mask=0, time_mask=0),
@@ -406,8 +407,8 @@ def main() -> None:
     if rival == "prepare":
         return prepare(folder)
     makers: dict[str, Callable[[str, Path, str], Measure]] = {
-        "inference_b1": lambda *given: inference(*given, 1),
-        "inference_b8": lambda *given: inference(*given, 8),
+        "inference_b1": functools.partial(inference, batch=1),
+        "inference_b8": functools.partial(inference, batch=8),
         "train_step_b8": train_step,
         "train_step_memory": train_step_memory,
         "frontend": frontend,

@@ -29,6 +29,7 @@ from psla_jax.labeling import Labels, Relations
 from psla_jax.models.layers import BatchNorm, Conv
 from psla_jax.models.pooling import build_pooling
 from psla_jax.ontology import Ontology, Vocabulary
+from psla_jax.run_directory import SUMMARY
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 FRAMES = 208
@@ -158,7 +159,7 @@ def enhanced_by_same_clips(config: RunConfig, ontology: str) -> str:
 def trained(config: RunConfig, original: Labels, relations: Relations) -> Result:
     """Trains what is missing of a run and reads its summary."""
     experiment.train(config)
-    summary = json.loads((Path(config.run_dir) / experiment.SUMMARY).read_text(encoding="utf-8"))
+    summary = json.loads((Path(config.run_dir) / SUMMARY).read_text(encoding="utf-8"))
     best, *_, ensemble = (figures["evaluation"]["mAP"] for figures in summary.values())
     labels = read_labels(config)
     errors = labels.without_parent(relations), labels.without_child(relations)

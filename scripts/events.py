@@ -121,7 +121,7 @@ def build(rng: np.random.Generator, given: Sequence[Source]) -> tuple[np.ndarray
     sounds: list[Sound] = []
     start = int(rng.uniform(0, GAPS[1]) * SAMPLE_RATE)
     while True:
-        source = given[rng.integers(len(given))]
+        source = given[int(rng.integers(len(given)))]
         stop = start + len(source.waveform)
         if stop > size:
             return waveform, merged(sounds)

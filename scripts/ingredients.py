@@ -16,6 +16,7 @@ import tyro
 
 from psla_jax import experiment
 from psla_jax.config import RunConfig, SamplingConfig
+from psla_jax.run_directory import SUMMARY
 
 ROWS = (
     "best single epoch",
@@ -44,14 +45,15 @@ def without_sampling(config: RunConfig) -> RunConfig:
 def evaluation_maps(config: RunConfig) -> list[float]:
     """Evaluation mAP of every row of the summary: best single, weight average, plain average, ensemble."""
     experiment.train(config)
-    summary = json.loads((Path(config.run_dir) / experiment.SUMMARY).read_text(encoding="utf-8"))
+    summary = json.loads((Path(config.run_dir) / SUMMARY).read_text(encoding="utf-8"))
     return [figures["evaluation"]["mAP"] for figures in summary.values()]
 
 
 def main(options: Options) -> None:
     """Trains what is missing and prints the table."""
     demo: RunConfig = runpy.run_path(str(DEMO))["config"]
-    plain, psla = [], []
+    plain: list[list[float]] = []
+    psla: list[list[float]] = []
     for seed in options.seeds:
         for kind, change, maps in (("plain", without_sampling, plain), ("psla", lambda config: config, psla)):
             run_dir = str(Path(options.directory) / f"{kind}-{seed}")

@@ -9,6 +9,7 @@ bfloat16 is computed in float32 in places, and blocks are not computed again, so
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def memory(options: Options, preset: OptimizerConfig) -> tuple[float, float]:
         "valid": np.ones(clips, np.float32),
     }
     state = trainer.init(model)
-    plan = trainer.lowered(state, trainer.placement.put(batch)).compile().memory_analysis()
+    plan: Any = trainer.lowered(state, trainer.placement.put(batch)).compile().memory_analysis()
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9, plan.temp_size_in_bytes / 1e9
 
 
