@@ -299,7 +299,7 @@ def recomputed(
     from 3.0 to 1.1 GB of working memory. :func:`jax.checkpoint` says the same to an accelerator, but XLA's CPU compiler
     merges the second call with the first one, and then keeps all. So the gain of the second call, which `function`
     applies to `x` before all else, is made to depend on the gradient that arrives: each clip's on its own, so that
-    nothing travels between devices.
+    nothing travels between devices. An `x` that is converted before (bfloat16) has to depend on it itself.
     """
 
     @jax.custom_vjp
@@ -315,7 +315,9 @@ def recomputed(
         zero = 0.0 * gradient[:, :1, :1, :1].astype(jnp.float32)
 
         def again(x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
-            return function(x, (affine[0] + zero, affine[1]), weights)
+            if x.dtype == affine[0].dtype:
+                return function(x, (affine[0] + zero, affine[1]), weights)
+            return function(x + zero.astype(x.dtype), affine, weights)
 
         return jax.vjp(again, *arguments)[1](gradient)
 
