@@ -30,6 +30,11 @@ class ModelError(ValueError):
     """A model that cannot be built or called; the message names the setting, its value and the choices."""
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _draw(key: jax.Array, size: int) -> jax.Array:
+    return jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)
+
+
 class NoDraws:
     """Takes the place of ``nnx.Rngs`` where a model is built only to be given weights: nothing is drawn."""
 
@@ -38,20 +43,17 @@ class NoDraws:
 
 
 def uniform(key: jax.Array | None, shape: tuple[int, ...], bound: float) -> jax.Array | np.ndarray:
-    """Uniform values in +-`bound`; without a key, zeros that take no room."""
+    """Uniform values in +-`bound`; without a key, zeros that take no room.
+
+    Drawn in sizes of powers of two and cut, outside XLA where possible: a network has hundreds of shapes, and compiling
+    a program for each would take longer than the first epoch of a small run.
+    """
     if key is None:
         return np.broadcast_to(np.float32(0), shape)
-    if isinstance(key, jax.core.Tracer):
-        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-    return jax.device_put(_generator(key).uniform(-bound, bound, shape).astype(np.float32))
-
-
-def _generator(key: jax.Array) -> np.random.Generator:
-    """NumPy's draws for a key: a network has hundreds of shapes, and JAX would compile a program for each.
-
-    A key that is traced (where a model is built for its shapes alone, say) has no numbers to begin from: JAX draws.
-    """
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    size = math.prod(shape)
+    flat = _draw(key, 1 << (size - 1).bit_length())
+    values = flat if isinstance(flat, jax.core.Tracer) else np.asarray(flat)
+    return jax.device_put(values[:size].reshape(shape) * np.float32(bound))
 
 
 def torch_uniform(key: jax.Array | None, shape: tuple[int, ...], fan_in: int) -> jax.Array | np.ndarray:
@@ -63,10 +65,7 @@ def kaiming_normal(key: jax.Array | None, shape: tuple[int, ...], fan_out: int) 
     """What torchvision's networks start from: normal values of standard deviation sqrt(2/fan_out)."""
     if key is None:
         return np.broadcast_to(np.float32(0), shape)
-    deviation = math.sqrt(2.0 / fan_out)
-    if isinstance(key, jax.core.Tracer):
-        return jax.random.normal(key, shape, jnp.float32) * deviation
-    return jax.device_put(_generator(key).normal(0.0, deviation, shape).astype(np.float32))
+    return jax.random.normal(key, shape, jnp.float32) * math.sqrt(2.0 / fan_out)
 
 
 class Conv(nnx.Module):
