@@ -45,13 +45,13 @@ class NoDraws:
 def uniform(key: jax.Array | None, shape: tuple[int, ...], bound: float) -> jax.Array | np.ndarray:
     """Uniform values in +-`bound`; without a key, zeros that take no room.
 
-    Drawn in sizes of powers of two and cut, outside XLA where possible: a network has hundreds of shapes, and compiling
+    Drawn in sizes of powers of four and cut, outside XLA where possible: a network has hundreds of shapes, and compiling
     a program for each would take longer than the first epoch of a small run.
     """
     if key is None:
         return np.broadcast_to(np.float32(0), shape)
     size = math.prod(shape)
-    flat = _draw(key, 1 << (size - 1).bit_length())
+    flat = _draw(key, 4 ** (((size - 1).bit_length() + 1) // 2))
     values = flat if isinstance(flat, jax.core.Tracer) else np.asarray(flat)
     return jax.device_put(values[:size].reshape(shape) * np.float32(bound))
 
