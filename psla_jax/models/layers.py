@@ -45,8 +45,8 @@ class NoDraws:
 def uniform(key: jax.Array | None, shape: tuple[int, ...], bound: float) -> jax.Array | np.ndarray:
     """Uniform values in +-`bound`; without a key, zeros that take no room.
 
-    Drawn in sizes of powers of four and cut, outside XLA where possible: a network has hundreds of shapes, and to compile
-    a program for each would take longer than the first epoch of a small run.
+    Drawn in sizes of powers of four and cut, outside XLA where possible. A network has hundreds of shapes: to compile a
+    program for each would take longer than the first epoch of a small run.
     """
     if key is None:
         return np.broadcast_to(np.float32(0), shape)
