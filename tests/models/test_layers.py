@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.typing import DTypeLike
 from torch.nn import functional
 
 from psla_jax.models.convolution import (
@@ -251,14 +252,15 @@ def chain(x: jax.Array, affine: Affine, kernel: jax.Array) -> jax.Array:
     return pointwise_conv(swish(swish_affine(x, affine) * 2.0), kernel)
 
 
-def test_what_is_recomputed_has_the_same_gradient_and_takes_less_memory() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-4), (jnp.bfloat16, 5e-2)])
+def test_what_is_recomputed_has_the_same_gradient_and_takes_less_memory(dtype: DTypeLike, tolerance: float) -> None:
     rng = np.random.default_rng(5)
-    x = jnp.asarray(rng.standard_normal((2, 64, 64, 8)), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((2, 64, 64, 8)), dtype)
     kernels = jnp.asarray(rng.standard_normal((6, 1, 1, 8, 8)) / 3, jnp.float32)
 
     def loss(link, x: jax.Array, kernels: jax.Array) -> jax.Array:
         for kernel in kernels:
-            x = link(x, (kernel[0, 0, 0], kernel[0, 0, 1]), kernel)
+            x = link(x, (kernel[0, 0, 0], kernel[0, 0, 1]), kernel.astype(x.dtype))
         return jnp.sum(jnp.sin(x))
 
     compiled = {
