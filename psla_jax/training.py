@@ -8,6 +8,7 @@ batch statistics come out global.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,25 +168,26 @@ class Trainer:
     transform: optax.GradientTransformation
     placement: Placement
     steps_per_epoch: int
+    shapes: Any
+    """Of the parameters."""
     backbone: str = ""
     """Name of the backbone among the parameters, where it is frozen or learns at a rate of its own."""
 
     def init(self, model: nnx.Module) -> State:
         """The state before the first step, on the devices."""
         params, rest = split_model(model)
-        size = sum(leaf.size for leaf in jax.tree.leaves(self._trained(params)))
-        opt = self.transform.init(np.zeros(size, np.float32))
+        opt = self.transform.init(np.zeros(sum(self._sizes), np.float32))
         state = {"params": params, "rest": rest, "opt": opt, "progress": no_progress()}
         # Copies: the step donates its state, and the model keeps its own arrays.
         return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)
 
     def step(self, state: State, batch: dict[str, jax.Array], number: np.int32) -> tuple[State, dict[str, jax.Array]]:
         """State and metrics after one more step; takes the memory of the given state. `number` is of the whole run."""
-        return self.program(state, batch, self.seed, number)
+        return self.program(state, batch, self.seed, number, self.starts)
 
     def lowered(self, state: State, batch: dict[str, jax.Array]) -> jax.stages.Lowered:
         """The step for such a state and batch, ready to be compiled."""
-        return self.program.lower(state, batch, self.seed, np.int32(0))
+        return self.program.lower(state, batch, self.seed, np.int32(0), self.starts)
 
     @property
     def seed(self) -> np.uint32:
@@ -193,8 +195,21 @@ class Trainer:
         return np.uint32(self.config.seed & 0xFFFFFFFF)
 
     @functools.cached_property
+    def starts(self) -> list[jax.Array]:
+        """Where each trained parameter starts in the vector of all of them, on the devices.
+
+        Arguments of the step, not numbers in it: XLA then compiles one slice for all parameters of a shape (78 in B2)
+        instead of one for each (316).
+        """
+        return self.placement.replicate([np.int32(n) for n in np.cumsum([0, *self._sizes[:-1]])])
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [math.prod(leaf.shape) for leaf in jax.tree.leaves(self._trained(self.shapes))]
+
+    @functools.cached_property
     def program(self) -> Traced:
-        """``(state, batch, seed, number) -> (state, metrics)``; donates the state."""
+        """``(state, batch, seed, number, starts) -> (state, metrics)``; donates the state."""
         config = self.config
         decides = [config.model, config.frontend, config.sampling, config.optimizer, config.pretraining]
         own = ":" in config.model.name  # Of somebody's own code nothing is known but that it may change.
@@ -207,17 +222,19 @@ class Trainer:
         )
 
     def _step(
-        self, state: State, batch: dict[str, jax.Array], seed: jax.Array, number: jax.Array
+        self, state: State, batch: dict[str, jax.Array], seed: jax.Array, number: jax.Array, starts: list[jax.Array]
     ) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(seed), number)
         told = {WISH: batch[WISH].max()} if WISH in batch else {}
         batch = {name: field for name, field in batch.items() if name != WISH}
         loss, rest, gradients = self._gradients(state["params"], state["rest"], batch, key)
         # One vector for all parameters: hundreds of small updates would each be compiled, and started, by itself.
-        flat, unravel = ravel_pytree(self._trained(state["params"]))
+        trained = self._trained(state["params"])
+        flat, _ = ravel_pytree(trained)
         gradient, _ = ravel_pytree(self._trained(gradients))
         updates, opt = self.transform.update(gradient, state["opt"], flat)
-        params = self._merged(unravel(flat + self._rates(updates, state["params"]) * updates), state["params"])
+        flat = flat + self._rates(updates, state["params"]) * updates
+        params = self._merged(_unraveled(flat, trained, starts), state["params"])
         count, before = batch["valid"].sum(), state["progress"]
         progress = {**before, "loss": before["loss"] + loss * count, "count": before["count"] + count}
         new = {"params": params, "rest": rest, "opt": opt, "progress": progress}
@@ -300,6 +317,16 @@ def no_progress() -> dict[str, jax.Array]:
     return {"loss": jnp.zeros(()), "count": jnp.zeros(()), "skipped": jnp.zeros(())}
 
 
+def _unraveled(vector: jax.Array, like: Any, starts: Sequence[jax.Array]) -> Any:
+    """A tree like the one that the vector was made of by ``ravel_pytree``; its leaves begin at `starts`."""
+    leaves, tree = jax.tree.flatten(like)
+    parts = (
+        jax.lax.dynamic_slice(vector, (start,), (leaf.size,), allow_negative_indices=False)
+        for start, leaf in zip(starts, leaves, strict=True)
+    )
+    return jax.tree.unflatten(tree, [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+
+
 def _unless(finite: jax.Array, new: State, old: State) -> State:
     """The new state if the step was `finite`, else the old one, with one more step counted as skipped."""
     chosen = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
@@ -316,6 +343,7 @@ def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, pla
     """
     placement.check_batch(config.data.batch_size, config.optimizer.accumulate)
     graphdef = nnx.graphdef(model)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), split_model(model)[0])
     transform = optimizer(config.optimizer, steps_per_epoch)
     if config.optimizer.remat and not isinstance(model, tagger.AudioTagger):
         raise ConfigError(
@@ -325,5 +353,5 @@ def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, pla
     apart = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = tagger.backbone_attribute(model) if apart else ""
     return Trainer(
-        config, Frontend.from_config(config.frontend), graphdef, transform, placement, steps_per_epoch, backbone
+        config, Frontend.from_config(config.frontend), graphdef, transform, placement, steps_per_epoch, shapes, backbone
     )

@@ -18,6 +18,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 STEM_CHANNELS = 4
 """Up to so many input channels, a dense convolution is a product over patches."""
 
+ROWS = 8
+"""At most so many output rows are multiplied at a time for a kernel's gradient on a CPU."""
+
 
 def symmetric_padding(kernel: int) -> Pads:
     """``kernel // 2`` zeros on every side, whatever the stride: efficientnet_pytorch 0.7.0."""
@@ -147,42 +150,38 @@ def _margins(phases: list[Taps], inputs: int, outputs: int) -> tuple[int, int]:
 
 
 def _kernel_gradient_rows(x: jax.Array, dy: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
-    """Gradient for the kernel, a few output rows and one kernel row at a time: what is multiplied stays in the cache.
+    """Gradient for the kernel, a few output rows and one tap at a time: what is multiplied stays in the cache.
 
-    The products of these rows are added up in one loop. The sum over columns is a product with ones, which is
-    vectorised where XLA's own reduction is not. One device takes its clips one by one too; several have to keep theirs
-    together, or they would send them around.
+    The sum over columns is a product with ones, which is vectorised where XLA's own reduction is not. One device takes
+    its clips one by one too; several have to keep theirs together, or they would send them around.
     """
     size, (batch, height, width, channels) = kernel.shape[0], dy.shape
     padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     exact = jnp.promote_types(kernel.dtype, jnp.float32)
     clips = 1 if jax.device_count() == 1 else batch
-    rows = next(n for n in (4, 3, 2, 1) if height % n == 0)
+    rows = next(n for n in range(ROWS, 0, -1) if height % n == 0)
     ones = jnp.ones((clips * width,), exact)
 
     def add_rows(total: jax.Array, item: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-        clip, tops, i = item
+        clip, tops, i, j = item
 
-        def rows_of(image: jax.Array, first: jax.Array | int, stride: int) -> list[jax.Array]:
-            # Each in a slice of its own: one of all rows, used row by row, would be code without vectors.
-            starts = [(clip, tops[n] * stride + first, 0, 0) for n in range(rows)]
-            sizes = (clips, 1, *image.shape[2:])
-            return [
-                jax.lax.dynamic_slice(image, at, sizes, allow_negative_indices=False).astype(exact) for at in starts
-            ]
+        def product(n: int) -> jax.Array:
+            # Each row in a slice of its own: one of all rows, used row by row, would be code without vectors.
+            def row(image: jax.Array, top: jax.Array, left: jax.Array | int, columns: int) -> jax.Array:
+                start, sizes = (clip, top, left, 0), (clips, 1, columns, channels)
+                return jax.lax.dynamic_slice(image, start, sizes, allow_negative_indices=False).astype(exact)
 
-        windows, gradients = rows_of(padded, i, stride), rows_of(dy, 0, 1)
+            met = row(padded, tops[n] * stride + i, j, stride * (width - 1) + 1)
+            return met[:, :, ::stride] * row(dy, tops[n], 0, width)
 
-        def products(j: int) -> jax.Array:
-            pairs = zip(windows, gradients, strict=True)
-            return functools.reduce(jnp.add, (_shifted(w, 0, j, 1, width, stride) * g for w, g in pairs))
+        products = functools.reduce(jnp.add, map(product, range(rows)))
+        return total.at[i, j].add(ones @ products.reshape(-1, channels)), None
 
-        sums = [ones @ products(j).reshape(-1, channels) for j in range(size)]
-        return total.at[i].add(jnp.stack(sums)), None
-
-    clip, top, i = np.meshgrid(np.arange(batch // clips), np.arange(0, height, rows), np.arange(size), indexing="ij")
-    items = clip.ravel(), top.ravel()[:, None] + np.arange(rows), i.ravel()
-    total, _ = jax.lax.scan(add_rows, jnp.zeros((size, size, channels), exact), tuple(jnp.asarray(n) for n in items))
+    taps = np.arange(size)
+    items = np.meshgrid(np.arange(batch // clips), np.arange(0, height, rows), taps, taps, indexing="ij")
+    clip, top, i, j = (jnp.asarray(item.ravel()) for item in items)
+    tops = top[:, None] + jnp.arange(rows)
+    total, _ = jax.lax.scan(add_rows, jnp.zeros((size, size, channels), exact), (clip, tops, i, j))
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
