@@ -29,6 +29,7 @@ from psla_jax.data.pipeline import Batch, TrainSource, batches, train_source
 from psla_jax.data.sets import VALIDATION, DataError, DataSets
 from psla_jax.journal import Board, Journal
 from psla_jax.models import tagger
+from psla_jax.models.layers import NoDraws
 from psla_jax.pretraining.start import start_from
 from psla_jax.profiling import Profile
 from psla_jax.results import ACCURACY, EPOCH_COLUMNS, Measured, Row, epoch_columns
@@ -98,10 +99,20 @@ def _train(config: RunConfig) -> list[Measured]:
 
 def open_run(directory: Path, config: RunConfig, data: DataSets, placement: Placement, stop: Stop) -> Run:
     """Builds model and trainer for a run directory that is settled."""
-    dtype = jnp.dtype(config.optimizer.compute)
-    model = tagger.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
+
+    def build(rngs: nnx.Rngs | NoDraws) -> nnx.Module:
+        return tagger.from_config(config.model, len(data.vocabulary), jnp.dtype(config.optimizer.compute), rngs)
+
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    trainer = make_trainer(config, model, steps, placement)
+    if ":" in config.model.name:  # Somebody's own code may not be built without weights.
+        model = build(nnx.Rngs(config.seed))
+        trainer = make_trainer(config, model, steps, placement)
+    else:
+        sketch = build(NoDraws())
+        trainer = make_trainer(config, sketch, steps, placement)
+        if len(_rows(directory)) < config.optimizer.epochs:
+            trainer.prepare(sketch, len(data.vocabulary))  # While the weights are drawn and the data is opened.
+        model = build(nnx.Rngs(config.seed))
     journal = Journal(directory / LOG, silent=not processes.first())
     shared = data.shared(directory / ".index")
     return Run(Shelf(directory, config, shared, trainer, model, journal, stop), steps)
@@ -163,9 +174,9 @@ class Run:
 
     def _trained(self, checkpoints: RunCheckpoints) -> bool:
         """Whether all epochs are done, and in the table."""
-        steps, table = checkpoints.steps(), self.directory / RESULT
+        steps = checkpoints.steps()
         last = bool(steps) and steps[0] == self.epochs * self.steps_per_epoch
-        return not processes.any_of(not (last and table.is_file() and len(read_rows(table)) == self.epochs))
+        return not processes.any_of(not (last and len(_rows(self.directory)) == self.epochs))
 
     def _start(self, checkpoints: RunCheckpoints) -> Point:
         """Where to go on."""
@@ -357,6 +368,12 @@ class Run:
             f"loss {row['valid_loss']:.4f}  {accuracy}mAP {row['mAP']:.4f}  AUC {row['mAUC']:.4f}  "
             f"ensemble mAP {row['ensemble_mAP']:.4f}"
         )
+
+
+def _rows(directory: Path) -> list[Row]:
+    """Of the epochs that a run directory has finished."""
+    table = directory / RESULT
+    return read_rows(table) if table.is_file() else []
 
 
 def _with_wish(batch: Batch, wish: int) -> Batch:

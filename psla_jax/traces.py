@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class Traced:
         self._function, self._result, self._identity = function, result, identity
         self._options = options if donate is None else {**options, "donate_argnums": donate}
         self._program: Callable[..., Any] | None = None
+        self._preparing: threading.Thread | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns."""
@@ -77,7 +79,23 @@ class Traced:
         """The function for such arguments (arrays, or their shapes), ready to be compiled."""
         return self._jitted(arguments).lower(*arguments)
 
+    def prepare(self, *arguments: Any) -> None:
+        """Compiles the function for such shapes, or loads it, in a thread; the first call waits for the end of that."""
+
+        def work() -> None:
+            with contextlib.suppress(Exception):  # The call meets it again, and there it can be said.
+                self._make(arguments).lower(*arguments).compile()
+
+        self._preparing = threading.Thread(target=work, name="psla-compiler")
+        self._preparing.start()
+
     def _jitted(self, arguments: Sequence[Any]) -> Any:
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
+        return self._make(arguments)
+
+    def _make(self, arguments: Sequence[Any]) -> Any:
         if self._program is None:
             self._program = jax.jit(self._found(arguments), **self._options)
         return self._program

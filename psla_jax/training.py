@@ -181,6 +181,27 @@ class Trainer:
         # Copies: the step donates its state, and the model keeps its own arrays.
         return jax.device_put(jax.tree.map(np.array, state), self.placement.replicated)
 
+    def prepare(self, model: nnx.Module, classes: int) -> None:
+        """Compiles the step, or loads it, in a thread: the first step waits only for what is left of that.
+
+        Of the model nothing but its shapes is used: it may still be without weights.
+        """
+        params, rest = split_model(model)
+        opt = jax.eval_shape(self.transform.init, jax.ShapeDtypeStruct((sum(self._sizes),), jnp.float32))
+        state = {"params": params, "rest": rest, "opt": opt, "progress": no_progress()}
+        clips = self.config.data.batch_size
+        batch = {
+            "waveform": jax.ShapeDtypeStruct((clips, self.frontend.num_samples), jnp.float32),
+            "num_samples": jax.ShapeDtypeStruct((clips,), jnp.int32),
+            "labels": jax.ShapeDtypeStruct((clips, classes), jnp.float32),
+            "valid": jax.ShapeDtypeStruct((clips,), jnp.float32),
+        }
+        if processes.count() > 1:
+            batch[WISH] = jax.ShapeDtypeStruct((clips,), jnp.int32)
+        place = self.placement
+        state, batch = placed(state, place.replicated), placed(batch, place.split)
+        self.program.prepare(state, batch, self.seed, np.int32(0), self.starts)
+
     def step(self, state: State, batch: dict[str, jax.Array], number: np.int32) -> tuple[State, dict[str, jax.Array]]:
         """State and metrics after one more step; takes the memory of the given state. `number` is of the whole run."""
         return self.program(state, batch, self.seed, number, self.starts)
@@ -310,6 +331,11 @@ def split_model(model: nnx.Module) -> tuple[dict, dict]:
     """A model's parameters, and its other variables (batch statistics), as plain nested dictionaries of arrays."""
     params, rest = nnx.state(model, nnx.Param, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+def placed(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes and types of a tree's leaves, as of arrays that lie so."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def no_progress() -> dict[str, jax.Array]:

@@ -134,3 +134,27 @@ def test_over_several_devices_and_with_donated_memory(kept: Path, devices: int) 
             .compile()
             .as_text()
         )
+
+
+def test_what_was_prepared_is_what_the_call_runs() -> None:
+    function = Counted()
+    program = traced(function, None)
+    program.prepare(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments()))
+    jax.tree.map(np.testing.assert_array_equal, program(*arguments()), jax.jit(Counted())(*arguments()))
+    assert function.traces == 1
+
+
+def test_what_was_prepared_in_vain_changes_nothing() -> None:
+    program = traced(Counted(), None)
+    program.prepare(*arguments(5))
+    jax.tree.map(np.testing.assert_array_equal, program(*arguments(3)), jax.jit(Counted())(*arguments(3)))
+
+
+def test_what_fails_while_it_is_prepared_is_said_by_the_call() -> None:
+    def fails(state: dict, x: jax.Array) -> None:
+        raise ValueError("no such thing")
+
+    program = Traced(fails, result=lambda *_: 0, identity=None)
+    program.prepare(*arguments())
+    with pytest.raises(ValueError, match="no such thing"):
+        program(*arguments())

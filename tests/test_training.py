@@ -180,6 +180,27 @@ def test_eight_devices_give_the_losses_of_one(plain_run):
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain_run[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_prepared_step_is_the_one_that_runs(devices):
+    """From shapes alone the very program is made that the first step asks for."""
+    plain, traces = trainer(devices), []
+
+    class Counting:
+        num_samples = batch()["waveform"].shape[1]
+        normalise = staticmethod(plain.frontend.normalise)
+
+        def log_mel(self, *arguments):
+            traces.append(1)
+            return plain.frontend.log_mel(*arguments)
+
+    which = dataclasses.replace(plain, frontend=Counting())
+    which.prepare(build(CLASSES, nnx.Rngs(1)), CLASSES)
+    _, prepared = run(which, steps=1)
+    _, expected = run(plain, steps=1)
+    assert len(traces) == 1
+    assert_close(prepared["params"], expected["params"], 0.0)
+
+
 def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
     """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have."""
     which = trainer(4)
