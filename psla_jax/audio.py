@@ -147,13 +147,13 @@ def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) ->
     """Blocks of the file's mono waveform, float32 ``(samples,)``, each with its rate in Hz."""
     record = _record(path)
     with _bytes_of(path, record) as content:
-        if content is not None and _is_plain(content):
-            try:
+        try:
+            if content is not None and _is_plain(content):
                 while len(block := np.frombuffer(content.read(2 * _BLOCK), "<i2")):
                     yield block * _SIXTEEN_BITS, SAMPLE_RATE
-            except (OSError, ValueError) as error:
-                raise AudioError(path, _why_unreadable(path, error)) from error
-            return
+                return
+        except (OSError, ValueError) as error:  # What was whole a moment ago is cut short, or its disk is gone.
+            raise AudioError(path, _why_unreadable(path, error)) from error
     with opened(path, record) as file:
         for block in decoded(file, _BLOCK):
             yield to_mono(block, channel), file.samplerate

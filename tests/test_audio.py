@@ -282,6 +282,26 @@ def test_sixteen_bits_at_the_right_rate_are_read_without_a_decoder(tmp_path, mon
     np.testing.assert_array_equal(expected, SIXTEEN_BITS / np.float32(32768))
 
 
+@pytest.mark.parametrize("reads", [3, 4, 5])
+def test_a_disk_that_fails_while_a_file_is_read_is_one_sentence(tmp_path, monkeypatch, reads):
+    """In the header, before the samples, or within them."""
+
+    class Failing(io.BytesIO):
+        left = reads
+
+        def read(self, size=-1):
+            self.left -= 1
+            if not self.left:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    (tmp_path / "clip.wav").write_bytes(wav(SIXTEEN_BITS))
+    monkeypatch.setattr(audio, "_bytes_of", lambda *_: Failing(wav(SIXTEEN_BITS)))
+    monkeypatch.setattr(audio, "_BLOCK", 16_384)
+    with pytest.raises(audio.AudioError, match=r"clip.wav .*Input/output error"):
+        audio.read(tmp_path / "clip.wav")
+
+
 def spoiled(content: bytes, place: int, byte: int) -> bytes:
     return content[:place] + bytes([byte]) + content[place + 1 :]
 
