@@ -104,15 +104,14 @@ def open_run(directory: Path, config: RunConfig, data: DataSets, placement: Plac
         return tagger.from_config(config.model, len(data.vocabulary), jnp.dtype(config.optimizer.compute), rngs)
 
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    if ":" in config.model.name:  # Somebody's own code may not be built without weights.
-        model = build(nnx.Rngs(config.seed))
-        trainer = make_trainer(config, model, steps, placement)
-    else:
-        sketch = build(NoDraws())
-        trainer = make_trainer(config, sketch, steps, placement)
-        if len(_rows(directory)) < config.optimizer.epochs:
-            trainer.prepare(sketch, len(data.vocabulary))  # While the weights are drawn and the data is opened.
-        model = build(nnx.Rngs(config.seed))
+    own = ":" in config.model.name  # Somebody's own code may not be built without weights.
+    sketch = build(nnx.Rngs(config.seed) if own else NoDraws())
+    trainer = make_trainer(config, sketch, steps, placement)
+    # While the weights are drawn and the data is opened. Not where weights have to be found first: a process cannot end
+    # before what it compiles is compiled, and that they are not there is to be known at once.
+    if not own and not config.pretraining.source and len(_rows(directory)) < config.optimizer.epochs:
+        trainer.prepare(sketch, len(data.vocabulary))
+    model = sketch if own else build(nnx.Rngs(config.seed))
     journal = Journal(directory / LOG, silent=not processes.first())
     shared = data.shared(directory / ".index")
     return Run(Shelf(directory, config, shared, trainer, model, journal, stop), steps)
