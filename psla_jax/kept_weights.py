@@ -7,26 +7,20 @@ be another model's; on where :func:`psla_jax.cache.keep` was called, as the ``ps
 
 from __future__ import annotations
 
-import contextlib
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from psla_jax import cache
-from psla_jax.files import DAMAGE, whole
+from psla_jax.files import DAMAGE
 
-KEPT = 4
-"""Models; those that were kept first go, but for another one only after :data:`STAY`."""
-STAY = 24 * 60 * 60.0
-"""Seconds. Otherwise a larger ensemble would write all of its models anew each time, and find none of them."""
+KIND = "weights"
 
 
 def read(fingerprint: str, like: Any) -> Any | None:
     """The weights of a model, as NumPy arrays in the structure of `like`; None if they are not kept, or damaged."""
-    file = _file(fingerprint)
+    file = cache.find(KIND, f"{fingerprint}.npz")
     if file is None:
         return None
     wanted, structure = jax.tree.flatten(like)
@@ -41,23 +35,6 @@ def read(fingerprint: str, like: Any) -> Any | None:
 
 
 def write(fingerprint: str, weights: Any) -> None:
-    """Keeps the weights of a model; a disk that takes none costs time at the next start, and nothing else."""
-    file = _file(fingerprint)
-    if file is None:
-        return
+    """Keeps the weights of a model."""
     leaves: dict[str, Any] = {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(weights))}
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        others = sorted((x.stat().st_mtime, x) for x in file.parent.glob("*.npz") if x != file)
-        spare = others[: len(others) + 1 - KEPT] if len(others) >= KEPT else []
-        if spare and time.time() - spare[-1][0] < STAY:
-            return
-        with whole(file) as aside, open(aside, "wb") as out:
-            np.savez(out, **leaves)
-        for _, old in spare:
-            old.unlink()
-
-
-def _file(fingerprint: str) -> Path | None:
-    directory = cache.kept("weights")
-    return directory and directory / f"{fingerprint}.npz"
+    cache.store(KIND, f"{fingerprint}.npz", lambda file: np.savez(file, **leaves))

@@ -24,9 +24,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from psla_jax import processes
 from psla_jax.config import ConfigError, OptimizerConfig, RunConfig, SamplingConfig
 from psla_jax.frontend import Frontend
+from psla_jax.kept_programs import Program
 from psla_jax.models import tagger
 from psla_jax.sampling.specaugment import noise_and_roll, spec_augment
-from psla_jax.traces import Traced
 
 State = dict[str, Any]
 WISH = "wish"
@@ -229,16 +229,16 @@ class Trainer:
         return [math.prod(leaf.shape) for leaf in jax.tree.leaves(self._trained(self.shapes))]
 
     @functools.cached_property
-    def program(self) -> Traced:
+    def program(self) -> Program:
         """``(state, batch, seed, number, starts) -> (state, metrics)``; donates the state."""
         config = self.config
         decides = [config.model, config.frontend, config.sampling, config.optimizer, config.pretraining]
         own = ":" in config.model.name  # Of somebody's own code nothing is known but that it may change.
-        return Traced(
+        return Program(
             self._step,
             result=lambda state, batch, *_: (state, dict.fromkeys(METRICS + ((WISH,) if WISH in batch else ()), 0)),
             identity=None if own else {"step": [repr(x) for x in decides], "epoch": self.steps_per_epoch},
-            donate=0,
+            donate_argnums=0,
             out_shardings=(self.placement.replicated, self.placement.replicated),
         )
 

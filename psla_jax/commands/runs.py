@@ -38,6 +38,10 @@ def train(arguments: list[str]) -> int:
         config=(tyro.conf.FlagConversionOff,),
     )
 
+    from psla_jax import kept_programs, launch
+
+    if not (config.distributed.coordinator or launch.several()):  # JAX may not be asked for devices before they meet.
+        kept_programs.expect({"train": repr(dataclasses.replace(config, run_dir="", seed=0))})
     from psla_jax import experiment
 
     experiment.train(config)

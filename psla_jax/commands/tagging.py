@@ -138,6 +138,9 @@ def _require_places(options: Tag) -> None:
 
 def tagger_for(options: Search, batch_size: int = 0) -> tuple[Tagger, list[int] | None]:
     """The models, and which of their classes to look for."""
+    from psla_jax import kept_programs
+
+    kept_programs.expect({"tag": [os.path.abspath(path) for path in options.model], "policy": options.policy})
     from psla_jax.ontology import Ontology
     from psla_jax.tagging.classes import selected
     from psla_jax.tagging.events import Rules

@@ -16,10 +16,10 @@ from flax import nnx
 from psla_jax.checkpoints import Model
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.inference import compiler_options, one_by_one
+from psla_jax.kept_programs import Program
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_steps
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
-from psla_jax.traces import Traced
 
 Policy = Literal["pad", "repeat", "mask"]
 BATCH_ON_CPU, BATCH = 4, 32
@@ -151,13 +151,13 @@ class Network:
     def _compiled(self, size: int) -> Any:
         self.on_compile("compiling (once; JAX keeps it for the next time)")
         card = self.model.card
-        program = Traced(
+        program = Program(
             functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask"),
             result=lambda *_: self._filled,
             identity=None if ":" in card.model.name else {"tag": repr((card.model, card.frontend, self.policy))},
             compiler_options=dict(compiler_options()),
         )
-        compiled = program.lower(*self._arguments(size)).compile()
+        compiled = program.compiled(*self._arguments(size))
         self.on_compile("")
         return compiled
 
