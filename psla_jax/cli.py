@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runtime.restart_with_huge_pages()
     try:
         if computes:
-            runtime.prepare_libraries(traces=arguments is None)
+            runtime.prepare_libraries(programs=arguments is None)
         code = command.load()(given[1:])
         if command.short and arguments is None:
             _end(code)

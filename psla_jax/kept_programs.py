@@ -134,14 +134,14 @@ def expect(use: Mapping[str, Any]) -> None:
     the process is after; where that comes to need other programs than before, time is lost and nothing else.
     """
     global _use
-    if not _kept():
+    _use = _Use(f"{_hash(use)}.txt" if _kept() else "")
+    if not _use.file:
         return
-    _use = _Use(f"{_hash(use)}.json")
     file = cache.find(KIND, _use.file)
     if file is None:
         return
-    with contextlib.suppress(OSError, ValueError):
-        _use.known = json.loads(file.read_bytes())
+    with contextlib.suppress(OSError, ValueError):  # The list is written anew then.
+        _use.known = file.read_text().split()
     loader = ThreadPoolExecutor(1, "psla-loader")
     _use.loading = {name: loader.submit(_load, name) for name in _use.known}
     loader.shutdown(wait=False)
@@ -151,7 +151,7 @@ def _find(name: str) -> Callable[..., Any] | None:
     """The program of an earlier process, as a function of flat lists; None where there is none."""
     if _use.file and name not in [*_use.known, *_use.asked]:
         _use.asked.append(name)
-        cache.store(KIND, _use.file, lambda file: file.write(json.dumps(_use.asked).encode()))
+        cache.store(KIND, _use.file, lambda file: file.write("\n".join(_use.asked).encode()))
     loading = _use.loading.pop(name, None)
     return _load(name) if loading is None else loading.result()
 

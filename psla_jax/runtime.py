@@ -45,12 +45,12 @@ def restart_with_huge_pages() -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {TUNABLES: tunables})
 
 
-def prepare_libraries(*, traces: bool = True) -> None:
+def prepare_libraries(*, programs: bool = True) -> None:
     """Leaves it to this package to say what goes wrong, and keeps for the next start what makes it slow.
 
-    That is what was compiled, and with `traces` the traced programs and loaded weights, in the user's cache unless the
-    environment names another place or none. `traces` are for a process that does nothing but this package's command:
-    in any other one, functions may be replaced by others.
+    That is what JAX compiled, and with `programs` whole programs and loaded weights by what they are of, in the user's
+    cache unless the environment names another place or none. `programs` are for a process that does nothing but this
+    package's command: in any other one, functions may be replaced by others.
     """
     import jax
     from absl import logging
@@ -59,5 +59,5 @@ def prepare_libraries(*, traces: bool = True) -> None:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_COMPILATION)
-    if traces and jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+    if programs and jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         keep(cache_directory())

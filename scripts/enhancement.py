@@ -205,7 +205,7 @@ def show(seeds: dict[int, dict[str, Result]]) -> None:
 
 def main(options: Options) -> None:
     """Trains what is missing; prints the table after every seed."""
-    runtime.prepare_libraries(traces=False)  # all runs but those of the folds have the same ones
+    runtime.prepare_libraries(programs=False)  # all runs but those of the folds have the same ones
     done: dict[int, dict[str, Result]] = {}
     for seed in options.seeds:
         done[seed] = rows_of_seed(options, seed)

@@ -1,7 +1,10 @@
-"""Kept traces: the same numbers as without, found again by another process, and never in place of something else."""
+"""Kept programs: the same numbers as without, found again by another process, and never in place of something else."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,16 +13,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from psla_jax import cache, traces
-from psla_jax.traces import Traced
+from psla_jax import cache, kept_programs
+from psla_jax.kept_programs import Program
 
 
 @pytest.fixture
 def kept(tmp_path: Path):
-    """A directory in which traces are kept during the test."""
+    """A directory in which programs are kept during the test."""
     cache.keep(tmp_path)
-    yield tmp_path / "traces"
+    yield tmp_path / "programs"
     cache.keep(None)
+    kept_programs.expect({})  # Nothing is kept any more, so nothing is expected.
 
 
 class Counted:
@@ -33,8 +37,8 @@ class Counted:
         return {0: state[0] + x.sum(), 1: state[1]}, jnp.sin(x) * self.factor
 
 
-def traced(function: Counted, identity: dict | None, **options) -> Traced:
-    return Traced(function, result=lambda state, x: (state, 0), identity=identity, **options)
+def program(function: Counted, identity: dict | None, **options) -> Program:
+    return Program(function, result=lambda state, x: (state, 0), identity=identity, **options)
 
 
 def arguments(size: int = 3) -> tuple[dict, np.ndarray]:
@@ -43,7 +47,7 @@ def arguments(size: int = 3) -> tuple[dict, np.ndarray]:
 
 def test_a_second_process_need_not_trace(kept: Path) -> None:
     first, second, plain = Counted(), Counted(), Counted()
-    results = [traced(which, {"name": "it"})(*arguments()) for which in (first, second)]
+    results = [program(which, {"name": "it"})(*arguments()) for which in (first, second)]
     assert (first.traces, second.traces) == (1, 0)
     for got in results:
         jax.tree.map(np.testing.assert_array_equal, got, jax.jit(plain)(*arguments()))
@@ -52,44 +56,44 @@ def test_a_second_process_need_not_trace(kept: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["identity", "shape", "dtype", "setting"])
-def test_what_decides_the_program_decides_the_trace(kept: Path, change: str) -> None:
-    traced(Counted(), {"name": "it"})(*arguments())
+def test_what_decides_a_program_decides_which_one_is_found(kept: Path, change: str) -> None:
+    program(Counted(), {"name": "it"})(*arguments())
     other = Counted()
     state, x = arguments(4 if change == "shape" else 3)
     if change == "setting":
         with jax.numpy_rank_promotion("raise"):
-            traced(other, {"name": "it"})(state, x)
+            program(other, {"name": "it"})(state, x)
     else:
         x = x.astype(np.float16) if change == "dtype" else x
-        traced(other, {"name": "that" if change == "identity" else "it"})(state, x)
+        program(other, {"name": "that" if change == "identity" else "it"})(state, x)
     assert other.traces == 1
 
 
-def test_a_changed_source_makes_all_traces_anew(kept: Path, monkeypatch) -> None:
-    traced(Counted(), {"name": "it"})(*arguments())
-    monkeypatch.setattr(traces, "_installation", lambda: ["another source"])
+def test_a_changed_source_makes_all_programs_anew(kept: Path, monkeypatch) -> None:
+    program(Counted(), {"name": "it"})(*arguments())
+    monkeypatch.setattr(kept_programs, "_installation", lambda: ["another source"])
     other = Counted(3.0)
-    _, result = traced(other, {"name": "it"})(*arguments())
+    _, result = program(other, {"name": "it"})(*arguments())
     np.testing.assert_allclose(result, 3 * np.sin(arguments()[1]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("spoil", ["flipped", "cut", "empty"])
-def test_a_damaged_trace_is_made_again(kept: Path, spoil: str) -> None:
-    traced(Counted(), {"name": "it"})(*arguments())
+def test_a_damaged_program_is_made_again(kept: Path, spoil: str) -> None:
+    program(Counted(), {"name": "it"})(*arguments())
     (file,) = kept.iterdir()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b""}[spoil])
     again, after = Counted(), Counted()
-    traced(again, {"name": "it"})(*arguments())
-    traced(after, {"name": "it"})(*arguments())
+    program(again, {"name": "it"})(*arguments())
+    program(after, {"name": "it"})(*arguments())
     assert (again.traces, after.traces) == (1, 0)
 
 
 def test_what_cannot_be_named_and_what_is_not_wanted_is_not_kept(kept: Path) -> None:
-    traced(Counted(), None)(*arguments())
+    program(Counted(), None)(*arguments())
     cache.keep(None)
-    traced(Counted(), {"name": "it"})(*arguments())
+    program(Counted(), {"name": "it"})(*arguments())
     assert not kept.exists()
 
 
@@ -97,20 +101,10 @@ def test_a_full_or_forbidden_disk_only_costs_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache.keep(tmp_path / "file")
     try:
-        _, result = traced(Counted(), {"name": "it"})(*arguments())
+        _, result = program(Counted(), {"name": "it"})(*arguments())
     finally:
         cache.keep(None)
     np.testing.assert_allclose(result, 2 * np.sin(arguments()[1]), rtol=1e-6)
-
-
-def test_old_traces_go(kept: Path, monkeypatch) -> None:
-    monkeypatch.setattr(traces, "KEPT", 2)
-    for number in range(4):
-        traced(Counted(), {"name": number})(*arguments())
-    assert len(list(kept.iterdir())) == 2
-    last = Counted()
-    traced(last, {"name": 3})(*arguments())
-    assert last.traces == 0
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -120,16 +114,16 @@ def test_over_several_devices_and_with_donated_memory(kept: Path, devices: int) 
     wanted = jax.jit(Counted())(*arguments(8))
     for expected in (1, 0):
         which = Counted()
-        program = traced(which, {"name": "it"}, donate=0, out_shardings=(whole, whole))
+        step = program(which, {"name": "it"}, donate_argnums=0, out_shardings=(whole, whole))
         state, x = arguments(8)
         state = jax.device_put(state, whole)
-        result = program(state, jax.device_put(x, split))
+        result = step(state, jax.device_put(x, split))
         assert which.traces == expected
         assert state[0].is_deleted()
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), result, wanted)
         assert (
             "all-reduce"
-            in traced(which, {"name": "it"}, out_shardings=(whole, whole))
+            in program(which, {"name": "it"}, out_shardings=(whole, whole))
             .lower(jax.device_put(arguments()[0], whole), jax.device_put(x, split))
             .compile()
             .as_text()
@@ -138,23 +132,89 @@ def test_over_several_devices_and_with_donated_memory(kept: Path, devices: int) 
 
 def test_what_was_prepared_is_what_the_call_runs() -> None:
     function = Counted()
-    program = traced(function, None)
-    program.prepare(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments()))
-    jax.tree.map(np.testing.assert_array_equal, program(*arguments()), jax.jit(Counted())(*arguments()))
+    step = program(function, None)
+    step.prepare(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments()))
+    jax.tree.map(np.testing.assert_array_equal, step(*arguments()), jax.jit(Counted())(*arguments()))
     assert function.traces == 1
 
 
 def test_what_was_prepared_in_vain_changes_nothing() -> None:
-    program = traced(Counted(), None)
-    program.prepare(*arguments(5))
-    jax.tree.map(np.testing.assert_array_equal, program(*arguments(3)), jax.jit(Counted())(*arguments(3)))
+    step = program(Counted(), None)
+    step.prepare(*arguments(5))
+    jax.tree.map(np.testing.assert_array_equal, step(*arguments(3)), jax.jit(Counted())(*arguments(3)))
 
 
 def test_what_fails_while_it_is_prepared_is_said_by_the_call() -> None:
     def fails(state: dict, x: jax.Array) -> None:
         raise ValueError("no such thing")
 
-    program = Traced(fails, result=lambda *_: 0, identity=None)
-    program.prepare(*arguments())
+    step = Program(fails, result=lambda *_: 0, identity=None)
+    step.prepare(*arguments())
     with pytest.raises(ValueError, match="no such thing"):
-        program(*arguments())
+        step(*arguments())
+
+
+def test_what_was_needed_last_time_is_loaded_before_it_is_asked_for(kept: Path) -> None:
+    kept_programs.expect({"train": "a run"})
+    program(Counted(), {"name": "it"})(*arguments())
+    kept_programs.expect({"train": "a run"})
+    (loading,) = kept_programs._use.loading.values()
+    loading.result()
+    for file in kept.glob("*.xla"):
+        file.unlink()
+    again, other = Counted(), Counted()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        program(again, {"name": "it"})(*arguments()),
+        jax.jit(other)(*arguments()),
+    )
+    assert (again.traces, other.traces) == (0, 1)
+
+
+@pytest.mark.parametrize("wrong", ["another program", "no program", "empty", "damaged"])
+def test_a_wrong_expectation_costs_time_alone(kept: Path, wrong: str) -> None:
+    kept_programs.expect({"train": "a run"})
+    program(Counted(), {"name": "it"})(*arguments())
+    (expected,) = kept.glob("*.txt")
+    if wrong == "another program":
+        kept_programs.expect({"train": "another run"})
+        program(Counted(), {"name": "that"})(*arguments())
+        (other,) = {x.stem for x in kept.glob("*.xla")} - {expected.read_text()}
+        expected.write_text(other)
+    else:
+        expected.write_bytes({"no program": b"none", "empty": b"", "damaged": b"\xff\xfe\x00"}[wrong])
+    for _ in range(2):
+        kept_programs.expect({"train": "a run"})
+        which = Counted()
+        _, result = program(which, {"name": "it"})(*arguments())
+        np.testing.assert_allclose(result, 2 * np.sin(arguments()[1]), rtol=1e-6)
+        assert which.traces == 0
+    assert kept_programs._use.known == expected.read_text().split()
+    assert kept_programs._use.loading == {}
+
+
+ANOTHER_PROCESS = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from pathlib import Path
+from psla_jax import cache, kept_programs
+cache.keep(Path(sys.argv[1]))
+kept_programs.expect({"it": "the same"})
+import test_kept_programs as test
+function = test.Counted()
+state, x = test.program(function, {"name": "it"})(*test.arguments())
+print(function.traces, len(kept_programs._use.known), float(x.sum()))
+"""
+
+
+def test_another_process_finds_it(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path)]
+    found = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    total = 2 * np.sin(arguments()[1]).sum()
+    assert [(traces, known) for traces, known, _ in found] == [("1", "0"), ("0", "1")]
+    assert [float(x) for *_, x in found] == pytest.approx([total, total])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from flax import nnx
 from sounds import VOCABULARY
 
-from psla_jax import cache, checkpoints, kept_weights
+from psla_jax import cache, checkpoints
 from psla_jax.checkpoints import ModelCard, load_model, save_model
 from psla_jax.config import FrontendConfig, ModelConfig
 from psla_jax.models import tagger
@@ -79,19 +78,6 @@ def test_damaged_weights_are_read_from_the_directory(kept: Path, model: Path, da
         file.write_bytes({"cut": content[:-1000], "flipped": content, "empty": b""}[damage])
     jax.tree.map(np.testing.assert_array_equal, first, weights(model))
     jax.tree.map(np.testing.assert_array_equal, first, weights(model))  # They were kept anew.
-
-
-def test_no_more_than_a_few_models_are_kept_and_the_last_ones_stay(kept: Path) -> None:
-    for number in range(kept_weights.KEPT + 2):
-        kept_weights.write(f"model{number}", {"a": np.float32([number])})
-        os.utime(kept / f"model{number}.npz", (number, number))
-    assert sorted(x.stem for x in kept.iterdir()) == [f"model{number}" for number in range(2, kept_weights.KEPT + 2)]
-
-
-def test_models_used_today_stay_so_that_an_ensemble_is_not_written_anew_each_time(kept: Path) -> None:
-    for number in range(kept_weights.KEPT + 2):
-        kept_weights.write(f"model{number}", {"a": np.float32([number])})
-    assert sorted(x.stem for x in kept.iterdir()) == [f"model{number}" for number in range(kept_weights.KEPT)]
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(model: Path, tmp_path: Path) -> None:

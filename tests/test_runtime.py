@@ -53,10 +53,10 @@ def test_the_user_can_say_no(tmp_path: Path) -> None:
 def test_compiled_programs_are_kept_where_the_user_says_or_in_the_cache(tmp_path: Path, given: str) -> None:
     code = "import jax\nfrom psla_jax import runtime\nruntime.prepare_libraries()\n"
     code += "from psla_jax.cache import kept\n"
-    code += "print(jax.config.jax_compilation_cache_dir, kept('traces'))"
+    code += "print(jax.config.jax_compilation_cache_dir, kept('programs'))"
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment["PSLA_CACHE"] = str(tmp_path)
     if given:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / given)
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(tmp_path / (given or "xla")), str(tmp_path / "traces")]
+    assert done.stdout.split() == [str(tmp_path / (given or "xla")), str(tmp_path / "programs")]
