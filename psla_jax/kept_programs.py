@@ -2,9 +2,13 @@
 
 JAX keeps compiled programs itself, but finds them by what has to be traced and lowered first, which takes a large
 network seconds. Here they are found by what decides them: this package's source, the versions of the libraries, the
-devices, the shapes, and what the caller names. It is on where :func:`psla_jax.cache.keep` was called (the ``psla``
-command does), off in a library's use, where anything may be patched, and with several processes, which have to compile
-together. As in JAX's own cache, what is kept is machine code: whoever can write there can run code as the user.
+devices, the shapes, and what the caller names; and if that has changed, by what was lowered, as in JAX's cache. It is
+on where :func:`psla_jax.cache.keep` was called (the ``psla`` command does), off in a library's use, where anything may
+be patched, and with several processes, which have to compile together. As in JAX's own cache, what is kept is machine
+code: whoever can write there can run code as the user.
+
+Of three kinds of files, ``.xla`` has a program, ``.name`` says which program it is that something decides, and ``.use``
+lists the names that a process needed.
 """
 
 from __future__ import annotations
@@ -62,7 +66,10 @@ class Program:
         identity: Mapping[str, Any] | None,
         **options: Any,
     ) -> None:
-        self._jitted = jax.jit(function, **options)
+        def psla_kept(*arguments: Any) -> Any:  # A name of its own in JAX's cache, see _store.
+            return function(*arguments)
+
+        self._jitted, self._to_keep = jax.jit(function, **options), jax.jit(psla_kept, **options)
         self._result, self._identity, self._options = result, identity, options
         self._ready: Callable[..., Any] | None = None
         self._preparing: threading.Thread | None = None
@@ -83,14 +90,18 @@ class Program:
     def compiled(self, *arguments: Any) -> Callable[..., Any]:
         """The function compiled for such arguments (arrays, or their shapes), by an earlier process or now."""
         name = self._name(arguments)
+        if name is None:
+            return self.lower(*arguments).compile()
+        program = _find(name)
+        if program is None:
+            lowered = self._to_keep.lower(*arguments)
+            content = _hash(_platform(), self._said(), _places(arguments), lowered.as_text())
+            cache.store(KIND, f"{name}.name", lambda file: file.write(content.encode()))
+            program = _load(content)
+            if program is None:
+                return _compiled(lowered, content)
         out = jax.tree.structure(self._result(*arguments))
-        loaded = None if name is None else _find(name)
-        if loaded is None:
-            compiled = self.lower(*arguments).compile()
-            if name is not None:
-                _store(name, compiled)
-            return compiled
-        return lambda *given: jax.tree.unflatten(out, loaded(*jax.tree.leaves(given)))
+        return lambda *given: jax.tree.unflatten(out, program(*jax.tree.leaves(given)))
 
     def prepare(self, *arguments: Any) -> None:
         """Compiles the function for such shapes, or loads it, in a thread; the first call waits for the end of that."""
@@ -109,9 +120,13 @@ class Program:
         if self._identity is None or not _kept():
             return None
         leaves, tree = jax.tree.flatten(tuple(arguments))
-        shapes = [f"{leaf.shape} {leaf.dtype} {getattr(leaf, 'sharding', None)}" for leaf in leaves]
-        options = {name: repr(option) for name, option in self._options.items()}
-        return _hash(self._identity, options, shapes, str(tree))
+        shapes = [f"{leaf.shape} {leaf.dtype}" for leaf in leaves]
+        settings = {name: repr(getattr(jax.config, name, None)) for name in SETTINGS}
+        known = [settings, self._identity, self._said(), shapes, _places(arguments), str(tree)]
+        return _hash(_platform(), _source(), known)
+
+    def _said(self) -> dict[str, str]:
+        return {name: repr(option) for name, option in self._options.items()}
 
 
 @dataclass
@@ -134,36 +149,45 @@ def expect(use: Mapping[str, Any]) -> None:
     the process is after; where that comes to need other programs than before, time is lost and nothing else.
     """
     global _use
-    _use = _Use(f"{_hash(use)}.txt" if _kept() else "")
+    _use = _Use(f"{_hash(_platform(), _source(), use)}.use" if _kept() else "")
     if not _use.file:
         return
-    file = cache.find(KIND, _use.file)
-    if file is None:
-        return
-    with contextlib.suppress(OSError, ValueError):  # The list is written anew then.
-        _use.known = file.read_text().split()
+    _use.known = _words(_use.file)
     loader = ThreadPoolExecutor(1, "psla-loader")
-    _use.loading = {name: loader.submit(_load, name) for name in _use.known}
+    _use.loading = {name: loader.submit(_named, name) for name in _use.known}
     loader.shutdown(wait=False)
 
 
 def _find(name: str) -> Callable[..., Any] | None:
-    """The program of an earlier process, as a function of flat lists; None where there is none."""
+    """The program that something decides, as a function of flat lists; None where there is none yet."""
     if _use.file and name not in [*_use.known, *_use.asked]:
         _use.asked.append(name)
         cache.store(KIND, _use.file, lambda file: file.write("\n".join(_use.asked).encode()))
     loading = _use.loading.pop(name, None)
-    return _load(name) if loading is None else loading.result()
+    return _named(name) if loading is None else loading.result()
 
 
-def _load(name: str) -> Callable[..., Any] | None:
-    file = cache.find(KIND, f"{name}.xla")
+def _named(name: str) -> Callable[..., Any] | None:
+    content = _words(f"{name}.name")
+    return _load(content[0]) if content else None
+
+
+def _words(name: str) -> list[str]:
+    """Those in a kept file; none where it is not there, or damaged."""
+    file = cache.find(KIND, name)
+    with contextlib.suppress(OSError, ValueError):
+        return file.read_text().split() if file else []
+    return []
+
+
+def _load(content: str) -> Callable[..., Any] | None:
+    """A program, as a function of flat lists; None where there is none, or whatever is wrong with it."""
+    file = cache.find(KIND, f"{content}.xla")
     if file is None:
         return None
-    # Whatever is wrong with it, it is made again.
     with contextlib.suppress(Exception):
-        content = file.read_bytes()
-        digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        read = file.read_bytes()
+        digest, body = read[:DIGEST_BYTES], read[DIGEST_BYTES:]
         if hashlib.sha256(body).digest() != digest:
             return None
         header, program = body.split(b"\n", 1)
@@ -177,14 +201,44 @@ def _load(name: str) -> Callable[..., Any] | None:
     return None
 
 
-def _store(name: str, compiled: jax.stages.Compiled) -> None:
-    """Keeps a program; one that JAX cannot write down costs time at the next start, and nothing else."""
+def _places(arguments: Sequence[Any]) -> list[str]:
+    """Where the arguments of a program are; shardings alone do not say on which devices."""
+    shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arguments)]
+    return ["" if x is None else f"{x} {sorted(device.id for device in x.device_set)}" for x in shardings]
+
+
+_from_jax = threading.local()
+
+
+@functools.cache
+def _listen() -> None:
+    """Notes for each thread that JAX found a program in its own cache."""
+
+    def note(event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _from_jax.found = True
+
+    jax.monitoring.register_event_listener(note)
+
+
+def _compiled(lowered: jax.stages.Lowered, content: str) -> jax.stages.Compiled:
+    """Compiles a program and keeps it; one that cannot be written down costs time at the next start, nothing else.
+
+    What JAX found in its own cache is not kept: XLA leaves out the functions of a program that it has loaded itself.
+    That happens only where a kept program was lost, since JAX knows those by a name that no other has.
+    """
+    _listen()
+    _from_jax.found = False
+    compiled = lowered.compile()
+    if _from_jax.found:
+        return compiled
     with contextlib.suppress(Exception):
         program, inputs, outputs = serialize_executable.serialize(compiled)
         devices = [device.id for device in compiled.runtime_executable().local_devices()]  # type: ignore[union-attr]
         facts = {"inputs": inputs.num_leaves, "outputs": outputs.num_leaves, "devices": devices}
         body = json.dumps(facts).encode() + b"\n" + program
-        cache.store(KIND, f"{name}.xla", lambda file: file.write(hashlib.sha256(body).digest() + body))
+        cache.store(KIND, f"{content}.xla", lambda file: file.write(hashlib.sha256(body).digest() + body))
+    return compiled
 
 
 def _kept() -> bool:
@@ -192,21 +246,25 @@ def _kept() -> bool:
 
 
 def _hash(*known: Any) -> str:
-    """Of what is known of a program, and of all that every program depends on."""
-    settings = {name: repr(getattr(jax.config, name, None)) for name in SETTINGS}
-    text = json.dumps([_installation(), settings, known], sort_keys=True, default=repr)
+    text = json.dumps(known, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 @functools.cache
-def _installation() -> list[str]:
-    """The source of this package, the versions of what it uses, and the devices, with what a CPU can do."""
+def _source() -> str:
+    """A hash of this package's source."""
     source = hashlib.sha256()
     root = Path(__file__).parent
     for file in sorted(root.rglob("*.py")):
         source.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return source.hexdigest()
+
+
+@functools.cache
+def _platform() -> list[str]:
+    """The versions of what this package uses, and the devices, with what a CPU can do."""
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
     topology = xla_client.get_topology_for_devices(jax.devices()).fingerprint()
     compiler = f"{backend.get_backend().platform_version} {os.environ.get('XLA_FLAGS', '')}"
     versions = [f"{library} {version(library)}" for library in LIBRARIES]
-    return [source.hexdigest(), sys.version, *versions, compiler, f"{os.cpu_count()} cores", *devices, str(topology)]
+    return [sys.version, *versions, compiler, f"{os.cpu_count()} cores", *devices, str(topology)]

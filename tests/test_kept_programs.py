@@ -52,7 +52,7 @@ def test_a_second_process_need_not_trace(kept: Path) -> None:
     for got in results:
         jax.tree.map(np.testing.assert_array_equal, got, jax.jit(plain)(*arguments()))
         assert set(got[0]) == {0, 1}
-    assert len(list(kept.iterdir())) == 1
+    assert sorted(x.suffix for x in kept.iterdir()) == [".name", ".xla"]
 
 
 @pytest.mark.parametrize("change", ["identity", "shape", "dtype", "setting"])
@@ -69,25 +69,42 @@ def test_what_decides_a_program_decides_which_one_is_found(kept: Path, change: s
     assert other.traces == 1
 
 
-def test_a_changed_source_makes_all_programs_anew(kept: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("factor", [2.0, 3.0])
+def test_after_a_change_of_the_source_what_is_lowered_decides(kept: Path, monkeypatch, factor: float) -> None:
     program(Counted(), {"name": "it"})(*arguments())
-    monkeypatch.setattr(kept_programs, "_installation", lambda: ["another source"])
-    other = Counted(3.0)
-    _, result = program(other, {"name": "it"})(*arguments())
-    np.testing.assert_allclose(result, 3 * np.sin(arguments()[1]), rtol=1e-6)
+    monkeypatch.setattr(kept_programs, "_source", lambda: "another one")
+    for traces in (1, 0):
+        other = Counted(factor)
+        _, result = program(other, {"name": "it"})(*arguments())
+        np.testing.assert_allclose(result, factor * np.sin(arguments()[1]), rtol=1e-6)
+        assert other.traces == traces
+    assert len(list(kept.glob("*.xla"))) == (1 if factor == 2.0 else 2)
 
 
-@pytest.mark.parametrize("spoil", ["flipped", "cut", "empty"])
-def test_a_damaged_program_is_made_again(kept: Path, spoil: str) -> None:
+@pytest.mark.parametrize("file", ["xla", "name"])
+@pytest.mark.parametrize("spoil", ["flipped", "cut", "empty", "other"])
+def test_a_damaged_program_is_made_again(kept: Path, file: str, spoil: str) -> None:
     program(Counted(), {"name": "it"})(*arguments())
-    (file,) = kept.iterdir()
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b""}[spoil])
-    again, after = Counted(), Counted()
-    program(again, {"name": "it"})(*arguments())
-    program(after, {"name": "it"})(*arguments())
-    assert (again.traces, after.traces) == (1, 0)
+    (place,) = kept.glob(f"*.{file}")
+    content = bytearray(place.read_bytes())
+    content[len(content) // 2] ^= 128
+    place.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b"", "other": b"\0"}[spoil])
+    for traces in (1, 0):
+        which = Counted()
+        _, result = program(which, {"name": "it"})(*arguments())
+        np.testing.assert_allclose(result, 2 * np.sin(arguments()[1]), rtol=1e-6)
+        assert which.traces == traces
+
+
+def test_what_jax_has_in_its_own_cache_is_not_kept_and_runs(kept: Path, tmp_path: Path) -> None:
+    """XLA writes a program that it has loaded without its functions."""
+    code = CACHED_BY_JAX.replace("tests", str(Path(__file__).parent))
+    found = [
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    ]
+    assert [text.split() for text in found] == [["False", "1.0"], ["True", "1.0"], ["True", "1.0"]]
+    assert list(kept.glob("*.xla")) == []
 
 
 def test_what_cannot_be_named_and_what_is_not_wanted_is_not_kept(kept: Path) -> None:
@@ -175,11 +192,11 @@ def test_what_was_needed_last_time_is_loaded_before_it_is_asked_for(kept: Path) 
 def test_a_wrong_expectation_costs_time_alone(kept: Path, wrong: str) -> None:
     kept_programs.expect({"train": "a run"})
     program(Counted(), {"name": "it"})(*arguments())
-    (expected,) = kept.glob("*.txt")
+    (expected,) = kept.glob("*.use")
     if wrong == "another program":
         kept_programs.expect({"train": "another run"})
         program(Counted(), {"name": "that"})(*arguments())
-        (other,) = {x.stem for x in kept.glob("*.xla")} - {expected.read_text()}
+        (other,) = {x.stem for x in kept.glob("*.name")} - {expected.read_text()}
         expected.write_text(other)
     else:
         expected.write_bytes({"no program": b"none", "empty": b"", "damaged": b"\xff\xfe\x00"}[wrong])
@@ -191,6 +208,25 @@ def test_a_wrong_expectation_costs_time_alone(kept: Path, wrong: str) -> None:
         assert which.traces == 0
     assert kept_programs._use.known == expected.read_text().split()
     assert kept_programs._use.loading == {}
+
+
+CACHED_BY_JAX = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+import jax
+import numpy as np
+from psla_jax import cache, kept_programs
+jax.config.update("jax_compilation_cache_dir", sys.argv[1] + "/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+cache.keep(Path(sys.argv[1]))
+import test_kept_programs as test
+_, x = test.program(test.Counted(0.5), {"name": "it"})({0: np.float32(1), 1: np.zeros(2)}, np.full(2, np.pi / 2))
+for file in Path(sys.argv[1], "programs").glob("*.xla"):
+    file.unlink()
+print(kept_programs._from_jax.found, float(x.sum()))
+"""
 
 
 ANOTHER_PROCESS = """
