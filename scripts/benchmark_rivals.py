@@ -391,7 +391,7 @@ def _reference_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) ->
 
 
 def first_tag(rival: str, folder: Path, precision: str) -> Measure:
-    """The command as a user types it, from Enter to the end of the process; what it keeps is of this benchmark alone."""
+    """The command as a user types it, from Enter to the end of the process; with a cache of its own."""
     environment = os.environ | {"PSLA_CACHE": str(folder / "cache")}
     command = [sys.executable, "-m", "psla_jax.cli", "tag", str(folder / "0.wav"), "--model", str(folder / "model")]
 
