@@ -285,7 +285,7 @@ def squeeze_excite(x: jax.Array, reduce: Weights, expand: Weights) -> jax.Array:
 
     `reduce` and `expand` are kernel and bias of the two 1x1 convolutions of the gate, which are in float32.
     """
-    # JAX's swish: the quotient would be a twelfth of the step's program, for a few numbers.
+    # JAX's swish: the quotient would be a thirteenth of the step's program, for a few numbers.
     hidden = jax.nn.swish(pointwise_conv(image_means(x)[:, None, None], reduce[0]) + reduce[1])
     return x * jax.nn.sigmoid(pointwise_conv(hidden, expand[0]) + expand[1]).astype(x.dtype)
 
