@@ -27,7 +27,7 @@ class TinyTagger(nnx.Module):
         x = jnp.swapaxes(x, 1, 2)[..., None]
         x = jax.nn.swish(self.norm(self.stem(x), valid))
         y = self.norm2(self.project(self.depthwise(x)), valid)
-        y = self.drop(y, rngs) + y
+        y = self.drop(y, None if rngs is None else jax.random.uniform(rngs.drop(), (y.shape[0],))) + y
         y = y[:, ::2]
         y = jnp.swapaxes(y, 1, 2)
         return self.head(y.reshape(*y.shape[:2], -1))

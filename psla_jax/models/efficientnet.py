@@ -5,7 +5,9 @@ Attributes carry the names of the PyTorch modules, so that a weight's name follo
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,8 +130,8 @@ class MBConv(nnx.Module):
         self.residual = stage.stride == 1 and channels == stage.features
         self.drop_connect = DropConnect(drop_rate)
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
-        """`(batch, height, width, channels)` to `(batch, height', width', features)`."""
+    def __call__(self, x: jax.Array, valid: jax.Array | None, uniform: jax.Array | None) -> jax.Array:
+        """`(batch, height, width, channels)` to `(batch, height', width', features)`; see `DropConnect`."""
         y = x
         if self.expands:
             y = self._expand_conv(y)
@@ -139,7 +141,7 @@ class MBConv(nnx.Module):
         gate = self._se_reduce.weights(), self._se_expand.weights()
         y = recomputed(_project)(y, self._bn1.affine(y, valid), (gate, self._project_conv.weights()))
         y = self._bn2(y, valid)
-        return self.drop_connect(y, rngs) + x if self.residual else y
+        return self.drop_connect(y, uniform) + x if self.residual else y
 
     def _filter(self, x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
         """From the 1x1 convolution to the end of the depthwise one."""
@@ -205,9 +207,15 @@ class EfficientNet(Backbone):
             )
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = swish(self._bn0(self._conv_stem(x), valid))
-        x = self.run(self._blocks, x, valid, rngs)
+        x = self.run(self._blocks, x, valid, self._uniforms(x.shape[0], rngs))
         x = swish(self._bn1(self._conv_head(x), valid))
         return row_means(x)
+
+    def _uniforms(self, clips: int, rngs: nnx.Rngs | None) -> Iterable[jax.Array | None]:
+        """For each block's drop-connect, `(blocks, clips)`; nothing where none is on."""
+        if rngs is None or self._blocks[0].drop_connect.deterministic:
+            return itertools.repeat(None)
+        return jax.random.uniform(rngs.drop(), (len(self._blocks), clips))
 
 
 def blocks_of(scale: Scale) -> list[Stage]:

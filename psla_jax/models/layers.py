@@ -336,23 +336,24 @@ class Backbone(nnx.Module):
             self.remat = remat
 
     def run(
-        self, blocks: Iterable[nnx.Module], x: jax.Array, valid: jax.Array | None, rngs: nnx.Rngs | None
+        self, blocks: Iterable[nnx.Module], x: jax.Array, valid: jax.Array | None, *others: Iterable[jax.Array | None]
     ) -> jax.Array:
-        """One block after the other."""
-        for block in blocks:
-            x = _call_again(block, x, valid, rngs) if self.remat else block(x, valid, rngs)
+        """One block after the other; of `others`, each has an argument of its own."""
+        for block, *own in zip(blocks, *others, strict=False):
+            x = _call_again(block, x, valid, *own) if self.remat else block(x, valid, *own)
         return x
 
 
 @nnx.remat
-def _call_again(block: nnx.Module, x: jax.Array, valid: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
-    return block(x, valid, rngs)
+def _call_again(block: nnx.Module, x: jax.Array, valid: jax.Array | None, *own: jax.Array | None) -> jax.Array:
+    return block(x, valid, *own)
 
 
 class DropConnect(nnx.Module):
     """Drops the residual branch of whole clips while training and scales the others by `1 / keep`.
 
-    As the reference: a clip keeps its branch when `floor(keep + U[0, 1))` is one.
+    As the reference: a clip keeps its branch when `floor(keep + U[0, 1))` is one. The uniform numbers are drawn for all
+    blocks at once: XLA compiles a random stream anew for each that is drawn.
     """
 
     def __init__(self, rate: float) -> None:
@@ -364,14 +365,14 @@ class DropConnect(nnx.Module):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-        """`x (batch, height, width, channels)`; draws from ``rngs.drop`` unless deterministic or of rate 0."""
+    def __call__(self, x: jax.Array, uniform: jax.Array | None) -> jax.Array:
+        """`x (batch, height, width, channels)`, `uniform (batch,)`; as it is if deterministic or of rate 0."""
         if self.deterministic or self.rate == 0.0:
             return x
-        if rngs is None:
+        if uniform is None:
             raise ValueError(
                 "drop-connect draws random numbers in training: call the model with rngs=nnx.Rngs(drop=key)."
             )
         keep = 1.0 - self.rate
-        kept = jnp.floor(keep + jax.random.uniform(rngs.drop(), (x.shape[0], 1, 1, 1)))
+        kept = jnp.floor(keep + uniform)[:, None, None, None]
         return x * (kept / keep).astype(x.dtype)

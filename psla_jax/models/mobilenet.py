@@ -57,7 +57,7 @@ class InvertedResidual(nnx.Module):
         self.conv = nnx.List([*layers, *_pair(inner, features, dtype=dtype, rngs=rngs)])
         self.residual = stride == 1 and channels == features
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None, _: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """`(batch, height, width, channels)` to `(batch, height', width', features)`."""
         *pairs, project, norm = self.conv
         y = x
@@ -92,6 +92,6 @@ class MobileNetV2(Backbone):
         stem, *blocks, head = self.features
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = jax.nn.relu6(_normed(stem, x, valid))
-        x = self.run(blocks, x, valid, rngs)
+        x = self.run(blocks, x, valid)
         x = jax.nn.relu6(_normed(head, x, valid))
         return jnp.mean(x, axis=1, dtype=jnp.float32)

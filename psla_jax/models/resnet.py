@@ -40,7 +40,7 @@ class Bottleneck(nnx.Module):
         if self.projects:
             self.downsample = nnx.List([_conv(channels, features, 1, stride, dtype, rngs), _norm(features)])
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None, _: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """`(batch, height, width, channels)` to `(batch, height', width', 4 x inner)`."""
         y = jax.nn.relu(self.bn1(self.conv1(x), valid))
         y = jax.nn.relu(self.bn2(self.conv2(y), valid))
@@ -79,5 +79,5 @@ class ResNet50(Backbone):
         x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
         x = max_pool(jax.nn.relu(self.bn1(self.conv1(x), valid)), 3, 2, 1)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self.run(stage, x, valid, rngs)
+            x = self.run(stage, x, valid)
         return jnp.mean(x, axis=1, dtype=jnp.float32)

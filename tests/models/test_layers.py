@@ -172,22 +172,18 @@ def test_drop_connect_drops_whole_clips_and_scales_the_rest() -> None:
     rate, clips = 0.3, 4000
     layer = nnx.view(DropConnect(rate), deterministic=False)
     x = 1.0 + np.abs(normal(0, clips, 1, 2, 3)).astype(np.float32)
-    y = np.asarray(layer(jnp.asarray(x), nnx.Rngs(drop=0)))
+    y = np.asarray(layer(jnp.asarray(x), jax.random.uniform(jax.random.key(0), (clips,))))
     kept = (y != 0).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(kept, (y != 0).any(axis=(1, 2, 3)))
     np.testing.assert_allclose(y[kept], x[kept] / (1 - rate), rtol=1e-6)
     deviation = np.sqrt(rate * (1 - rate) / clips)
     assert abs(kept.mean() - (1 - rate)) < 4 * deviation
-    again = np.asarray(layer(jnp.asarray(x), nnx.Rngs(drop=0)))
-    other = np.asarray(layer(jnp.asarray(x), nnx.Rngs(drop=1)))
-    np.testing.assert_array_equal(y, again)
-    assert (y != other).any()
 
 
 def test_drop_connect_acts_in_the_training_view_only() -> None:
     x = jnp.ones((6, 1, 1, 2))
     layer = DropConnect(0.9)
-    np.testing.assert_array_equal(layer(x, nnx.Rngs(drop=0)), x)
+    np.testing.assert_array_equal(layer(x, jnp.zeros(6)), x)
     np.testing.assert_array_equal(layer(x, None), x)
     np.testing.assert_array_equal(nnx.view(DropConnect(0.0), deterministic=False)(x, None), x)
     with pytest.raises(ValueError, match=r"rngs=nnx\.Rngs"):
@@ -203,7 +199,7 @@ class Blocks(Backbone):
         self.blocks = nnx.List([MBConv(stage, symmetric_padding(3), 0.5, 0.9, jnp.float32, rngs) for _ in range(2)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.run(self.blocks, x, jnp.ones(x.shape[0]), nnx.Rngs(drop=jax.random.key(3)))
+        return self.run(self.blocks, x, jnp.ones(x.shape[0]), jax.random.uniform(jax.random.key(3), (2, x.shape[0])))
 
 
 def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> None:

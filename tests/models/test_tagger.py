@@ -169,8 +169,9 @@ def test_residual_branches_are_dropped_in_the_training_view_only(dropping: nnx.M
     x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 2, 2, 192)), jnp.float32)
 
     def added(block: nnx.Module, key: int) -> np.ndarray:
-        run = nnx.jit(lambda block, x, rngs: block(x, None, rngs))
-        return np.abs(np.asarray(run(block, x, nnx.Rngs(drop=key)) - x)).max(axis=(1, 2, 3))
+        run = nnx.jit(lambda block, x, uniform: block(x, None, uniform))
+        uniform = jax.random.uniform(jax.random.key(key), (64,))
+        return np.abs(np.asarray(run(block, x, uniform) - x)).max(axis=(1, 2, 3))
 
     block = dropping.effnet._blocks[14]
     assert (added(block, 0) > 0).all()
@@ -185,6 +186,16 @@ def test_drop_connect_asks_for_random_numbers(dropping: nnx.Module) -> None:
     with pytest.raises(ValueError, match=r"rngs=nnx\.Rngs"):
         nnx.eval_shape(lambda model, x: model(x), train_view(dropping), spectrograms)
     nnx.eval_shape(lambda model, x: model(x), dropping, spectrograms)
+
+
+def test_every_block_and_every_key_has_draws_of_its_own(dropping: nnx.Module) -> None:
+    """The numbers that the backbone draws for its blocks: one row each, all different."""
+    backbone = train_view(dropping).effnet
+    first, again, other = (np.asarray(backbone._uniforms(5, nnx.Rngs(drop=key))) for key in (0, 0, 1))
+    assert first.shape == (16, 5)
+    assert len(np.unique(first)) == first.size
+    np.testing.assert_array_equal(first, again)
+    assert not np.isin(first, other).any()
 
 
 class Normed(nnx.Module):
