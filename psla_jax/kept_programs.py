@@ -66,12 +66,13 @@ class Program:
         identity: Mapping[str, Any] | None,
         **options: Any,
     ) -> None:
-        def psla_kept(*arguments: Any) -> Any:  # A name of its own in JAX's cache, see _store.
+        def psla_kept(*arguments: Any) -> Any:  # A name of its own in JAX's cache, see _compiled.
             return function(*arguments)
 
         self._jitted, self._to_keep = jax.jit(function, **options), jax.jit(psla_kept, **options)
         self._result, self._identity, self._options = result, identity, options
         self._ready: Callable[..., Any] | None = None
+        self._prepared: tuple[str | None, Callable[..., Any]] | None = None
         self._preparing: threading.Thread | None = None
 
     def __call__(self, *arguments: Any) -> Any:
@@ -80,8 +81,16 @@ class Program:
             self._preparing.join()
             self._preparing = None
         if self._ready is None:
-            self._ready = self._jitted if self._name(arguments) is None else self.compiled(*arguments)
+            self._ready = self._made(arguments)
         return self._ready(*arguments)
+
+    def _made(self, arguments: Sequence[Any]) -> Callable[..., Any]:
+        name = self._name(arguments)
+        if name is None:
+            return self._jitted  # It finds what it compiled while that was prepared, and takes other shapes too.
+        if self._prepared is not None and self._prepared[0] == name:
+            return self._prepared[1]
+        return self.compiled(*arguments)
 
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """The function for such arguments (arrays, or their shapes), ready to be compiled."""
@@ -108,9 +117,7 @@ class Program:
 
         def work() -> None:
             with contextlib.suppress(Exception):  # The call meets it again, and there it can be said.
-                compiled = self.compiled(*arguments)
-                # Otherwise the jitted function finds it, and takes other shapes too.
-                self._ready = None if self._name(arguments) is None else compiled
+                self._prepared = self._name(arguments), self.compiled(*arguments)
 
         self._preparing = threading.Thread(target=work, name="psla-compiler")
         self._preparing.start()

@@ -147,25 +147,28 @@ def test_over_several_devices_and_with_donated_memory(kept: Path, devices: int) 
         )
 
 
-def test_what_was_prepared_is_what_the_call_runs() -> None:
+@pytest.mark.parametrize("identity", [None, {"name": "it"}])
+def test_what_was_prepared_is_what_the_call_runs(kept: Path, identity: dict | None) -> None:
     function = Counted()
-    step = program(function, None)
+    step = program(function, identity)
     step.prepare(*jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments()))
     jax.tree.map(np.testing.assert_array_equal, step(*arguments()), jax.jit(Counted())(*arguments()))
     assert function.traces == 1
 
 
-def test_what_was_prepared_in_vain_changes_nothing() -> None:
-    step = program(Counted(), None)
+@pytest.mark.parametrize("identity", [None, {"name": "it"}])
+def test_what_was_prepared_in_vain_changes_nothing(kept: Path, identity: dict | None) -> None:
+    step = program(Counted(), identity)
     step.prepare(*arguments(5))
     jax.tree.map(np.testing.assert_array_equal, step(*arguments(3)), jax.jit(Counted())(*arguments(3)))
 
 
-def test_what_fails_while_it_is_prepared_is_said_by_the_call() -> None:
+@pytest.mark.parametrize("identity", [None, {"name": "it"}])
+def test_what_fails_while_it_is_prepared_is_said_by_the_call(kept: Path, identity: dict | None) -> None:
     def fails(state: dict, x: jax.Array) -> None:
         raise ValueError("no such thing")
 
-    step = Program(fails, result=lambda *_: 0, identity=None)
+    step = Program(fails, result=lambda *_: 0, identity=identity)
     step.prepare(*arguments())
     with pytest.raises(ValueError, match="no such thing"):
         step(*arguments())

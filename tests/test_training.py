@@ -19,6 +19,7 @@ import torch
 from flax import nnx
 from tiny import build
 
+from psla_jax import cache
 from psla_jax.config import (
     ConfigError,
     DataConfig,
@@ -178,6 +179,27 @@ def test_eight_devices_give_the_losses_of_one(plain_run):
     environment = os.environ | {"PYTHONPATH": places}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain_run[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_kept_step_gives_the_bits_of_the_one_that_was_compiled(devices: int, tmp_path: Path):
+    """Prepared from shapes or not, compiled or loaded: one program under one name."""
+    named = dataclasses.replace(config(), model=ModelConfig(name="efficientnet-tiny"))
+    cache.keep(tmp_path)
+    try:
+        results = []
+        for prepared in (True, True, False):
+            which = dataclasses.replace(trainer(devices), config=named)
+            if prepared:
+                which.prepare(build(CLASSES, nnx.Rngs(1)), CLASSES)
+            results.append(run(which))
+    finally:
+        cache.keep(None)
+    assert sorted(file.suffix for file in (tmp_path / "programs").iterdir()) == [".name", ".xla"]
+    for losses, state in results[1:]:
+        assert losses == results[0][0]
+        jax.tree.map(np.testing.assert_array_equal, state, results[0][1])
+    assert_close(results[0][1], run(trainer(devices))[1], 1e-6)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
