@@ -22,9 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
+
+from psla_jax.commands.arguments import parse
 
 HERE = Path(__file__).resolve().parent
 RIVALS = ("ours", "released", "tuned")
@@ -163,4 +164,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, config=(tyro.conf.FlagConversionOff,)))
+    main(parse(Options, sys.argv[1:], "benchmark.py"))
