@@ -37,12 +37,6 @@ from psla_jax import cache
 KIND = "programs"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 DIGEST_BYTES = 32
-SETTINGS = (
-    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
-    "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion", "jax_default_dtype_bits", "jax_debug_nans",
-    "jax_disable_jit", "jax_softmax_custom_jvp", "jax_use_shardy_partitioner",
-)  # fmt: skip
-"""Those of JAX that a program may depend on; one that this JAX does not have does not count."""
 
 
 class Program:
@@ -104,7 +98,7 @@ class Program:
         program = _find(name)
         if program is None:
             lowered = self._to_keep.lower(*arguments)
-            content = _hash(_platform(), self._said(), _places(arguments), lowered.as_text())
+            content = _hash(_platform(), _settings(), self._said(), _places(arguments), lowered.as_text())
             cache.store(KIND, f"{name}.name", lambda file: file.write(content.encode()))
             program = _load(content)
             if program is None:
@@ -128,9 +122,8 @@ class Program:
             return None
         leaves, tree = jax.tree.flatten(tuple(arguments))
         shapes = [f"{leaf.shape} {leaf.dtype}" for leaf in leaves]
-        settings = {name: repr(getattr(jax.config, name, None)) for name in SETTINGS}
-        known = [settings, self._identity, self._said(), shapes, _places(arguments), str(tree)]
-        return _hash(_platform(), _source(), known)
+        known = [self._identity, self._said(), shapes, _places(arguments), str(tree)]
+        return _hash(_platform(), _source(), _settings(), known)
 
     def _said(self) -> dict[str, str]:
         return {name: repr(option) for name, option in self._options.items()}
@@ -255,6 +248,13 @@ def _kept() -> bool:
 def _hash(*known: Any) -> str:
     text = json.dumps(known, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def _settings() -> dict[str, str]:
+    """All settings of JAX, as they are in this thread, but those of its cache and its log."""
+    values = jax.config.values  # type: ignore[attr-defined]
+    names = [name for name in values if "cache" not in name and "log" not in name]
+    return {name: repr(getattr(jax.config, name, values[name])) for name in names}
 
 
 @functools.cache

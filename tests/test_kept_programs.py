@@ -55,7 +55,7 @@ def test_a_second_process_need_not_trace(kept: Path) -> None:
     assert sorted(x.suffix for x in kept.iterdir()) == [".name", ".xla"]
 
 
-@pytest.mark.parametrize("change", ["identity", "shape", "dtype", "setting"])
+@pytest.mark.parametrize("change", ["identity", "shape", "dtype", "setting", "compiler"])
 def test_what_decides_a_program_decides_which_one_is_found(kept: Path, change: str) -> None:
     program(Counted(), {"name": "it"})(*arguments())
     other = Counted()
@@ -63,10 +63,17 @@ def test_what_decides_a_program_decides_which_one_is_found(kept: Path, change: s
     if change == "setting":
         with jax.numpy_rank_promotion("raise"):
             program(other, {"name": "it"})(state, x)
+    elif change == "compiler":
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            program(other, {"name": "it"})(state, x)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
     else:
         x = x.astype(np.float16) if change == "dtype" else x
         program(other, {"name": "that" if change == "identity" else "it"})(state, x)
     assert other.traces == 1
+    assert len(list(kept.glob("*.xla"))) == (1 if change == "identity" else 2)
 
 
 @pytest.mark.parametrize("factor", [2.0, 3.0])
