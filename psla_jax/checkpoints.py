@@ -198,7 +198,7 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
 
 def _used_lately(directory: Path, card: ModelCard, like: tuple[Any, Any]) -> tuple[Any, Any]:
     """The weights of a model directory, from an earlier start of the command if they have not changed since."""
-    if processes.count() > 1 or cache.kept("weights") is None:  # Orbax wants all processes to read, or none.
+    if processes.count() > 1 or cache.kept(kept_weights.KIND) is None:  # Orbax wants all processes to read, or none.
         return load_weights(directory, *like)
     known = fingerprint(directory, card)
     weights = kept_weights.read(known, like)

@@ -160,9 +160,10 @@ def expect(use: Mapping[str, Any]) -> None:
 
 def _find(name: str) -> Callable[..., Any] | None:
     """The program that something decides, as a function of flat lists; None where there is none yet."""
-    if _use.file and name not in [*_use.known, *_use.asked]:
+    if _use.file and name not in _use.asked:
         _use.asked.append(name)
-        cache.store(KIND, _use.file, lambda file: file.write("\n".join(_use.asked).encode()))
+        if name not in _use.known:
+            cache.store(KIND, _use.file, lambda file: file.write("\n".join(_use.asked).encode()))
     loading = _use.loading.pop(name, None)
     return _named(name) if loading is None else loading.result()
 
@@ -271,7 +272,9 @@ def _source() -> str:
 def _platform() -> list[str]:
     """The versions of what this package uses, and the devices, with what a CPU can do."""
     devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-    topology = xla_client.get_topology_for_devices(jax.devices()).fingerprint()
+    topology = ""
+    with contextlib.suppress(Exception):  # Not every backend can say it; its kind has to do then.
+        topology = str(xla_client.get_topology_for_devices(jax.devices()).fingerprint())
     compiler = f"{backend.get_backend().platform_version} {os.environ.get('XLA_FLAGS', '')}"
     versions = [f"{library} {version(library)}" for library in LIBRARIES]
-    return [sys.version, *versions, compiler, f"{os.cpu_count()} cores", *devices, str(topology)]
+    return [sys.version, *versions, compiler, f"{os.cpu_count()} cores", *devices, topology]

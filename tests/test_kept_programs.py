@@ -45,6 +45,13 @@ def arguments(size: int = 3) -> tuple[dict, np.ndarray]:
     return {0: np.float32(1.0), 1: np.arange(2, dtype=np.int32)}, np.linspace(0, 1, size, dtype=np.float32)
 
 
+def in_a_process(code: str, directory: Path) -> list[str]:
+    """What a process prints, word by word, that is told the directory to keep things in."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", code, str(directory)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_a_second_process_need_not_trace(kept: Path) -> None:
     first, second, plain = Counted(), Counted(), Counted()
     results = [program(which, {"name": "it"})(*arguments()) for which in (first, second)]
@@ -105,12 +112,8 @@ def test_a_damaged_program_is_made_again(kept: Path, file: str, spoil: str) -> N
 
 def test_what_jax_has_in_its_own_cache_is_not_kept_and_runs(kept: Path, tmp_path: Path) -> None:
     """XLA writes a program that it has loaded without its functions."""
-    code = CACHED_BY_JAX.replace("tests", str(Path(__file__).parent))
-    found = [
-        subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True).stdout
-        for _ in range(3)
-    ]
-    assert [text.split() for text in found] == [["False", "1.0"], ["True", "1.0"], ["True", "1.0"]]
+    found = [in_a_process(CACHED_BY_JAX, tmp_path) for _ in range(3)]
+    assert found == [["False", "1.0"], ["True", "1.0"], ["True", "1.0"]]
     assert list(kept.glob("*.xla")) == []
 
 
@@ -198,6 +201,25 @@ def test_what_was_needed_last_time_is_loaded_before_it_is_asked_for(kept: Path) 
     assert (again.traces, other.traces) == (0, 1)
 
 
+def test_a_process_that_needs_more_than_the_last_one_remembers_all_of_it(kept: Path) -> None:
+    for names in ("a", "ab", "ab"):
+        kept_programs.expect({"tag": "a recording"})
+        for name in names:
+            program(Counted(ord(name)), {"name": name})(*arguments())
+    kept_programs.expect({"tag": "a recording"})
+    assert len(kept_programs._use.known) == 2
+
+
+def test_devices_that_cannot_say_their_topology_are_known_by_their_kind(monkeypatch) -> None:
+    def unable(devices: object) -> None:
+        raise NotImplementedError
+
+    said = kept_programs._platform.__wrapped__()
+    monkeypatch.setattr(kept_programs.xla_client, "get_topology_for_devices", unable)
+    assert [*kept_programs._platform.__wrapped__()[:-1], said[-1]] == said
+    assert said[-1] != ""
+
+
 @pytest.mark.parametrize("wrong", ["another program", "no program", "empty", "damaged"])
 def test_a_wrong_expectation_costs_time_alone(kept: Path, wrong: str) -> None:
     kept_programs.expect({"train": "a run"})
@@ -222,7 +244,6 @@ def test_a_wrong_expectation_costs_time_alone(kept: Path, wrong: str) -> None:
 
 CACHED_BY_JAX = """
 import sys
-sys.path.insert(0, "tests")
 from pathlib import Path
 import jax
 import numpy as np
@@ -255,12 +276,7 @@ print(function.traces, len(kept_programs._use.known), float(x.sum()))
 
 
 def test_another_process_finds_it(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path)]
-    found = [
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(2)
-    ]
+    found = [in_a_process(ANOTHER_PROCESS, tmp_path) for _ in range(2)]
     total = 2 * np.sin(arguments()[1]).sum()
     assert [(traces, known) for traces, known, _ in found] == [("1", "0"), ("0", "1")]
     assert [float(x) for *_, x in found] == pytest.approx([total, total])

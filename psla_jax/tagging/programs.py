@@ -149,7 +149,7 @@ class Network:
         return self._parts[1], waveforms, jax.ShapeDtypeStruct((size,), jnp.int32)
 
     def _compiled(self, size: int) -> Any:
-        self.on_compile("compiling (once; JAX keeps it for the next time)")
+        self.on_compile("compiling (once; it is kept for the next time)")
         card = self.model.card
         program = Program(
             functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask"),
