@@ -12,8 +12,9 @@ import numpy as np
 from flax import nnx
 
 from psla_jax import processes
+from psla_jax.compiler import inference_options
 from psla_jax.frontend import Frontend
-from psla_jax.inference import by_clip, compiler_options
+from psla_jax.inference import by_clip
 from psla_jax.scores import Scores, ScoresError
 
 Put = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
@@ -22,7 +23,7 @@ Put = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 @functools.cache
 def score_batch() -> Callable[..., jax.Array]:
     """The program ``(graphdef, frontend, params, rest, batch) -> scores (batch, classes)``, from waveforms on."""
-    return jax.jit(_score_batch, static_argnums=(0, 1), compiler_options=dict(compiler_options()))
+    return jax.jit(_score_batch, static_argnums=(0, 1), compiler_options=inference_options())
 
 
 def _score_batch(graphdef: Any, frontend: Frontend, params: Any, rest: Any, batch: dict[str, jax.Array]) -> jax.Array:

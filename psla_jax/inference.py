@@ -1,32 +1,15 @@
-"""How evaluation programs are compiled and fed, where that makes them faster; the values are the same to rounding."""
+"""How evaluation programs are fed, where that makes them faster; the values are the same to rounding."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 
 FEW_CORES = 4
 """CPUs with up to so many cores take clips one by one."""
-
-PLAIN_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": ""}
-"""Matrix products and sums by themselves: XLA's library of fused ones takes up to ten times as long for small ones."""
-
-
-@functools.cache
-def compiler_options() -> Mapping[str, str]:
-    """Options for ``jax.jit`` that suit the evaluation view of a network here; none where XLA does not know them."""
-    if jax.default_backend() != "cpu":
-        return {}
-    try:
-        jax.jit(lambda x: x, compiler_options=PLAIN_PRODUCTS).lower(0.0).compile()
-    except Exception as error:
-        if "No such compile option" in str(error):
-            return {}
-        raise
-    return PLAIN_PRODUCTS
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psla_jax import processes
+from psla_jax.compiler import training_options
 from psla_jax.config import ConfigError, OptimizerConfig, RunConfig, SamplingConfig
 from psla_jax.frontend import Frontend
 from psla_jax.kept_programs import Program
@@ -240,6 +241,7 @@ class Trainer:
             identity=None if own else {"step": [repr(x) for x in decides], "epoch": self.steps_per_epoch},
             donate_argnums=0,
             out_shardings=(self.placement.replicated, self.placement.replicated),
+            compiler_options=training_options(),
         )
 
     def _step(

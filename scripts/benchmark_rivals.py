@@ -150,7 +150,8 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     import jax
     from flax import nnx
 
-    from psla_jax.inference import by_clip, compiler_options
+    from psla_jax.compiler import inference_options
+    from psla_jax.inference import by_clip
     from psla_jax.pretraining.names import load_state_dict
     from psla_jax.training import split_model
 
@@ -164,7 +165,7 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
         model = nnx.merge(graphdef, *state)
         return by_clip(lambda x: model(x).astype("float32"), x)
 
-    run = jax.jit(scores, compiler_options=dict(compiler_options()))
+    run = jax.jit(scores, compiler_options=inference_options())
     given = jax.device_put(x)
 
     def work() -> np.ndarray:

@@ -18,6 +18,9 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 STEM_CHANNELS = 4
 """Up to so many input channels, a dense convolution is a product over patches."""
 
+FEW_CHANNELS = 16
+"""Of one clip on a CPU, a 1x1 convolution of up to so many channels to more is a sum over them."""
+
 ROWS = 8
 """At most so many output rows are multiplied at a time for a kernel's gradient on a CPU."""
 
@@ -48,8 +51,35 @@ def _shifted(x: jax.Array, row: int, column: int, height: int, width: int, strid
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """1x1 convolution as a product of two matrices, so that its gradients are products of two matrices too."""
+    """1x1 convolution of `x (batch, ..., channels)`, as a product of matrices or as a sum over its channels."""
+    channels, features = kernel.shape[2:]
+    if on_cpu() and x.shape[0] == 1 and channels <= FEW_CHANNELS and 2 * channels <= features:
+        return _sum_over_channels(x, kernel)
+    return _product(x, kernel)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # Of two matrices, so that its gradients are products of two matrices too.
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _sum_over_channels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # XLA computes it where it is used: a large image of the outputs is neither written out nor read.
+    taps = kernel[0, 0].astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    parts = (x[..., channel : channel + 1] * taps[channel] for channel in range(taps.shape[0]))
+    return functools.reduce(jnp.add, parts).astype(jnp.result_type(x, kernel))
+
+
+def _sum_over_channels_forward(x: jax.Array, kernel: jax.Array):
+    return _sum_over_channels(x, kernel), (x, kernel)
+
+
+def _sum_over_channels_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
+    return jax.vjp(_product, *residuals)[1](dy)
+
+
+_sum_over_channels.defvjp(_sum_over_channels_forward, _sum_over_channels_backward)
 
 
 def patches_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.convolution import Pads, depthwise_conv, pointwise_conv, static_padding, symmetric_padding
+from psla_jax.models.convolution import Pads, depthwise_conv, static_padding, symmetric_padding
 from psla_jax.models.layers import (
     Affine,
     Backbone,
@@ -25,6 +25,7 @@ from psla_jax.models.layers import (
     DropConnect,
     ModelError,
     Weights,
+    gated_conv,
     recomputed,
     row_means,
     squeeze_excite,
@@ -152,7 +153,8 @@ class MBConv(nnx.Module):
 def _project(x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
     """From the depthwise convolution to the end of the next 1x1 one."""
     (reduce, expand), (kernel, _) = weights
-    return pointwise_conv(squeeze_excite(swish_affine(x, affine), reduce, expand), kernel)
+    y = swish_affine(x, affine)
+    return gated_conv(y, squeeze_excite(y, reduce, expand), kernel)
 
 
 class EfficientNet(Backbone):

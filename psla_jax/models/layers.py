@@ -281,13 +281,24 @@ def row_means(x: jax.Array) -> jax.Array:
 
 
 def squeeze_excite(x: jax.Array, reduce: Weights, expand: Weights) -> jax.Array:
-    """`x (batch, height, width, channels)` times a gate per clip and channel, computed from its mean over the image.
+    """The factor of each clip and channel, `(batch, 1, 1, channels)`, from the mean of its image.
 
-    `reduce` and `expand` are kernel and bias of the two 1x1 convolutions of the gate, which are in float32.
+    `x` is `(batch, height, width, channels)`; `reduce` and `expand` are kernel and bias of the two 1x1 convolutions,
+    which are in float32.
     """
     # JAX's swish: the quotient would be a thirteenth of the step's program, for a few numbers.
     hidden = jax.nn.swish(pointwise_conv(image_means(x)[:, None, None], reduce[0]) + reduce[1])
-    return x * jax.nn.sigmoid(pointwise_conv(hidden, expand[0]) + expand[1]).astype(x.dtype)
+    return jax.nn.sigmoid(pointwise_conv(hidden, expand[0]) + expand[1]).astype(x.dtype)
+
+
+def gated_conv(x: jax.Array, gate: jax.Array, kernel: jax.Array) -> jax.Array:
+    """1x1 convolution of `x * gate`; `gate` is ``(batch, 1, 1, channels)``.
+
+    Of one clip, the gate is applied to the kernel where that is smaller than the image.
+    """
+    if x.shape[0] == 1 and x.shape[1] * x.shape[2] > kernel.shape[3]:
+        return pointwise_conv(x, gate.reshape(1, 1, -1, 1) * kernel)
+    return pointwise_conv(x * gate, kernel)
 
 
 def recomputed(

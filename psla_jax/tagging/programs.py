@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.checkpoints import Model
+from psla_jax.compiler import inference_options
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
-from psla_jax.inference import compiler_options, one_by_one
+from psla_jax.inference import one_by_one
 from psla_jax.kept_programs import Program
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_steps
 from psla_jax.models.tagger import AudioTagger
@@ -155,7 +156,7 @@ class Network:
             functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask"),
             result=lambda *_: self._filled,
             identity=None if ":" in card.model.name else {"tag": repr((card.model, card.frontend, self.policy))},
-            compiler_options=dict(compiler_options()),
+            compiler_options=inference_options(),
         )
         compiled = program.compiled(*self._arguments(size))
         self.on_compile("")

@@ -14,6 +14,7 @@ from psla_jax.models.convolution import (
     depthwise_conv,
     depthwise_conv_plain,
     patches_conv,
+    pointwise_conv,
     static_padding,
     symmetric_padding,
 )
@@ -92,6 +93,37 @@ def test_dense_convolution_is_that_of_pytorch(channels: int, padding: Pads) -> N
     expected = functional.conv2d(image, torch.from_numpy(kernel.transpose(3, 2, 0, 1)), stride=2)
     ours = patches_conv(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), 2, padding)
     np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "features"), [(1, 2), (16, 96), (17, 96), (16, 31)])
+@pytest.mark.parametrize("clips", [1, 2])
+def test_pointwise_convolution_and_its_gradients_are_those_of_a_product(
+    clips: int, channels: int, features: int
+) -> None:
+    x, kernel = normal(0, clips, 4, 5, channels), normal(1, 1, 1, channels, features)
+    cotangent = normal(2, clips, 4, 5, features)
+    with jax.enable_x64(True):
+        ours, back = jax.vjp(pointwise_conv, jnp.asarray(x), jnp.asarray(kernel))
+        of_x, of_kernel = back(jnp.asarray(cotangent))
+    assert ours.dtype == np.float64
+    np.testing.assert_allclose(ours, x @ kernel[0, 0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(of_x, cotangent @ kernel[0, 0].T, rtol=1e-12, atol=1e-12)
+    expected = np.einsum("bhwc,bhwf->cf", x, cotangent)
+    np.testing.assert_allclose(of_kernel[0, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_one_clip_of_few_channels_is_no_product_and_a_batch_is_one() -> None:
+    kernel = jnp.ones((1, 1, 16, 32))
+    programs = [str(jax.make_jaxpr(pointwise_conv)(jnp.ones((clips, 4, 5, 16)), kernel)) for clips in (1, 2)]
+    assert ["dot_general" in program for program in programs] == [False, True]
+
+
+def test_one_clip_of_bfloat16_is_added_in_float32() -> None:
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in (normal(0, 1, 8, 9, 16), normal(1, 1, 1, 16, 32)))
+    y = pointwise_conv(x, kernel)
+    assert y.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)[0, 0]
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-5)
 
 
 def test_depthwise_convolution_is_that_of_pytorch() -> None:

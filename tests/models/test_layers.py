@@ -25,6 +25,7 @@ from psla_jax.models.layers import (
     Conv,
     DropConnect,
     batch_statistics,
+    gated_conv,
     image_means,
     recomputed,
     swish,
@@ -95,6 +96,23 @@ def test_image_means_of_bfloat16_are_added_in_float32() -> None:
     means = image_means(x)
     assert means.dtype == jnp.float32
     np.testing.assert_allclose(means, np.asarray(x, np.float64).mean(axis=(1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", [3, 200])  # Less than the image has points, and more.
+@pytest.mark.parametrize("clips", [1, 2])
+def test_a_gated_convolution_is_the_convolution_of_what_was_gated(clips: int, features: int) -> None:
+    x, gate, kernel = normal(0, clips, 6, 7, 20), normal(1, clips, 1, 1, 20), normal(2, 1, 1, 20, features)
+    cotangent = normal(3, clips, 6, 7, features)
+    with jax.enable_x64(True):
+        given = [jnp.asarray(a) for a in (x, gate, kernel)]
+        ours, back = jax.vjp(gated_conv, *given)
+        expected, plain_back = jax.vjp(
+            lambda x, gate, kernel: jnp.einsum("bhwc,cf->bhwf", x * gate, kernel[0, 0]), *given
+        )
+        gradients = zip(back(jnp.asarray(cotangent)), plain_back(jnp.asarray(cotangent)), strict=True)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+    for value, plain in gradients:
+        np.testing.assert_allclose(value, plain, rtol=1e-11, atol=1e-11)
 
 
 def build_norms(channels: int = 5) -> tuple[BatchNorm, torch.nn.BatchNorm2d]:
