@@ -102,8 +102,6 @@ def blocks(path: str | os.PathLike[str], *, channel: Literal["mean", "first"] = 
     """
     resampler, samples, given, rate = None, 0, 0, SAMPLE_RATE
     for mono, rate in _decoded(path, channel):
-        if not np.isfinite(mono).all():
-            raise AudioError(path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out.")
         samples += len(mono)
         resampler = resampler or Resampler(rate)
         for piece in resampler.pushed(mono):
@@ -156,7 +154,12 @@ def _decoded(path: str | os.PathLike[str], channel: Literal["mean", "first"]) ->
             raise AudioError(path, _why_unreadable(path, error)) from error
     with opened(path, record) as file:
         for block in decoded(file, _BLOCK):
-            yield to_mono(block, channel), file.samplerate
+            mono = to_mono(block, channel)
+            if not np.isfinite(mono).all():
+                raise AudioError(
+                    path, "holds samples that are not finite: export it again as 16-bit PCM, or leave it out."
+                )
+            yield mono, file.samplerate
 
 
 @contextlib.contextmanager

@@ -25,11 +25,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from psla_jax import runtime
 from psla_jax.commands.arguments import parse
 
 HERE = Path(__file__).resolve().parent
 RIVALS = ("ours", "released", "tuned")
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 TOLERANCE = 1e-5
 
 
@@ -74,7 +74,7 @@ def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Calla
     """A process that measures one part for one rival, each time it is asked."""
     environment = dict(os.environ)
     if rival != "released":
-        environment |= HUGE_PAGES
+        environment[runtime.TUNABLES] = f"{runtime.HUGE_PAGES}:{runtime.KEEPING}"
     command = [sys.executable, str(HERE / "benchmark_rivals.py"), rival, part, folder, precision]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     requests, answers = process.stdin, process.stdout

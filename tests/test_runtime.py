@@ -11,6 +11,7 @@ import pytest
 
 from psla_jax import runtime
 
+ASKED = f"{runtime.HUGE_PAGES}:{runtime.KEEPING}"
 PROGRAM = """
 import os, sys
 from pathlib import Path
@@ -32,12 +33,12 @@ def run(tmp_path: Path, setting: str, **environment: str) -> list[str]:
 
 
 def test_the_same_command_starts_again_once_with_huge_pages(tmp_path: Path) -> None:
-    assert run(tmp_path, "always [madvise] never") == ["start", "start", "glibc.malloc.hugetlb=1 a b --c=d"]
+    assert run(tmp_path, "always [madvise] never") == ["start", "start", f"{ASKED} a b --c=d"]
 
 
-def test_other_tunables_are_kept(tmp_path: Path) -> None:
-    lines = run(tmp_path, "always [madvise] never", GLIBC_TUNABLES="glibc.malloc.arena_max=2")
-    assert lines[-1] == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1 a b --c=d"
+def test_other_tunables_are_kept_and_have_the_last_word(tmp_path: Path) -> None:
+    lines = run(tmp_path, "always [madvise] never", GLIBC_TUNABLES="glibc.malloc.trim_threshold=0")
+    assert lines[-1] == f"{ASKED}:glibc.malloc.trim_threshold=0 a b --c=d"
 
 
 @pytest.mark.parametrize("setting", ["[always] madvise never", "always madvise [never]"])
