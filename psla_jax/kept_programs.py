@@ -90,13 +90,18 @@ class Program:
         """The function for such arguments (arrays, or their shapes), ready to be compiled."""
         return self._jitted.lower(*arguments)
 
-    def compiled(self, *arguments: Any) -> Callable[..., Any]:
-        """The function compiled for such arguments (arrays, or their shapes), by an earlier process or now."""
+    def compiled(self, *arguments: Any, announce: Callable[[], None] = lambda: None) -> Callable[..., Any]:
+        """The function compiled for such arguments (arrays, or their shapes), by an earlier process or now.
+
+        `announce` is called before what takes its time: tracing and compiling.
+        """
         name = self._name(arguments)
         if name is None:
+            announce()
             return self.lower(*arguments).compile()
         program = _find(name)
         if program is None:
+            announce()
             lowered = self._to_keep.lower(*arguments)
             content = _hash(_platform(), _settings(), self._said(), _places(arguments), lowered.as_text())
             cache.store(KIND, f"{name}.name", lambda file: file.write(content.encode()))

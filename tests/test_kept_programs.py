@@ -62,6 +62,13 @@ def test_a_second_process_need_not_trace(kept: Path) -> None:
     assert sorted(x.suffix for x in kept.iterdir()) == [".name", ".xla"]
 
 
+def test_what_is_compiled_is_announced_and_what_is_loaded_is_not(kept: Path) -> None:
+    said: list[str] = []
+    for who, identity in (("first", {"name": "it"}), ("second", {"name": "it"}), ("unnamed", None)):
+        program(Counted(), identity).compiled(*arguments(), announce=lambda who=who: said.append(who))
+    assert said == ["first", "unnamed"]
+
+
 @pytest.mark.parametrize("change", ["identity", "shape", "dtype", "setting", "compiler"])
 def test_what_decides_a_program_decides_which_one_is_found(kept: Path, change: str) -> None:
     program(Counted(), {"name": "it"})(*arguments())

@@ -150,7 +150,6 @@ class Network:
         return self._parts[1], waveforms, jax.ShapeDtypeStruct((size,), jnp.int32)
 
     def _compiled(self, size: int) -> Any:
-        self.on_compile("compiling (once; it is kept for the next time)")
         card = self.model.card
         program = Program(
             functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask"),
@@ -158,7 +157,8 @@ class Network:
             identity=None if ":" in card.model.name else {"tag": repr((card.model, card.frontend, self.policy))},
             compiler_options=inference_options(),
         )
-        compiled = program.compiled(*self._arguments(size))
+        announce = functools.partial(self.on_compile, "compiling (once; it is kept for the next time)")
+        compiled = program.compiled(*self._arguments(size), announce=announce)
         self.on_compile("")
         return compiled
 
