@@ -14,7 +14,6 @@ from flax import nnx
 from psla_jax import processes
 from psla_jax.compiler import inference_options
 from psla_jax.frontend import Frontend
-from psla_jax.inference import by_clip
 from psla_jax.scores import Scores, ScoresError
 
 Put = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
@@ -29,7 +28,7 @@ def score_batch() -> Callable[..., jax.Array]:
 def _score_batch(graphdef: Any, frontend: Frontend, params: Any, rest: Any, batch: dict[str, jax.Array]) -> jax.Array:
     model = nnx.merge(graphdef, params, rest)
     spectrograms = frontend(batch["waveform"], batch["num_samples"])
-    return by_clip(lambda x: model(x).astype(jnp.float32), spectrograms)
+    return model(spectrograms).astype(jnp.float32)
 
 
 def score(

@@ -160,7 +160,6 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     from flax import nnx
 
     from psla_jax.compiler import inference_options
-    from psla_jax.inference import by_clip
     from psla_jax.pretraining.names import load_state_dict
     from psla_jax.training import split_model
 
@@ -171,8 +170,7 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     graphdef, (params, rest) = nnx.graphdef(model), split_model(model)
 
     def scores(state: Any, x: Any) -> Any:  # As psla evaluate and psla tag compute them.
-        model = nnx.merge(graphdef, *state)
-        return by_clip(lambda x: model(x).astype("float32"), x)
+        return nnx.merge(graphdef, *state)(x).astype("float32")
 
     run = jax.jit(scores, compiler_options=inference_options())
     given = jax.device_put(x)

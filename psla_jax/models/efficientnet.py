@@ -55,6 +55,8 @@ STAGES = (
     Stage(4, 5, 2, 6, 112, 192),
     Stage(1, 3, 1, 6, 192, 320),
 )
+LARGE = 3
+"""So many stages have large images, up to the third halving of their size."""
 STEM, HEAD = 32, 1280
 STATIC_MINIMUM = 32
 """Frames that static padding needs: it was made for larger images, and a shorter one vanishes on the way."""
@@ -193,6 +195,7 @@ class EfficientNet(Backbone):
                 for i, block in enumerate(blocks)
             ]
         )
+        self._num_large = sum(math.ceil(stage.repeats * scale.depth) for stage in STAGES[:LARGE])
         self._conv_head = Conv(blocks[-1].features, self.num_features, dtype=dtype, rngs=rngs)
         self._bn1 = BatchNorm(self.num_features, momentum=decay)
 
@@ -207,9 +210,14 @@ class EfficientNet(Backbone):
             raise ModelError(
                 f"spectrograms have {spectrograms.shape[1]} frames: static padding needs at least {STATIC_MINIMUM}."
             )
-        x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
-        x = swish(self._bn0(self._conv_stem(x), valid))
-        x = self.run(self._blocks, x, valid, self._uniforms(x.shape[0], rngs))
+        blocks, uniforms = list(self._blocks), iter(self._uniforms(spectrograms.shape[0], rngs))
+
+        def large(x: jax.Array) -> jax.Array:
+            x = swish(self._bn0(self._conv_stem(x), valid))
+            return self.run(blocks[: self._num_large], x, valid, uniforms)
+
+        x = self.large(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.run(blocks[self._num_large :], x, valid, uniforms)
         x = swish(self._bn1(self._conv_head(x), valid))
         return row_means(x)
 

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from psla_jax.models.clips import by_clip
 from psla_jax.models.convolution import Pads, dense_conv, depthwise_conv, on_cpu, pointwise_conv
 
 Weights = Any
@@ -337,14 +338,24 @@ def recomputed(
 
 
 class Backbone(nnx.Module):
-    """What the backbones share: blocks that can be computed again in the backward pass instead of being kept."""
+    """What the backbones share: how their blocks are run, in training and in evaluation."""
 
     remat: bool = False
+    use_running_average: bool = True
 
-    def set_view(self, remat: bool | None = None) -> None:
+    def set_view(self, remat: bool | None = None, use_running_average: bool | None = None) -> None:
         """``remat=True`` keeps only each block's input for the backward pass: less memory, a third more work."""
         if remat is not None:
             self.remat = remat
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+    def large(self, function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        """``function(x)``, the layers in which images are large: in evaluation clip by clip, see :func:`one_by_one`.
+
+        The layers after them have small images and many weights, and take all clips at once.
+        """
+        return by_clip(function, x) if self.use_running_average else function(x)
 
     def run(
         self, blocks: Iterable[nnx.Module], x: jax.Array, valid: jax.Array | None, *others: Iterable[jax.Array | None]

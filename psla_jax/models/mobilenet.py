@@ -17,6 +17,8 @@ from psla_jax.models.layers import Backbone, BatchNorm, Conv
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, features, blocks and stride of every stage."""
+LARGE = 6
+"""So many blocks have large images, up to the third halving of their size."""
 STEM, HEAD = 32, 1280
 
 
@@ -90,8 +92,11 @@ class MobileNetV2(Backbone):
     ) -> jax.Array:
         """`(batch, frames, mels)` to `(batch, steps, 1280)`, the mean over the remaining frequency rows."""
         stem, *blocks, head = self.features
-        x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
-        x = jax.nn.relu6(_normed(stem, x, valid))
-        x = self.run(blocks, x, valid)
+
+        def large(x: jax.Array) -> jax.Array:
+            return self.run(blocks[:LARGE], jax.nn.relu6(_normed(stem, x, valid)), valid)
+
+        x = self.large(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.run(blocks[LARGE:], x, valid)
         x = jax.nn.relu6(_normed(head, x, valid))
         return jnp.mean(x, axis=1, dtype=jnp.float32)

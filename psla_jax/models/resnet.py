@@ -76,8 +76,11 @@ class ResNet50(Backbone):
         self, spectrograms: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
         """`(batch, frames, mels)` to `(batch, steps, features)`, the mean over the remaining frequency rows."""
-        x = jnp.swapaxes(spectrograms, 1, 2)[..., None]
-        x = max_pool(jax.nn.relu(self.bn1(self.conv1(x), valid)), 3, 2, 1)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self.run(stage, x, valid)
+
+        def large(x: jax.Array) -> jax.Array:
+            x = max_pool(jax.nn.relu(self.bn1(self.conv1(x), valid)), 3, 2, 1)
+            return self.run([*self.layer1, *self.layer2], x, valid)
+
+        x = self.large(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.run([*self.layer3, *self.layer4], x, valid)
         return jnp.mean(x, axis=1, dtype=jnp.float32)

@@ -16,8 +16,8 @@ from flax import nnx
 from psla_jax.checkpoints import Model
 from psla_jax.compiler import inference_options
 from psla_jax.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
-from psla_jax.inference import one_by_one
 from psla_jax.kept_programs import Program
+from psla_jax.models.clips import one_by_one
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_steps
 from psla_jax.models.tagger import AudioTagger
 from psla_jax.tagging.windows import FRAMES_PER_STEP
