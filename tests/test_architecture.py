@@ -64,6 +64,7 @@ ROOMS = {
     "shards": (),
     "audio": ("shards",),
     "cache": ("files",),
+    "compiler": (),
     "download": (),
     "journal": ("terminal",),
     "kept_programs": ("cache",),
@@ -72,7 +73,6 @@ ROOMS = {
     "locks": (),
     "processes": ("config", "launch", "terminal"),
     "frontend": ("config",),
-    "inference": (),
     "sampling": (),
     "models": ("config", "models"),
     "data": ("audio", "cache", "config", "data", "download", "files", "ontology", "sampling", "shards"),
@@ -84,7 +84,7 @@ ROOMS = {
     "calibration_fit": ("calibration",),
     "tagging": tuple(
         [
-            *("audio", "calibration", "checkpoints", "config", "files", "frontend", "inference", "kept_programs"),
+            *("audio", "calibration", "checkpoints", "compiler", "config", "files", "frontend", "kept_programs"),
             *("locks", "models", "ontology", "tagging", "terminal"),
         ]
     ),
