@@ -210,13 +210,14 @@ class EfficientNet(Backbone):
             raise ModelError(
                 f"spectrograms have {spectrograms.shape[1]} frames: static padding needs at least {STATIC_MINIMUM}."
             )
+        # The draws are handed out in the order of the blocks, to both parts from one iterator.
         blocks, uniforms = list(self._blocks), iter(self._uniforms(spectrograms.shape[0], rngs))
 
         def large(x: jax.Array) -> jax.Array:
             x = swish(self._bn0(self._conv_stem(x), valid))
             return self.run(blocks[: self._num_large], x, valid, uniforms)
 
-        x = self.large(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.clip_by_clip(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
         x = self.run(blocks[self._num_large :], x, valid, uniforms)
         x = swish(self._bn1(self._conv_head(x), valid))
         return row_means(x)

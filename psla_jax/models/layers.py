@@ -344,14 +344,17 @@ class Backbone(nnx.Module):
     use_running_average: bool = True
 
     def set_view(self, remat: bool | None = None, use_running_average: bool | None = None) -> None:
-        """``remat=True`` keeps only each block's input for the backward pass: less memory, a third more work."""
+        """``remat=True`` keeps only each block's input for the backward pass: less memory, a third more work.
+
+        With ``use_running_average=False`` clips influence each other, and are never taken one by one.
+        """
         if remat is not None:
             self.remat = remat
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def large(self, function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-        """``function(x)``, the layers in which images are large: in evaluation clip by clip, see :func:`one_by_one`.
+    def clip_by_clip(self, function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+        """``function(x)``, for layers with large images: in evaluation clip by clip where :func:`one_by_one` says so.
 
         The layers after them have small images and many weights, and take all clips at once.
         """

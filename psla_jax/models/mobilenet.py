@@ -96,7 +96,7 @@ class MobileNetV2(Backbone):
         def large(x: jax.Array) -> jax.Array:
             return self.run(blocks[:LARGE], jax.nn.relu6(_normed(stem, x, valid)), valid)
 
-        x = self.large(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.clip_by_clip(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
         x = self.run(blocks[LARGE:], x, valid)
         x = jax.nn.relu6(_normed(head, x, valid))
         return jnp.mean(x, axis=1, dtype=jnp.float32)

@@ -81,6 +81,6 @@ class ResNet50(Backbone):
             x = max_pool(jax.nn.relu(self.bn1(self.conv1(x), valid)), 3, 2, 1)
             return self.run([*self.layer1, *self.layer2], x, valid)
 
-        x = self.large(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.clip_by_clip(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
         x = self.run([*self.layer3, *self.layer4], x, valid)
         return jnp.mean(x, axis=1, dtype=jnp.float32)
