@@ -1,15 +1,14 @@
-"""Balanced AudioSet (20 thousand clips): the PSLA recipe.
+"""PSLA on balanced AudioSet (20 thousand training clips).
 
     psla prepare audioset --segments balanced_train_segments.csv eval_segments.csv --audio DIR
-    psla train configs/audioset_balanced.py
+    psla train audioset_balanced
 
-The first writes to data/audioset, and the config reads from there; with --out ELSEWHERE it is
-PSLA_AUDIOSET=ELSEWHERE psla train configs/audioset_balanced.py. Enhanced labels: --data.train FILE.json.
+Time: about 12 hours on four 12 GB GPUs (published for the reference).
+Expected evaluation mAP (published): 0.312 with the original labels, 0.316 with labels enhanced at the mean threshold.
 
-Time: the reference takes about 12 hours on four 12 GB GPUs (published).
-Expected mAP on the evaluation set (published):
-0.312 with the original labels, 0.316 with labels enhanced at the mean threshold (the recipe's).
-There is no validation set: "single" is the mean of the last five epochs, as in the paper.
+To train on enhanced labels, add --data.train FILE.json. If the data set was prepared with --out ELSEWHERE instead of in
+data/audioset, set PSLA_AUDIOSET=ELSEWHERE. AudioSet has no validation set, so the metrics of the single model are the
+mean over the last five epochs, as in the paper.
 """
 
 import os

@@ -1,16 +1,15 @@
-"""Full AudioSet (2 million clips): the PSLA recipe, on the original labels.
+"""PSLA on full AudioSet (2 million training clips) with the original labels.
 
     psla prepare audioset --audio DIR \\
         --segments balanced_train_segments.csv unbalanced_train_segments.csv eval_segments.csv
-    psla train configs/audioset_full.py
+    psla train audioset_full
 
-The first writes to data/audioset, and the config reads from there; with --out ELSEWHERE it is
-PSLA_AUDIOSET=ELSEWHERE psla train configs/audioset_full.py.
+Time: about a week on four 12 GB GPUs (published for the reference).
+Expected evaluation mAP (published): single model 0.440 (AUC 0.974, d-prime 2.75), weight average 0.444, checkpoint
+ensemble 0.453.
 
-Time: the reference takes about a week on four 12 GB GPUs (published).
-Expected mAP on the evaluation set (published):
-single 0.440 (AUC 0.974, d-prime 2.75), weight average 0.444, checkpoint ensemble 0.453.
-There is no validation set: "single" is the mean of the last five epochs, as in the paper.
+If the data set was prepared with --out ELSEWHERE instead of in data/audioset, set PSLA_AUDIOSET=ELSEWHERE. AudioSet has
+no validation set, so the metrics of the single model are the mean over the last five epochs, as in the paper.
 """
 
 import os

@@ -1,12 +1,14 @@
-"""FSD50K: the PSLA recipe.
+"""PSLA on FSD50K.
 
-    scripts/fsd50k.sh DIR                                      # prepare, train and summary in one
-    psla prepare fsd50k DIR --out data/fsd50k && psla train configs/fsd50k.py
+    psla prepare fsd50k DIR --out data/fsd50k
+    psla train fsd50k
 
-Time: the reference takes about 15 hours on four 12 GB GPUs (published).
-Expected evaluation mAP (published, with labels enhanced at the mean threshold): single 0.558, weight average 0.562,
-checkpoint ensemble 0.573. With the labels as released, which this config trains on, the paper has single 0.558 against
-0.567 with enhanced ones.
+In a checkout, scripts/fsd50k.sh DIR runs both commands.
+
+Time: about 15 hours on four 12 GB GPUs (published for the reference).
+Expected evaluation mAP (published, with labels enhanced at the mean threshold): single model 0.558, weight average
+0.562, checkpoint ensemble 0.573. This config trains on the released labels, for which the paper reports 0.558 (single
+model), against 0.567 with enhanced labels.
 """
 
 from psla_jax.config import (

@@ -1,30 +1,74 @@
-"""PSLA audio tagging in JAX: pretraining, sampling, labeling, aggregation."""
+"""PSLA audio tagging in JAX: pretraining, sampling, labeling, aggregation.
+
+The public names are imported when they are first used, so that importing the package loads nothing else.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exported.
+    from psla_jax.aggregation.evaluate_models import evaluate as evaluate
+    from psla_jax.audio.frontend import Frontend as Frontend
+    from psla_jax.config import AggregationConfig as AggregationConfig
+    from psla_jax.config import DataConfig as DataConfig
+    from psla_jax.config import DistributedConfig as DistributedConfig
+    from psla_jax.config import FrontendConfig as FrontendConfig
+    from psla_jax.config import ModelConfig as ModelConfig
+    from psla_jax.config import OptimizerConfig as OptimizerConfig
+    from psla_jax.config import PretrainingConfig as PretrainingConfig
+    from psla_jax.config import RunConfig as RunConfig
+    from psla_jax.config import SamplingConfig as SamplingConfig
+    from psla_jax.evaluation import metrics as metrics
+    from psla_jax.models.factory import build_model as build_model
+    from psla_jax.models.model_dir import load_model as load_model
+    from psla_jax.models.model_dir import save_model as save_model
+    from psla_jax.models.views import train_view as train_view
+    from psla_jax.sampling import mixup as mixup
+    from psla_jax.sampling.specaugment import spec_augment as spec_augment
+    from psla_jax.tagging.live.stream import Stream as Stream
+    from psla_jax.tagging.tagger import Tagger as Tagger
+    from psla_jax.tagging.tagger import load_tagger as load_tagger
+    from psla_jax.training import losses as losses
+    from psla_jax.training.loop import train as train
+    from psla_jax.vocabulary.ontology import Ontology as Ontology
+    from psla_jax.vocabulary.vocabulary import Vocabulary as Vocabulary
+
+    load = load_tagger
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "AudioTagger": "psla_jax.models.tagger",
-    "Frontend": "psla_jax.frontend",
-    "Stream": "psla_jax.tagging.stream",
-    "Tagger": "psla_jax.tagging.tagger",
-    "Vocabulary": "psla_jax.ontology",
-    "build_model": "psla_jax.models.tagger",
-    "load": "psla_jax.tagging.tagger",
-    "load_model": "psla_jax.checkpoints",
+_NAMES = {
+    "aggregation.evaluate_models": "evaluate",
+    "audio.frontend": "Frontend",
+    "config": "AggregationConfig DataConfig DistributedConfig FrontendConfig ModelConfig OptimizerConfig "
+    "PretrainingConfig RunConfig SamplingConfig",
+    "evaluation": "metrics",
+    "models.factory": "build_model",
+    "models.model_dir": "load_model save_model",
+    "models.views": "train_view",
+    "sampling": "mixup",
+    "sampling.specaugment": "spec_augment",
+    "tagging.live.stream": "Stream",
+    "tagging.tagger": "Tagger load_tagger",
+    "training": "losses",
+    "training.loop": "train",
+    "vocabulary.ontology": "Ontology",
+    "vocabulary.vocabulary": "Vocabulary",
 }
-__all__ = sorted(_HOMES)
+_MODULES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted([*_MODULES, "load"])
 
 
 def __getattr__(name: str) -> Any:
-    """Hands out the public names when they are first asked for: importing the package loads nothing."""
-    if name not in _HOMES:
+    """Imports a public name when it is first used."""
+    if name == "load":  # A shorter name of load_tagger.
+        return __getattr__("load_tagger")
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_MODULES[name])
+    return getattr(module, name, None) or importlib.import_module(f"{_MODULES[name]}.{name}")
 
 
 def __dir__() -> list[str]:

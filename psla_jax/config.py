@@ -1,7 +1,8 @@
-"""The settings of a training run: frozen dataclasses and their validation.
+"""Settings of a training run: frozen dataclasses that validate themselves.
 
 A config file is a Python file that assigns a :class:`RunConfig` to the name ``config``; the command line overrides any
-field with ``--section.field value``. Nothing here imports JAX, so that ``psla --help`` stays quick.
+field with ``--section.field value``. The field docstrings are the text of ``psla train --help``. This module does not
+import JAX, so that ``psla --help`` starts quickly.
 """
 
 from __future__ import annotations
@@ -18,267 +19,247 @@ Loss = Literal["auto", "bce", "ce"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
 Threshold = Literal["mean", "median", "25", "10", "5"]
-"""What a class has to score to be added in label enhancement: a statistic of its scores on the clips that carry it."""
+"""Score threshold of label enhancement: mean, median or percentile of a class's scores on clips labelled with it."""
 Kind = Literal["type1", "type2", "type1_2"]
-"""What label enhancement adds: missing children, missing parents, or both."""
+"""Labels that label enhancement adds: missing children, missing parents, or both (PSLA, section III-D)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the field, its value and the remedy."""
+    """An invalid setting; the message names the field, its value and the remedy."""
 
 
-def _require(ok: bool, name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise ConfigError(f"{name} is {value!r}: {remedy}.")
+def _require(config: object, name: str, valid: bool, remedy: str) -> None:
+    """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
+    if not valid:
+        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
 
 
-def _require_one_of(name: str, value: object, choices: object) -> None:
+def _require_one_of(config: object, name: str, choices: object) -> None:
     options = get_args(choices)
-    _require(value in options, name, value, "choose one of " + ", ".join(map(str, options)))
+    _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
 
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """Log-mel settings; they travel with the model. Statistics are in log-mel units (PSLA, section III-A)."""
+    """Log-mel features (PSLA, section III-A); stored with the model."""
 
     target_length: int = 1056
-    """Frames per clip (10 ms each); longer clips are cut, shorter ones zero-padded."""
+    """Frames per clip, one every 10 ms; longer clips are cut, shorter ones zero-padded."""
     mean: float = -4.6476
-    """Mean of the log-mel values, subtracted."""
+    """Mean of the log-mel features, subtracted from them."""
     std: float = 4.5699
-    """Standard deviation of the log-mel values, divided by."""
+    """Standard deviation of the log-mel features, by which they are then divided."""
 
     def __post_init__(self) -> None:
-        _require(self.target_length >= 1, "frontend.target_length", self.target_length, "use at least 1 frame")
-        _require(0 < self.std < math.inf, "frontend.std", self.std, "use a positive standard deviation")
-        _require(math.isfinite(self.mean), "frontend.mean", self.mean, "use a number")
+        _require(self, "target_length", self.target_length >= 1, "use at least 1 frame")
+        _require(self, "std", 0 < self.std < math.inf, "use a positive standard deviation")
+        _require(self, "mean", math.isfinite(self.mean), "use a finite number")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: a backbone with a pooling head, or any NNX module named as ``module:callable``."""
+    """Network: a backbone with a pooling head, or a custom NNX module."""
 
     name: str = "efficientnet-b2"
-    """``efficientnet-b0`` to ``-b7``, ``resnet50``, ``mobilenet-v2``, or ``package.module:callable`` for your own."""
+    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a custom module."""
     pooling: Pooling = "attention"
-    """How steps become one score per class: ``attention``, ``mean`` of the scores, or ``linear`` on mean features."""
+    """Pooling over output frames: `attention`, `mean` of the frame scores, or `linear` on mean features."""
     heads: int = 4
-    """Attention heads; ignored without attention."""
+    """Number of attention heads; ignored unless pooling is `attention`."""
     padding: Padding = "symmetric"
-    """``symmetric`` as efficientnet_pytorch 0.7.0, ``static`` as 0.7.1."""
+    """Padding of the convolutions: `symmetric` as in efficientnet_pytorch 0.7.0, or `static` as in 0.7.1."""
     drop_connect: float = 0.2
-    """Drop-connect rate of the last block; earlier blocks get a linear share."""
+    """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
 
     def __post_init__(self) -> None:
-        _require_one_of("model.pooling", self.pooling, Pooling)
-        _require_one_of("model.padding", self.padding, Padding)
-        _require(self.heads >= 1, "model.heads", self.heads, "use at least one head, or model.pooling mean for none")
-        _require(0 <= self.drop_connect < 1, "model.drop_connect", self.drop_connect, "use a rate in [0, 1)")
+        _require_one_of(self, "pooling", Pooling)
+        _require_one_of(self, "padding", Padding)
+        _require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
+        _require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
 
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """The P of PSLA: what the backbone starts from."""
+    """Initial weights: the P of PSLA."""
 
     source: str = ""
-    """Empty for random weights; ``imagenet``; a backbone's ``.pth`` file; or a model or run directory, to fine-tune."""
+    """Empty for random weights, `imagenet`, a backbone's `.pth` file, or a model or run directory to fine-tune."""
     stem: Literal["sum", "random"] = "sum"
-    """The one-channel stem of ImageNet weights: the sum of the colours' kernels, or random as in the reference."""
+    """One-channel stem from ImageNet weights: `sum` of the colour kernels, or `random` as in the reference."""
     head: Literal["match", "new"] = "match"
-    """Fine-tuning: classes that the source knows by their mid keep their rows of the head, or all are new."""
+    """Head in fine-tuning: `match` copies the rows of classes with equal mids, `new` starts from random weights."""
     freeze: bool = False
-    """Train the head alone: backbone and its batch statistics stay what they are."""
+    """Train the head only; the parameters and batch statistics of the backbone stay fixed."""
     backbone_rate: float = 1.0
-    """Learning rate of the backbone, as a factor of that of the head."""
+    """Learning rate of the backbone, relative to that of the head."""
 
     def __post_init__(self) -> None:
-        _require(self.stem in ("sum", "random"), "pretraining.stem", self.stem, "choose sum or random")
-        _require(self.head in ("match", "new"), "pretraining.head", self.head, "choose match or new")
-        _require(
-            0 < self.backbone_rate < math.inf,
-            "pretraining.backbone_rate",
-            self.backbone_rate,
-            "use a positive factor, or pretraining.freeze",
-        )
-        _require(
-            bool(self.source) or not self.freeze,
-            "pretraining.freeze",
-            self.freeze,
-            "name what the backbone is to stay with pretraining.source",
-        )
+        _require(self, "stem", self.stem in ("sum", "random"), "choose sum or random")
+        _require(self, "head", self.head in ("match", "new"), "choose match or new")
+        positive = 0 < self.backbone_rate < math.inf
+        _require(self, "backbone_rate", positive, "use a positive factor, or pretraining.freeze")
+        remedy = "name the weights of the backbone with pretraining.source"
+        _require(self, "freeze", bool(self.source) or not self.freeze, remedy)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the clips are and how they are loaded."""
+    """Data sets and data loading."""
 
     train: str = ""
-    """Training datafile (JSON)."""
+    """Training datafile (JSON); required."""
     labels: str = ""
-    """Vocabulary: CSV with the header index,mid,display_name."""
+    """Vocabulary: `audioset`, `fsd50k`, or a CSV file with the header index,mid,display_name; required."""
     validation: str = ""
-    """Validation datafile: the best epoch is chosen on it. Empty: none, as in AudioSet."""
+    """Validation datafile, which selects the best epoch; empty if there is no validation set, as in AudioSet."""
     evaluation: str = ""
-    """Evaluation datafile: scored, never used to choose anything while there is a validation set."""
+    """Evaluation datafile; it selects the best epoch only if there is no validation set."""
     batch_size: int = 100
-    """Clips per optimizer step, over all devices."""
+    """Clips per training step, over all devices."""
     workers: int = 2
-    """Loader processes; 0 loads in threads of the main process. The data are the same for any number."""
+    """Number of loader processes; 0 loads in threads of the main process. The batches do not depend on it."""
     channel: Channel = "mean"
-    """Which channel of a stereo file: the mean of all, or the first (as the reference)."""
+    """Conversion of multi-channel audio to mono: `mean` of the channels, or `first` as in the reference."""
     preflight: int = 20_000
-    """How many clips are read once, in parallel, before training starts; the paths of all are looked up."""
+    """Clips per data set that are decoded once before training to find unreadable ones; all paths are checked."""
     unreadable: Literal["stop", "skip"] = "stop"
-    """What a clip that the preflight cannot read does: stop before training, or be set aside and reported."""
+    """Action on missing or unreadable clips found before training: `stop`, or `skip` and report them."""
     edited: Literal["stop", "accept"] = "stop"
-    """What a datafile that was edited since the run was started does: stop the run, or be accepted and noted."""
+    """Action on resuming with a datafile that was edited: `stop`, or `accept` it and log the change."""
 
     def __post_init__(self) -> None:
-        _require_one_of("data.channel", self.channel, Channel)
-        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "use at least one clip")
-        _require(self.workers >= 0, "data.workers", self.workers, "use 0 or more processes")
-        _require(self.preflight >= 0, "data.preflight", self.preflight, "use 0 or more clips")
-        _require(self.unreadable in ("stop", "skip"), "data.unreadable", self.unreadable, "choose stop or skip")
-        _require(self.edited in ("stop", "accept"), "data.edited", self.edited, "choose stop or accept")
+        _require_one_of(self, "channel", Channel)
+        _require(self, "batch_size", self.batch_size >= 1, "use at least one clip")
+        _require(self, "workers", self.workers >= 0, "use 0 or more processes")
+        _require(self, "preflight", self.preflight >= 0, "use 0 or more clips")
+        _require(self, "unreadable", self.unreadable in ("stop", "skip"), "choose stop or skip")
+        _require(self, "edited", self.edited in ("stop", "accept"), "choose stop or accept")
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The S of PSLA: balanced sampling and augmentation (PSLA, section III-C)."""
+    """Balanced sampling and augmentation: the S of PSLA (section III-C)."""
 
     balanced: bool = True
-    """Draw clips by the inverse frequency of their labels; off: every clip once an epoch, shuffled."""
+    """Weight clips by the inverse frequency of their labels; False draws each once per epoch, shuffled."""
     mixup: float = 0.5
-    """Probability that a clip is mixed with another one."""
+    """Probability that a clip is mixed with another one (mixup)."""
     freq_mask: int = 48
-    """Widest frequency mask in mel bins; 0 for none."""
+    """Upper bound on the width of the frequency mask, in mel bins; 0 disables it."""
     time_mask: int = 192
-    """Widest time mask in frames; 0 for none."""
+    """Upper bound on the width of the time mask, in frames of 10 ms; 0 disables it."""
     noise: bool = False
-    """Add uniform noise to the spectrogram and roll it by up to ten frames."""
+    """Add uniform noise to the spectrogram and roll it in time by up to ten frames."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.mixup <= 1, "sampling.mixup", self.mixup, "use a probability in [0, 1]")
-        _require(0 <= self.freq_mask <= 128, "sampling.freq_mask", self.freq_mask, "use 0 to 128 mel bins")
-        _require(self.time_mask >= 0, "sampling.time_mask", self.time_mask, "use 0 or more frames")
+        _require(self, "mixup", 0 <= self.mixup <= 1, "use a probability in [0, 1]")
+        _require(self, "freq_mask", 0 <= self.freq_mask <= 128, "use 0 to 128 mel bins")
+        _require(self, "time_mask", self.time_mask >= 0, "use 0 or more frames")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with L2 added to the gradient, linear warm-up, step decay."""
+    """Adam with L2 regularisation, linear warm-up and step decay of the learning rate."""
 
     learning_rate: float = 1e-4
-    """Peak learning rate."""
+    """Learning rate after the warm-up."""
     epochs: int = 30
-    """Passes over as many clips as the training set has."""
+    """Number of epochs; each draws as many clips as the training set has."""
     warmup_steps: int = 1000
-    """Steps of linear warm-up; 0 for none."""
+    """Number of steps of linear warm-up; 0 disables it."""
     decay_start: int = 10
-    """The rate is first decayed after this epoch."""
+    """Epoch after which the learning rate is decayed for the first time."""
     decay_every: int = 5
-    """... and again every so many epochs."""
+    """Number of epochs between decays."""
     decay: float = 0.5
-    """Factor of each decay."""
+    """Factor by which a decay multiplies the learning rate."""
     weight_decay: float = 5e-7
-    """L2 coefficient, added to the gradient (not decoupled)."""
+    """L2 coefficient; the term is added to the gradient, not decoupled as in AdamW."""
     loss: Loss = "auto"
-    """``bce`` for tags, ``ce`` where every clip has exactly one label; ``auto``: what the training datafile says of its
-    classes. With ``ce`` the best epoch is the most accurate one, with ``bce`` that of the highest mAP."""
+    """Binary cross-entropy `bce`, cross-entropy `ce` (one label per clip), or `auto` as the datafile declares.
+    The best epoch is the one with the highest mAP (`bce`) or accuracy (`ce`)."""
     accumulate: int = 1
-    """Microbatches per step: less memory, same gradient (batch statistics are per microbatch)."""
+    """Microbatches per step: less memory, same gradient; batch statistics are those of each microbatch."""
     compute: Compute = "float32"
-    """Arithmetic of the backbone; parameters, statistics, frontend and head stay in float32."""
+    """Data type of the backbone's arithmetic; parameters, statistics, frontend and head stay in float32."""
     remat: bool = False
-    """On accelerators: keep only the blocks' inputs for the backward pass, for less memory and a third more work."""
+    """Recompute each block in the backward pass: saves memory on accelerators for a third more computation."""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """What a step whose loss or gradient is not finite does: stop the run, or change nothing and be counted."""
+    """Action on a loss or gradient that is not finite: `stop` the run, or `skip` the update and count the step."""
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.learning_rate < math.inf, "optimizer.learning_rate", self.learning_rate, "use a positive rate"
-        )
-        _require(self.epochs >= 1, "optimizer.epochs", self.epochs, "train for at least one epoch")
-        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "use 0 or more steps")
-        _require(self.decay_start >= 1, "optimizer.decay_start", self.decay_start, "use epoch 1 or later")
-        _require(self.decay_every >= 1, "optimizer.decay_every", self.decay_every, "use at least one epoch")
-        _require(0 < self.decay <= 1, "optimizer.decay", self.decay, "use a factor in (0, 1]")
-        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "use 0 or more")
-        _require(self.accumulate >= 1, "optimizer.accumulate", self.accumulate, "use at least one microbatch")
-        _require(self.nonfinite in ("stop", "skip"), "optimizer.nonfinite", self.nonfinite, "choose stop or skip")
-        _require_one_of("optimizer.loss", self.loss, Loss)
-        _require_one_of("optimizer.compute", self.compute, Compute)
+        _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "use a positive rate")
+        _require(self, "epochs", self.epochs >= 1, "train for at least one epoch")
+        _require(self, "warmup_steps", self.warmup_steps >= 0, "use 0 or more steps")
+        _require(self, "decay_start", self.decay_start >= 1, "use epoch 1 or later")
+        _require(self, "decay_every", self.decay_every >= 1, "use at least one epoch")
+        _require(self, "decay", 0 < self.decay <= 1, "use a factor in (0, 1]")
+        _require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "use 0 or more")
+        _require(self, "accumulate", self.accumulate >= 1, "use at least one microbatch")
+        _require(self, "nonfinite", self.nonfinite in ("stop", "skip"), "choose stop or skip")
+        _require_one_of(self, "loss", Loss)
+        _require_one_of(self, "compute", Compute)
 
 
 @dataclass(frozen=True)
 class AggregationConfig:
-    """The A of PSLA: weight averaging and the checkpoint ensemble."""
+    """Weight averaging and checkpoint ensemble: the A of PSLA (section III-E)."""
 
     first: int = 16
-    """First epoch of the weight average."""
+    """First epoch of the weight average, counted from 1."""
     last: int = 30
     """Last epoch of the weight average."""
     reestimate: bool = True
-    """Re-estimate the batch statistics of the averaged weights by one pass over the training set."""
+    """Re-estimate the batch statistics of the averaged weights in one pass over the training set."""
 
     def __post_init__(self) -> None:
-        _require(self.first >= 1, "aggregation.first", self.first, "epochs are counted from 1")
-        _require(
-            self.last >= self.first, "aggregation.last", self.last, f"use {self.first} (aggregation.first) or later"
-        )
+        _require(self, "first", self.first >= 1, "epochs are counted from 1")
+        _require(self, "last", self.last >= self.first, f"use {self.first} (aggregation.first) or later")
 
 
 @dataclass(frozen=True)
 class ShareConfig:
-    """Several processes that divide work without a word to each other; Slurm and Open MPI say it by themselves."""
+    """Division of work among processes that do not communicate; detected under Slurm and Open MPI."""
 
     processes: int = 1
-    """How many there are."""
+    """Number of processes."""
     index: int = 0
-    """Which one this is, from 0."""
+    """Index of this process, counted from 0."""
 
     def __post_init__(self) -> None:
-        _require(self.processes >= 1, "distributed.processes", self.processes, "use 1 or more")
-        _require(
-            0 <= self.index < self.processes,
-            "distributed.index",
-            self.index,
-            f"use 0 to {self.processes - 1}, one of distributed.processes",
-        )
+        _require(self, "processes", self.processes >= 1, "use 1 or more")
+        remedy = f"use 0 to {self.processes - 1} with distributed.processes {self.processes}"
+        _require(self, "index", 0 <= self.index < self.processes, remedy)
 
 
 @dataclass(frozen=True)
 class DistributedConfig(ShareConfig):
-    """Several processes that compute together; Slurm, Open MPI and Kubernetes say all of it by themselves."""
+    """Distributed computation; the processes are detected under Slurm, Open MPI and Kubernetes."""
 
     coordinator: str = ""
-    """Address of the first process, ``host:port``, the same for all; empty for one process, or where a launcher says
-    it."""
+    """Address of process 0, `host:port`; empty for a single process and under these launchers."""
     timeout: int = 60
-    """Seconds without a sign of life of another process after which this one ends."""
+    """Seconds without a heartbeat of another process after which this one exits."""
     meeting: int = 300
-    """Seconds in which all of them have to be there."""
+    """Seconds to wait at start-up for all processes to connect."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.timeout >= 5, "distributed.timeout", self.timeout, "use 5 seconds or more")
-        _require(self.meeting >= 1, "distributed.meeting", self.meeting, "use 1 second or more")
-        _require(
-            not self.coordinator or self.coordinator.rpartition(":")[2].isdigit(),
-            "distributed.coordinator",
-            self.coordinator,
-            "use host:port",
-        )
+        _require(self, "timeout", self.timeout >= 5, "use 5 seconds or more")
+        _require(self, "meeting", self.meeting >= 1, "use 1 second or more")
+        port = self.coordinator.rpartition(":")[2]
+        _require(self, "coordinator", not self.coordinator or port.isdigit(), "use host:port")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the result of a run, and where it goes."""
+    """All settings of a training run: everything that determines its results, and where they are written."""
 
     run_dir: str = "runs/run"
-    """The run directory; started again on it, a run continues."""
+    """Directory of checkpoints, models, scores, tables and logs; a run that exists there is resumed."""
     seed: int = 0
-    """Every random draw is a function of (seed, epoch, sample)."""
+    """Seed of the run; every random draw is a function of (seed, epoch, sample)."""
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -288,94 +269,69 @@ class RunConfig:
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint_every: int = 0
-    """Save a checkpoint every so many steps too, not only at the end of an epoch; 0 for epochs only."""
+    """Steps between checkpoints, in addition to the one at the end of each epoch; 0 disables them."""
     checkpoint_minutes: float = 15.0
-    """Save one too when the last one is so old; 0 for never."""
+    """Minutes after the last checkpoint at which another one is saved; 0 disables it."""
     profile: int = 0
-    """Record so many steps with JAX's profiler, into the run directory, and say how long the device waited for data."""
+    """Steps to record with JAX's profiler in the run directory; the idle time of the devices is logged."""
     bootstrap: int = 200
-    """Resamples behind the confidence interval of each final mAP."""
+    """Number of bootstrap resamples for the 95% confidence interval of each final mAP; 0 disables it."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "use 0 or a positive number")
-        _require(self.checkpoint_every >= 0, "checkpoint_every", self.checkpoint_every, "use 0 or more steps")
-        _require(
-            0 <= self.checkpoint_minutes < math.inf, "checkpoint_minutes", self.checkpoint_minutes, "use 0 or more"
-        )
-        _require(self.profile >= 0, "profile", self.profile, "use 0 or more steps")
-        _require(self.bootstrap >= 0, "bootstrap", self.bootstrap, "use 0 or more resamples")
-        _require(
-            self.aggregation.last <= self.optimizer.epochs,
-            "aggregation.last",
-            self.aggregation.last,
-            f"the run ends after epoch {self.optimizer.epochs} (optimizer.epochs); average epochs up to that one",
-        )
-        _require(
-            self.data.batch_size % self.optimizer.accumulate == 0,
-            "optimizer.accumulate",
-            self.optimizer.accumulate,
-            f"use a divisor of data.batch_size, {self.data.batch_size}",
-        )
-        _require(
-            self.sampling.time_mask <= self.frontend.target_length,
-            "sampling.time_mask",
-            self.sampling.time_mask,
-            f"use at most frontend.target_length, {self.frontend.target_length} frames",
-        )
+        _require(self, "seed", self.seed >= 0, "use 0 or a positive number")
+        _require(self, "checkpoint_every", self.checkpoint_every >= 0, "use 0 or more steps")
+        _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
+        _require(self, "profile", self.profile >= 0, "use 0 or more steps")
+        _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
+        epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
+        remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
+        _require(self.aggregation, "last", self.aggregation.last <= epochs, remedy)
+        remedy = f"use a divisor of data.batch_size, {batch_size}"
+        _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
+        remedy = f"use at most frontend.target_length, {frames} frames"
+        _require(self.sampling, "time_mask", self.sampling.time_mask <= frames, remedy)
 
+
+_SECTIONS: dict[str, Any] = {
+    f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
+}
+"""Class of every section."""
+_PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
+"""Prefix of the command-line names of a section's fields, by its class."""
 
 FREE_FIELDS = frozenset(
-    {
-        "run_dir",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "profile",
-        "data.workers",
-        "data.preflight",
-        "data.unreadable",
-        "data.edited",
-    }
-    | {"optimizer.nonfinite"}
+    {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite"}
+    | {"data.train", "data.labels", "data.validation", "data.evaluation"}
+    | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
-    | {"data.train", "data.validation", "data.evaluation", "data.labels"}
 )
-"""Fields that may change when a run is resumed: they do not touch its results, or are how it gets over what stopped it.
-Data are compared by content instead."""
+"""Fields that may change when a run is resumed. They do not affect the results, or they resolve the error that stopped
+the run (``unreadable``, ``edited``, ``nonfinite``). Data sets are compared by content, not by path."""
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Every field under its command-line name, ``section.field``."""
+    """Returns every field's value by its command-line name, ``section.field`` or ``field``."""
     flat: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            flat.update({f"{name}.{key}": item for key, item in value.items()})
-        else:
-            flat[name] = value
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat
 
 
 def to_json(config: RunConfig) -> str:
-    """The config as JSON text, for ``config.json`` of a run directory."""
+    """Returns the config as JSON text, the content of ``config.json`` in a run directory."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> RunConfig:
-    """The config that :func:`to_json` wrote.
-
-    Raises:
-        ConfigError: when the text is not such a config.
-    """
-    sections = {
-        f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
-    }
+    """Returns the config that :func:`to_json` converted to text. Raises ConfigError if the text is none."""
     try:
-        values = json.loads(text)
-        return RunConfig(**{k: sections[k](**v) if k in sections else v for k, v in values.items()})  # type: ignore[operator]
+        fields = json.loads(text).items()
+        return RunConfig(**{k: _SECTIONS[k](**v) if k in _SECTIONS else v for k, v in fields})
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"this is not the config of a run: {error}") from error
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """The fields that decide results and differ, each as ``field: old -> new``."""
+    """Returns the fields outside :data:`FREE_FIELDS` whose values differ, each as ``field: old -> new``."""
     before, after = flatten(old), flatten(new)
     return [f"{k}: {before[k]!r} -> {after[k]!r}" for k in after if k not in FREE_FIELDS and before[k] != after[k]]

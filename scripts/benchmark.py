@@ -1,11 +1,12 @@
-"""How fast this is beside the reference in PyTorch: one table, from one run on one machine.
+"""Compares the speed and memory of this package with the reference implementation in PyTorch.
 
-python scripts/benchmark.py [--part train_step_b8] [--rounds 5] [--json True]
+    python scripts/benchmark.py [--part train_step_b8] [--rounds 5] [--json]
 
-Every part is timed in processes of their own, one per rival, that take turns: a round is one measurement of each, and
-the table has the medians. ``released`` is the official architecture as its authors run it (eager, default layout),
-``tuned`` PyTorch at its best (channels last, huge pages, torch.compile for inference). On a GPU all run there, and
-PyTorch's convolutions are autotuned. Scores are compared before anything is timed.
+Every implementation measures each part in a process of its own. The processes take turns: a round is one measurement of
+each, and the table lists the medians over all rounds. ``released`` is the official architecture as its authors run it
+(eager mode, default memory layout), ``tuned`` is optimised PyTorch (channels last, huge pages, torch.compile for
+inference). On a GPU, all implementations run there and PyTorch's convolutions are autotuned. Scores are compared before
+anything is timed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from psla_jax import runtime
-from psla_jax.commands.arguments import parse
+from psla_jax.runtime import process as runtime
 
 HERE = Path(__file__).resolve().parent
 RIVALS = ("ours", "released", "tuned")
@@ -35,7 +36,7 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Part:
-    """A row of the table."""
+    """A measurement, which is a row of the table."""
 
     name: str
     unit: str
@@ -45,36 +46,36 @@ class Part:
 
 PARTS = (
     Part("inference_b1", "s", RIVALS, "B2, 527 classes, 1056 frames, batch 1, per call"),
-    Part("inference_b8", "s", RIVALS, "the same, batch 8, per call"),
+    Part("inference_b8", "s", RIVALS, "B2, 527 classes, 1056 frames, batch 8, per call"),
     Part("train_step_b8", "s", RIVALS, "forward, backward and Adam, batch 8, per step"),
-    Part("train_step_memory", "B", RIVALS, "peak memory of a process that trains, batch 8"),
+    Part("train_step_memory", "B", RIVALS, "peak memory of a training process, batch 8"),
     Part("frontend", "s", ("ours", "released"), "log-mel of 8 clips of 10 s"),
     Part("host_per_clip", "s", ("ours", "released"), "CPU time of one core per training clip of 10 s"),
     Part("epoch_end", "s", ("ours", "released"), "metrics and scores on disk, 20,000 clips x 527 classes"),
-    Part("first_tag", "s", ("ours",), "psla tag on a 10 s file, a process of its own, second time"),
+    Part("first_tag", "s", ("ours",), "psla tag on a 10 s file, as a process, second call"),
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to time."""
+    """Command-line arguments."""
 
     part: str = ""
-    """One part alone; empty: all."""
+    """Name of a single part to measure. Empty: all parts."""
     rounds: int = 5
-    """Measurements of each rival."""
+    """Number of measurements per implementation."""
     json: bool = False
-    """Print rows as JSON instead of the table."""
+    """Print the results as JSON instead of a table."""
     precision: str = "float32"
-    """float32, tf32 or bfloat16: what the networks compute in; the last two are for GPUs."""
+    """Precision of the networks: float32, or on GPUs also tf32 or bfloat16."""
 
 
 @contextmanager
 def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A process that measures one part for one rival, each time it is asked."""
+    """Starts a process for one part of one implementation; the function it yields takes one measurement per call."""
     environment = dict(os.environ)
     if rival != "released":
-        environment[runtime.TUNABLES] = f"{runtime.HUGE_PAGES}:{runtime.KEEPING}"
+        environment[runtime.TUNABLES] = f"{runtime.HUGE_PAGES}:{runtime.RETAIN_FREED_MEMORY}"
     command = [sys.executable, str(HERE / "benchmark_rivals.py"), rival, part, folder, precision]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     requests, answers = process.stdin, process.stdout
@@ -86,7 +87,7 @@ def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Calla
         requests.flush()
         line = answers.readline()
         if not line:
-            raise SystemExit(f"benchmark: {rival} failed at {part}; its message is above.")
+            raise SystemExit(f"benchmark: {rival} failed at {part}; see its message above.")
         return json.loads(line)
 
     try:
@@ -97,7 +98,7 @@ def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Calla
 
 
 def run_part(part: Part, options: Options, folder: str) -> dict[str, Any]:
-    """Medians of all rivals, measured in turns; the first round warms up and is not counted."""
+    """Measures all implementations in turns and returns a row of the table; the first round is a warm-up."""
     with ExitStack() as stack:
         rivals = {r: stack.enter_context(worker(r, part.name, folder, options.precision)) for r in part.rivals}
         first = {rival: measure() for rival, measure in rivals.items()}
@@ -107,16 +108,16 @@ def run_part(part: Part, options: Options, folder: str) -> dict[str, Any]:
 
 
 def check_scores(part: Part, first: dict[str, dict[str, Any]], precision: str) -> None:
-    """The rivals have to compute the same before it matters how fast they are."""
-    scores = {rival: found["check"] for rival, found in first.items() if "check" in found}
-    for rival, found in scores.items():
-        difference = max(abs(a - b) for a, b in zip(found, scores["ours"]))
+    """Exits with an error if the float32 scores of the implementations differ by more than :data:`TOLERANCE`."""
+    scores = {rival: result["check"] for rival, result in first.items() if "check" in result}
+    for rival, values in scores.items():
+        difference = max(abs(a - b) for a, b in zip(values, scores["ours"]))
         if precision == "float32" and not difference <= TOLERANCE:
             raise SystemExit(f"benchmark: {part.name} of {rival} differs from ours by {difference:.1e}.")
 
 
 def row_of(part: Part, rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """A row for ``--json``. Ratios are medians of each round's: the machine's speed drifts, both sides with it."""
+    """Returns the medians of values and ratios. Ratios are taken per round, as the speed of the machine drifts."""
     row: dict[str, Any] = {"part": part.name, "unit": part.unit}
     for rival in RIVALS:
         row[rival] = median(r[rival] for r in rounds) if rival in part.rivals else None
@@ -126,25 +127,25 @@ def row_of(part: Part, rounds: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], device: str) -> None:
-    """The table as Markdown-like text, for people."""
+    """Prints the table."""
     table = Table(title=f"seconds or bytes, medians; ratio = theirs / ours; {device}", title_justify="left")
     for column in ("part", "ours", "released", "tuned", "released / ours", "tuned / ours", "what"):
         table.add_column(column, justify="left" if column in ("part", "what") else "right", no_wrap=column != "what")
     for row, part in zip(rows, (p for p in PARTS if p.name in {r["part"] for r in rows})):
-        values = [_figure(row[rival], row["unit"]) for rival in RIVALS]
+        values = [_format(row[rival], row["unit"]) for rival in RIVALS]
         ratios = [f"{r:.2f}" if (r := row[f"ratio_{rival}"]) is not None else "-" for rival in RIVALS[1:]]
         table.add_row(row["part"], *values, *ratios, part.what)
     Console(width=150 if not sys.stdout.isatty() else None).print(table)
 
 
-def _figure(value: float | None, unit: str) -> str:
+def _format(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
     return f"{value / 2**30:.2f} GiB" if unit == "B" else f"{value:.4g} s"
 
 
 def main(options: Options) -> None:
-    """Times what was asked for."""
+    """Measures the selected parts and prints the results."""
     parts = [part for part in PARTS if options.part in ("", part.name)]
     if not parts:
         raise SystemExit(
@@ -164,4 +165,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Options, sys.argv[1:], "benchmark.py"))
+    main(tyro.cli(Options, description=__doc__))

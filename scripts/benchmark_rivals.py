@@ -1,6 +1,10 @@
-"""One rival of ``benchmark.py`` in a process of its own: measures a part each time a line comes on standard input.
+"""Measures one part of ``benchmark.py`` for one implementation; a worker process of that script.
 
-python scripts/benchmark_rivals.py ours|released|tuned PART FOLDER PRECISION; or: prepare "" FOLDER PRECISION
+    python scripts/benchmark_rivals.py ours|released|tuned PART FOLDER PRECISION
+    python scripts/benchmark_rivals.py prepare "" FOLDER PRECISION
+
+The first takes a measurement for each line on standard input and prints it as JSON. The second writes the weights,
+recordings and model directory that all implementations share.
 """
 
 from __future__ import annotations
@@ -18,17 +22,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the oracle's modules
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # for torch_reference
 
 CLASSES, HEADS, FRAMES, SECONDS, RATE = 527, 4, 1056, 10, 16_000
 SAMPLES = 400 + 160 * (FRAMES - 1)
-LEAST = 1.0
-"""Seconds of one measurement: what is shorter is done again and again, and its mean taken."""
+MIN_SECONDS = 1.0
+"""Minimum duration of a measurement; shorter work is repeated, and the mean is taken."""
 Measure = Callable[[], dict[str, Any]]
 
 
 def spectrograms(batch: int) -> np.ndarray:
-    """Patchy noise like that which the statistics of the weights were measured on."""
+    """Returns patchy noise, of the kind on which the batch statistics of the shared weights were measured."""
     rng = np.random.default_rng(0)
     patches = np.kron(rng.standard_normal((batch, FRAMES // 16, 8)), np.ones((1, 16, 16)))
     return (patches + 0.5 * rng.standard_normal((batch, FRAMES, 128))).astype(np.float32)
@@ -48,43 +52,47 @@ def timed(
     clock: Callable[[], float] = time.perf_counter,
     warm: bool = True,
 ) -> dict:
-    """Mean time of a call, of as many as take a second; `check` are values that all rivals have to agree on.
+    """Returns the mean duration of a call over at least :data:`MIN_SECONDS`.
 
-    With `warm`, a call that is not counted comes first, as in a loop that goes on: while the others had their turn,
-    caches were lost, and a virtual machine gave memory back that it has to ask for again.
+    Args:
+        work: the function to measure.
+        check: values on which all implementations must agree, included in the result.
+        clock: returns the time in seconds.
+        warm: make an uncounted call first, as in a running loop. While the other implementations had their turn, caches
+            went cold, and a virtual machine may have released memory that it must request again.
     """
     if warm:
         work()
     start, calls, total = clock(), 0, 0.0
-    while total < LEAST:
+    while total < MIN_SECONDS:
         work()
         calls, total = calls + 1, clock() - start
-    found: dict[str, Any] = {"value": total / calls}
-    return found if check is None else found | {"check": np.asarray(check, np.float64).ravel().tolist()}
+    result: dict[str, Any] = {"value": total / calls}
+    return result if check is None else result | {"check": np.asarray(check, np.float64).ravel().tolist()}
 
 
 # ---- preparation: weights, recordings, a model directory
 
 
 def prepare(folder: Path) -> None:
-    """Writes what the rivals share, and prints the device's name."""
+    """Writes the shared weights, recordings and model directory, and prints the name of the device."""
     import jax
     import jax.numpy as jnp
     import soundfile
     from torch_reference import make_reference, to_numpy
 
-    from psla_jax.checkpoints import ModelCard, save_model
     from psla_jax.config import FrontendConfig, ModelConfig
     from psla_jax.data import datafile
-    from psla_jax.models.layers import NoDraws
-    from psla_jax.models.tagger import from_config
-    from psla_jax.ontology import Vocabulary
-    from psla_jax.pretraining.names import load_state_dict
-    from psla_jax.training import split_model
+    from psla_jax.models.factory import from_config
+    from psla_jax.models.initializers import AbstractRngs
+    from psla_jax.models.model_dir import ModelCard, save_model
+    from psla_jax.models.state import split_model
+    from psla_jax.pretraining.state_dict import load_state_dict
+    from psla_jax.vocabulary.vocabulary import Vocabulary
 
     config = ModelConfig()
-    model = from_config(config, CLASSES, jnp.float32, NoDraws())
-    # Weights under which every layer shows in the scores: with initial ones, activations die out over the depth.
+    model = from_config(config, CLASSES, jnp.float32, AbstractRngs())
+    # With initial weights, activations vanish over the depth, and the scores would not depend on most layers.
     weights = to_numpy(make_reference(2, CLASSES, HEADS).state_dict())
     load_state_dict(model, weights)
     np.savez(folder / "weights.npz", **weights)
@@ -103,7 +111,7 @@ def prepare(folder: Path) -> None:
 
 
 def use_precision(precision: str) -> None:
-    """On a GPU, float32 means float32 and not TF32. A CPU knows no other."""
+    """Disables TF32 on accelerators for the precision ``float32``."""
     import jax
 
     if precision == "float32" and jax.default_backend() != "cpu":
@@ -115,14 +123,14 @@ def jax_model(precision: str) -> Any:
     from flax import nnx
 
     from psla_jax.config import ModelConfig
-    from psla_jax.models.tagger import from_config
+    from psla_jax.models.factory import from_config
 
     dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
     return from_config(ModelConfig(drop_connect=0.0), CLASSES, dtype, nnx.Rngs(0))
 
 
 def torch_model(folder: Path, tuned: bool, precision: str) -> tuple[Any, str]:
-    """The official architecture with the shared weights, and its device."""
+    """Returns the official architecture with the shared weights, and its device."""
     import torch
     from torch_reference import ReferenceTagger
 
@@ -144,12 +152,12 @@ def inference(rival: str, folder: Path, precision: str, batch: int) -> Measure:
 
     model, device = torch_model(folder, rival == "tuned", precision)
     model.eval()
-    given = torch.from_numpy(x).to(device)
+    spectrograms_on_device = torch.from_numpy(x).to(device)
     run = torch.compile(model) if rival == "tuned" else model
 
     def work() -> Any:
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            return run(given).float().cpu().numpy()
+            return run(spectrograms_on_device).float().cpu().numpy()
 
     check = work()
     return lambda: timed(work, check)
@@ -159,24 +167,24 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     import jax
     from flax import nnx
 
-    from psla_jax.compiler import inference_options
-    from psla_jax.pretraining.names import load_state_dict
-    from psla_jax.training import split_model
+    from psla_jax.models.state import split_model
+    from psla_jax.pretraining.state_dict import load_state_dict
+    from psla_jax.runtime.xla_options import inference_options
 
     use_precision(precision)
     model = jax_model(precision)
     with np.load(folder / "weights.npz") as weights:
         load_state_dict(model, dict(weights))
-    graphdef, (params, rest) = nnx.graphdef(model), split_model(model)
+    graphdef, (params, batch_stats) = nnx.graphdef(model), split_model(model)
 
-    def scores(state: Any, x: Any) -> Any:  # As psla evaluate and psla tag compute them.
+    def scores(state: Any, x: Any) -> Any:  # The function that psla evaluate and psla tag compile.
         return nnx.merge(graphdef, *state)(x).astype("float32")
 
     run = jax.jit(scores, compiler_options=inference_options())
-    given = jax.device_put(x)
+    x_on_device = jax.device_put(x)
 
     def work() -> np.ndarray:
-        return np.asarray(run((params, rest), given))
+        return np.asarray(run((params, batch_stats), x_on_device))
 
     check = work()
     return lambda: timed(work, check)
@@ -192,10 +200,11 @@ def _jax_training(precision: str) -> Measure:
     import jax
 
     from psla_jax.config import DataConfig, OptimizerConfig, RunConfig, SamplingConfig
-    from psla_jax.training import Placement, make_trainer
+    from psla_jax.runtime.sharding import Placement
+    from psla_jax.training.step import make_trainer
 
-    class GivenSpectrograms:
-        """The features come ready made, as they do for the rivals: the frontend is a part of its own."""
+    class IdentityFrontend:
+        """Passes spectrograms through, as the frontend is a part of its own."""
 
         def log_mel(self, x: Any, _: Any) -> Any:
             return x
@@ -212,9 +221,9 @@ def _jax_training(precision: str) -> Measure:
     )
     model = jax_model(precision)
     trainer = make_trainer(config, model, 1000, Placement.over(jax.devices()[:1]))
-    trainer = dataclasses.replace(trainer, frontend=GivenSpectrograms())  # type: ignore[arg-type]
+    trainer = dataclasses.replace(trainer, frontend=IdentityFrontend())  # type: ignore[arg-type]
     batch = {"waveform": spectrograms(8), "num_samples": np.full(8, SAMPLES, np.int32), "labels": labels(8)}
-    placed = trainer.placement.put(batch | {"valid": np.ones(8, np.float32)})
+    placed = trainer.placement.shard_batch(batch | {"valid": np.ones(8, np.float32)})
     state = trainer.init(model)
     step = 0
 
@@ -250,7 +259,7 @@ def _torch_training(folder: Path, tuned: bool, precision: str) -> Measure:
 
 
 def train_step_memory(rival: str, folder: Path, precision: str) -> Measure:
-    """Peak memory of this process after a few steps; on a GPU, of the device."""
+    """Measures the peak memory of this process after a few steps; on a GPU, that of the device."""
     step = train_step(rival, folder, precision)
 
     def measure() -> dict[str, Any]:
@@ -279,7 +288,7 @@ def _peak_memory(rival: str) -> int:
 
 
 def kaldi_fbank(waveform: np.ndarray) -> Any:
-    """Kaldi's log-mel features of one clip in PyTorch, by the operations of torchaudio's ``compliance.kaldi.fbank``."""
+    """Returns Kaldi's log-mel features of one clip, by the operations of torchaudio's ``compliance.kaldi.fbank``."""
     import torch
 
     x = torch.from_numpy(waveform)
@@ -292,7 +301,7 @@ def kaldi_fbank(waveform: np.ndarray) -> Any:
 
 
 def _mel_banks() -> Any:
-    """torchaudio makes them anew for every clip, and so does this."""
+    """Returns the mel filters; like torchaudio, computes them anew for every clip."""
     import torch
 
     low, high = (1127.0 * np.log(1.0 + hertz / 700.0) for hertz in (20.0, 8000.0))
@@ -308,24 +317,24 @@ def frontend(rival: str, folder: Path, precision: str) -> Measure:
         return lambda: timed(lambda: [kaldi_fbank(clip) for clip in clips])
     import jax
 
-    from psla_jax.frontend import Frontend
+    from psla_jax.audio.frontend import Frontend
 
     lengths = np.full(8, clips.shape[1], np.int32)
     run = jax.jit(lambda x: Frontend(FRAMES).log_mel(x, lengths))
-    given = jax.device_put(clips)
-    ours = np.asarray(run(given))[0, :998]
+    clips_on_device = jax.device_put(clips)
+    ours = np.asarray(run(clips_on_device))[0, :998]
     difference = np.abs(ours - kaldi_fbank(clips[0]).numpy()).max()
     if difference > 1e-2:
-        raise SystemExit(f"the rivals' features are {difference:.1e} apart")
-    return lambda: timed(lambda: run(given).block_until_ready())
+        raise SystemExit(f"the features of the implementations differ by {difference:.1e}")
+    return lambda: timed(lambda: run(clips_on_device).block_until_ready())
 
 
 def host_per_clip(rival: str, folder: Path, precision: str) -> Measure:
-    """CPU seconds per clip on the host: read, mix half of the clips; the reference's features are made there too."""
+    """Measures the CPU time per clip of reading and mixup of half of the clips; in the reference, also of features."""
     from psla_jax.config import DataConfig, SamplingConfig
     from psla_jax.data.datafile import Datafile
-    from psla_jax.data.pipeline import train_source
-    from psla_jax.ontology import Vocabulary
+    from psla_jax.data.loader import train_source
+    from psla_jax.vocabulary.vocabulary import Vocabulary
 
     if rival != "ours":
         return lambda: _per_clip(lambda: [_reference_item(folder, clip) for clip in range(64)])
@@ -335,12 +344,12 @@ def host_per_clip(rival: str, folder: Path, precision: str) -> Measure:
 
 
 def _per_clip(work: Callable[[], Any]) -> dict[str, Any]:
-    found = timed(work, clock=time.process_time)
-    return found | {"value": found["value"] / 64}
+    result = timed(work, clock=time.process_time)
+    return result | {"value": result["value"] / 64}
 
 
 def _reference_item(folder: Path, clip: int) -> Any:
-    """Reads, mixes every other clip with a partner, and computes the features, as the reference's data set does."""
+    """Reads a clip, mixes every second one with another, and computes features, like the reference's data set."""
     import soundfile
     import torch
 
@@ -363,7 +372,7 @@ def _reference_item(folder: Path, clip: int) -> Any:
 
 
 def epoch_end(rival: str, folder: Path, precision: str) -> Measure:
-    """Metrics of 20,000 clips and the ensemble's running mean, with the scores written and read again."""
+    """Measures the metrics of 20,000 clips and of the running ensemble, and the storage of the scores."""
     rng = np.random.default_rng(3)
     scores = rng.random((20_000, CLASSES), np.float32)
     truth = (rng.random((20_000, CLASSES)) < 0.005).astype(np.float32)
@@ -373,20 +382,20 @@ def epoch_end(rival: str, folder: Path, precision: str) -> Measure:
 
 
 def _our_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) -> None:
-    from psla_jax.aggregation import RunningEnsemble
-    from psla_jax.evaluation import Scores
+    from psla_jax.aggregation.average import RunningEnsemble
+    from psla_jax.evaluation.predict import Scores
 
-    found = Scores(np.array([f"{i}.wav" for i in range(len(scores))]), scores, truth)
-    found.save(folder / "scores.npz")
-    found.metrics()
+    epoch = Scores(np.array([f"{i}.wav" for i in range(len(scores))]), scores, truth)
+    epoch.save(folder / "scores.npz")
+    epoch.metrics()
     running = RunningEnsemble()
-    running.add(found)
-    running.add(found)
+    running.add(epoch)
+    running.add(epoch)
     running.mean().metrics()
 
 
 def _reference_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) -> None:
-    """Twice a loop over the classes with scikit-learn, the scores and the ensemble's as CSV text in between."""
+    """Computes the metrics of scores and ensemble class by class with scikit-learn, and stores both as CSV."""
     from sklearn import metrics
 
     def loop(values: np.ndarray) -> None:
@@ -398,16 +407,24 @@ def _reference_epoch_end(scores: np.ndarray, truth: np.ndarray, folder: Path) ->
 
     loop(scores)
     np.savetxt(folder / "predictions.csv", scores, delimiter=",")
-    kept = np.loadtxt(folder / "predictions.csv", delimiter=",")
-    ensemble = (kept + scores) / 2
+    previous = np.loadtxt(folder / "predictions.csv", delimiter=",")
+    ensemble = (previous + scores) / 2
     np.savetxt(folder / "ensemble.csv", ensemble, delimiter=",")
     loop(ensemble)
 
 
 def first_tag(rival: str, folder: Path, precision: str) -> Measure:
-    """The command as a user types it, from Enter to the end of the process; with a cache of its own."""
+    """Measures a psla tag process from start to end, with a compilation cache of its own."""
     environment = os.environ | {"PSLA_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "psla_jax.cli", "tag", str(folder / "0.wav"), "--model", str(folder / "model")]
+    command = [
+        sys.executable,
+        "-m",
+        "psla_jax.cli.main",
+        "tag",
+        str(folder / "0.wav"),
+        "--model",
+        str(folder / "model"),
+    ]
 
     def work() -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -431,7 +448,7 @@ def main() -> None:
         "epoch_end": epoch_end,
         "first_tag": first_tag,
     }
-    answers, sys.stdout = sys.stdout, sys.stderr  # What a library prints is no answer.
+    answers, sys.stdout = sys.stdout, sys.stderr  # Keeps output of libraries out of the results.
     measure = makers[part](rival, folder, precision)
     for _ in sys.stdin:
         print(json.dumps(measure()), file=answers, flush=True)

@@ -1,10 +1,10 @@
-"""What a clip that is shorter than the model's window is best filled up with: mAP against duration, by policy.
+"""Compares the policies for clips that are shorter than the model's window: mAP against duration.
 
-python scripts/durations.py DIR MODEL... [--seconds 0.25 0.5 1 2]
+    python scripts/durations.py DIR MODEL... [--seconds 0.25 0.5 1 2]
 
-DIR is where ``psla prepare fsd50k`` put its datafiles. Evaluation recordings are cut to their first so many seconds and
-tagged under each policy; shorter ones stay as they are, and the last row has all of them whole. Behind the mAP of
-repeat and mask stands how much more it is than that of pad: the middle 95% over resamples of the clips.
+DIR is the output directory of ``psla prepare fsd50k``. Evaluation recordings are cut to their first seconds and tagged
+with each policy; shorter recordings stay as they are, and the last row is for uncut recordings. The intervals after the
+mAP of repeat and mask are for its difference from the mAP of pad: the middle 95% over bootstrap resamples of the clips.
 """
 
 from __future__ import annotations
@@ -18,74 +18,75 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from psla_jax import audio, metrics
-from psla_jax.audio import SAMPLE_RATE
+from psla_jax.audio import decode
+from psla_jax.audio.decode import SAMPLE_RATE
 from psla_jax.data.datafile import Datafile
-from psla_jax.tagging.programs import Policy
-from psla_jax.tagging.tagger import Tagger, load
+from psla_jax.evaluation import metrics
+from psla_jax.tagging.network import Policy
+from psla_jax.tagging.tagger import Tagger, load_tagger
 
 POLICIES = get_args(Policy)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Command-line arguments."""
 
     data: Positional[str]
-    """Where psla prepare fsd50k put its datafiles."""
+    """Output directory of psla prepare fsd50k."""
     models: Positional[tuple[str, ...]]
-    """Model or run directories."""
+    """Model directories or run directories."""
     seconds: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
-    """Recordings are cut to so much."""
+    """Durations to cut the recordings to, in seconds."""
     resamples: int = 200
-    """Behind each interval."""
+    """Number of resamples for each interval."""
 
 
 def cut(waveform: np.ndarray, seconds: float) -> np.ndarray:
-    """The first so many seconds, or all there is."""
+    """Returns at most the first `seconds` of a waveform at 16 kHz."""
     return waveform[: round(seconds * SAMPLE_RATE)]
 
 
-def scored(tagger: Tagger, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-    """The scores of every clip, ``(clips, classes)``."""
+def tag_all(tagger: Tagger, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the scores of all waveforms, ``(clips, classes)``."""
     return np.stack([tagger.tag(waveform, SAMPLE_RATE).scores for waveform in waveforms])
 
 
-def resampled(scores: np.ndarray, labels: np.ndarray, resamples: int) -> np.ndarray:
-    """The mAP over clips drawn anew with replacement, ``(resamples,)``; resample ``r`` draws the same of any scores."""
+def bootstrap_maps(scores: np.ndarray, labels: np.ndarray, resamples: int) -> np.ndarray:
+    """Returns the mAP of resamples of the clips, ``(resamples,)``; resample ``r`` has the same clips in every call."""
     drawn = [np.random.default_rng([0, r]).integers(0, len(labels), len(labels)) for r in range(resamples)]
     return np.array([metrics.evaluate(scores[clips], labels[clips]).mAP for clips in drawn])
 
 
 def row(scores: dict[str, np.ndarray], labels: np.ndarray, resamples: int) -> list[str]:
-    """The cells of one duration: the mAP under each policy."""
-    base, cells = resampled(scores["pad"], labels, resamples), []
-    for policy, of_policy in scores.items():
-        cell = f"{metrics.evaluate(of_policy, labels).mAP:.3f}"
+    """Returns the cells of one duration: the mAP with each policy."""
+    base, cells = bootstrap_maps(scores["pad"], labels, resamples), []
+    for policy, values in scores.items():
+        cell = f"{metrics.evaluate(values, labels).mAP:.3f}"
         if policy != "pad":
-            low, high = np.quantile(resampled(of_policy, labels, resamples) - base, [0.025, 0.975])
+            low, high = np.quantile(bootstrap_maps(values, labels, resamples) - base, [0.025, 0.975])
             cell += f" ({low:+.3f} to {high:+.3f})"
         cells.append(cell)
     return cells
 
 
 def main(options: Options) -> None:
-    """Prints a table per model."""
+    """Prints one table per model."""
     tables = Path(options.data) / "datafiles"
     for model in options.models:
-        taggers = {policy: load(model, policy=policy) for policy in POLICIES}
+        taggers = {policy: load_tagger(model, policy=policy) for policy in POLICIES}
         datafile = Datafile.read(tables / "fsd50k_eval_full.json", taggers["pad"].vocabulary)
-        waveforms = [audio.read(datafile.wav(i)) for i in range(len(datafile))]
+        waveforms = [decode.read(datafile.wav(i)) for i in range(len(datafile))]
         labels = np.stack([datafile.multi_hot(i) for i in range(len(datafile))])
         print(f"\n{model}: windows of {taggers['pad'].window_seconds:.2f} s, {len(labels)} clips\n")
         print("| cut to | shorter than the window | " + " | ".join(POLICIES) + " |\n|---|---|" + "---|" * len(POLICIES))
         for seconds in (*options.seconds, np.inf):
             pieces = [cut(waveform, min(seconds, 1e6)) for waveform in waveforms]
             shorter = sum(len(piece) < taggers["pad"].frontend.num_samples for piece in pieces)
-            cells = row({name: scored(tagger, pieces) for name, tagger in taggers.items()}, labels, options.resamples)
+            cells = row({name: tag_all(tagger, pieces) for name, tagger in taggers.items()}, labels, options.resamples)
             name = f"{seconds:g} s" if np.isfinite(seconds) else "whole"
             print(f"| {name} | {shorter} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

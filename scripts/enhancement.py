@@ -1,10 +1,10 @@
-"""What label enhancement gives on FSD50K: trains on the labels as they are and on enhanced ones, and prints a table.
+"""Measures the effect of label enhancement on FSD50K: trains on the original and on enhanced labels.
 
     psla prepare fsd50k /data/FSD50K --out data/fsd50k
     python scripts/enhancement.py data/fsd50k --ontology ontology.json [--seeds 0 1 2] [--directory runs/enhancement]
 
-Scores are of models that have not seen the clip (a cross-fit of three folds), and in the last row of a model that was
-trained on these very clips. The model is a small one, as it is trained some thirty times.
+The scores for the enhancement come from models that were not trained on the clip (a cross-fit of three folds), except
+in the last row, where the model was trained on the same clips. The model is small, as it is trained about thirty times.
 """
 
 from __future__ import annotations
@@ -21,48 +21,52 @@ import tyro
 from flax import nnx
 from tyro.conf import Positional
 
-from psla_jax import comparison, crossfit, enhancement, experiment, runtime
+from psla_jax.aggregation import evaluate_models
 from psla_jax.config import DataConfig, FrontendConfig, Kind, ModelConfig, RunConfig, Threshold
 from psla_jax.data.datafile import Datafile
-from psla_jax.journal import Journal
-from psla_jax.labeling import Labels, Relations
+from psla_jax.labeling import crossfit, enhance
+from psla_jax.labeling.rules import Labels, Relations
 from psla_jax.models.layers import BatchNorm, Conv
 from psla_jax.models.pooling import build_pooling
-from psla_jax.ontology import Ontology, Vocabulary
-from psla_jax.run_directory import SUMMARY
+from psla_jax.runtime import process
+from psla_jax.runtime.logging import Logger
+from psla_jax.training import loop
+from psla_jax.training.run_directory import SUMMARY
+from psla_jax.vocabulary.ontology import Ontology
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 FRAMES = 208
-ORIGINAL = "labels as they are"
+ORIGINAL = "original labels"
 THRESHOLDS: tuple[Threshold, ...] = ("mean", "10")
 ENHANCED: tuple[tuple[str, str, Kind, Threshold], ...] = (
     ("type I, mean", "crossfit", "type1", "mean"),
     ("type II, mean", "crossfit", "type2", "mean"),
     ("merged, mean", "crossfit", "type1_2", "mean"),
     ("merged, 10th percentile", "crossfit", "type1_2", "10"),
-    ("merged, mean, scores of the same clips", "same", "type1_2", "mean"),
+    ("merged, mean, scores of a model trained on the same clips", "same", "type1_2", "mean"),
 )
-"""Name of a row, whose scores, kind and threshold."""
+"""Name of the row, source of the scores, kind and threshold of the enhancement."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to train on what."""
+    """Command-line arguments."""
 
     data: Positional[str]
-    """The folder that psla prepare fsd50k wrote; its datafiles are in DATA/datafiles."""
+    """Output directory of psla prepare fsd50k."""
     ontology: str
     """AudioSet's ontology.json."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """All rows are trained once per seed."""
+    """Seeds of the runs; every row is trained once per seed."""
     epochs: int = 20
-    """Of every run; the last third is averaged."""
+    """Number of epochs per run; the weights of the last third are averaged."""
     directory: str = "runs/enhancement"
-    """Where runs and datafiles go; finished ones are not trained again."""
+    """Directory of the runs and datafiles; finished runs are not repeated."""
 
 
-class SmallTagger(nnx.Module):
-    """Two layers on what each band of the log-mel does in the clip: mean, deviation, maximum, minimum, mean change."""
+class SmallNetwork(nnx.Module):
+    """Two layers on five statistics of each mel band over the clip: mean, deviation, maximum, minimum, mean change."""
 
     def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
         self.norm = BatchNorm(5 * 128, momentum=0.9)
@@ -70,45 +74,50 @@ class SmallTagger(nnx.Module):
         self.attention = build_pooling("attention", 256, num_classes, 1, rngs=rngs)
 
     def __call__(self, spectrograms: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        """`(batch, frames, mels)` to scores `(batch, classes)`."""
+        """Maps spectrograms `(batch, frames, mels)` to scores `(batch, classes)`."""
         features = self.norm(statistics(spectrograms), valid)
         return self.attention(jax.nn.relu(self.hidden(features[:, None, None]))[:, 0])
 
 
 def statistics(x: jax.Array) -> jax.Array:
-    """Of every band over the frames that sound, `(batch, frames, mels)` to `(batch, 5 * mels)`."""
-    sounds = jnp.any(x != x[..., :1], axis=-1, keepdims=True)  # padding and masked frames have one value in all bands
-    both = sounds[:, 1:] & sounds[:, :-1]
+    """Computes the statistics of each band over the valid frames: `(batch, frames, mels)` to `(batch, 5 * mels)`."""
+    valid = jnp.any(x != x[..., :1], axis=-1, keepdims=True)  # Padded and masked frames have equal values in all bands.
+    valid_pairs = valid[:, 1:] & valid[:, :-1]
 
-    def mean(values: jax.Array, counted: jax.Array) -> jax.Array:
-        return jnp.sum(values * counted, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+    def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+        return jnp.sum(values * mask, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
 
-    middle = mean(x, sounds)
-    deviation = jnp.sqrt(mean((x - middle[:, None]) ** 2, sounds) + 1e-6)
-    highest = jnp.max(jnp.where(sounds, x, -10.0), axis=1)
-    lowest = jnp.min(jnp.where(sounds, x, 10.0), axis=1)
-    change = mean(jnp.abs(x[:, 1:] - x[:, :-1]), both)
-    return jnp.concatenate([middle, deviation, highest, lowest, change], axis=-1)
+    mean = masked_mean(x, valid)
+    deviation = jnp.sqrt(masked_mean((x - mean[:, None]) ** 2, valid) + 1e-6)
+    maximum = jnp.max(jnp.where(valid, x, -10.0), axis=1)
+    minimum = jnp.min(jnp.where(valid, x, 10.0), axis=1)
+    change = masked_mean(jnp.abs(x[:, 1:] - x[:, :-1]), valid_pairs)
+    return jnp.concatenate([mean, deviation, maximum, minimum, change], axis=-1)
 
 
-def build(num_classes: int, rngs: nnx.Rngs) -> SmallTagger:
-    """What ``enhancement:build`` names in a config."""
-    return SmallTagger(num_classes, rngs)
+def build(num_classes: int, rngs: nnx.Rngs) -> SmallNetwork:
+    """Builds the network; named ``enhancement:build`` in configs."""
+    return SmallNetwork(num_classes, rngs)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run: how its labels were, and the evaluation mAP of its best epoch and of its checkpoint ensemble."""
+    """Result of a run."""
 
     added: int
+    """Number of added labels."""
     without_parent: int
+    """Number of labels with a missing direct parent."""
     without_child: int
+    """Number of labels with children in the vocabulary, but none of them on the clip."""
     best: float
+    """Evaluation mAP of the best epoch."""
     ensemble: float
+    """Evaluation mAP of the checkpoint ensemble."""
 
 
 def base_config(options: Options, seed: int) -> RunConfig:
-    """The demo's small model on this data, with the labels as they are."""
+    """Returns the demo config with :class:`SmallNetwork` on FSD50K with the original labels."""
     demo: RunConfig = runpy.run_path(str(DEMO))["config"]
     files = Path(options.data) / "datafiles"
     data = DataConfig(
@@ -134,49 +143,49 @@ def base_config(options: Options, seed: int) -> RunConfig:
 
 
 def enhanced_by_crossfit(config: RunConfig, ontology: str) -> str:
-    """Cross-fits and enhances; the stem of the datafiles, without kind and threshold."""
+    """Enhances by a cross-fit; returns the path of the datafiles up to kind and threshold."""
     folder = f"{config.run_dir}{crossfit.SUFFIX}/labels"
     crossfit.run(crossfit.Request(config, ontology, threshold=THRESHOLDS, out=folder, force=True))
     return f"{folder}/{Path(config.data.train).stem}"
 
 
 def enhanced_by_same_clips(config: RunConfig, ontology: str) -> str:
-    """Enhances by the weight average of the finished run of `config`, which was trained on these clips."""
+    """Enhances by the weight average of the run of `config`, which was trained on the same clips."""
     scores, folder = Path(config.run_dir) / "train_scores.npz", f"{config.run_dir}-same/labels"
     if not scores.is_file():
-        comparison.evaluate(
-            comparison.Request((config.run_dir,), config.data.train, bootstrap=0, trust=True, save=str(scores))
+        evaluate_models.evaluate_request(
+            evaluate_models.Request((config.run_dir,), config.data.train, bootstrap=0, trust=True, save=str(scores))
         )
-    enhancement.run(
-        enhancement.Request(
+    enhance.run(
+        enhance.Request(
             config.data.train, str(scores), config.data.labels, ontology, ("mean",), out=folder, force=True
         ),
-        Journal(),
+        Logger(),
     )
     return f"{folder}/{Path(config.data.train).stem}"
 
 
-def trained(config: RunConfig, original: Labels, relations: Relations) -> Result:
-    """Trains what is missing of a run and reads its summary."""
-    experiment.train(config)
+def train_and_count(config: RunConfig, original: Labels, relations: Relations) -> Result:
+    """Trains a run unless it is finished, and returns its result."""
+    loop.train(config)
     summary = json.loads((Path(config.run_dir) / SUMMARY).read_text(encoding="utf-8"))
-    best, *_, ensemble = (figures["evaluation"]["mAP"] for figures in summary.values())
+    best, *_, ensemble = (metrics["evaluation"]["mAP"] for metrics in summary.values())
     labels = read_labels(config)
     errors = labels.without_parent(relations), labels.without_child(relations)
     return Result(len(labels) - len(original), *errors, best, ensemble)
 
 
 def read_labels(config: RunConfig) -> Labels:
-    """The training labels of a config."""
-    return Labels.of(Datafile.read(config.data.train, Vocabulary.read(config.data.labels)))
+    """Returns the training labels of a config."""
+    return Labels.from_datafile(Datafile.read(config.data.train, Vocabulary.read(config.data.labels)))
 
 
 def rows_of_seed(options: Options, seed: int) -> dict[str, Result]:
-    """All rows of the table for one seed."""
+    """Returns all rows of the table for one seed."""
     config = base_config(options, seed)
-    relations = Relations.of(Vocabulary.read(config.data.labels), Ontology.read(options.ontology))
+    relations = Relations.from_ontology(Vocabulary.read(config.data.labels), Ontology.read(options.ontology))
     original = read_labels(config)
-    rows = {ORIGINAL: trained(config, original, relations)}
+    rows = {ORIGINAL: train_and_count(config, original, relations)}
     stems = {
         "crossfit": enhanced_by_crossfit(config, options.ontology),
         "same": enhanced_by_same_clips(config, options.ontology),
@@ -184,12 +193,12 @@ def rows_of_seed(options: Options, seed: int) -> dict[str, Result]:
     for name, scores, kind, threshold in ENHANCED:
         data = replace(config.data, train=f"{stems[scores]}_{kind}_{threshold}.json")
         run_dir = str(Path(config.run_dir).with_name(f"{scores}_{kind}_{threshold}"))
-        rows[name] = trained(replace(config, run_dir=run_dir, data=data), original, relations)
+        rows[name] = train_and_count(replace(config, run_dir=run_dir, data=data), original, relations)
     return rows
 
 
 def show(seeds: dict[int, dict[str, Result]]) -> None:
-    """The table over the seeds done so far; counts of labels are means over them."""
+    """Prints the table for the finished seeds."""
     print(f"\nevaluation mAP per seed {tuple(seeds)} and their mean; counts are means over the seeds\n")
     print("| training labels | added | without parent | without child | best epoch | mean | ensemble | mean |")
     print("|---|---|---|---|---|---|---|---|")
@@ -204,13 +213,13 @@ def show(seeds: dict[int, dict[str, Result]]) -> None:
 
 
 def main(options: Options) -> None:
-    """Trains what is missing; prints the table after every seed."""
-    runtime.prepare_libraries(programs=False)  # all runs but those of the folds have the same ones
-    done: dict[int, dict[str, Result]] = {}
+    """Trains the missing runs and prints the table after every seed."""
+    process.configure_libraries()
+    results: dict[int, dict[str, Result]] = {}
     for seed in options.seeds:
-        done[seed] = rows_of_seed(options, seed)
-        show(done)
+        results[seed] = rows_of_seed(options, seed)
+        show(results)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

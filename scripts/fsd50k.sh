@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# FSD50K from recordings to summary: scripts/fsd50k.sh DATA_DIR [--section.field value ...]
-# DATA_DIR holds FSD50K.dev_audio, FSD50K.eval_audio and FSD50K.ground_truth. Resampled audio and datafiles go beside
-# them, or to $PSLA_OUT where DATA_DIR cannot be written. Everything after DATA_DIR goes to psla train. Run it again to go on.
+# Prepares FSD50K, trains on it and prints the summary: scripts/fsd50k.sh DATA_DIR [--section.field value ...]
+# DATA_DIR contains FSD50K.dev_audio, FSD50K.eval_audio and FSD50K.ground_truth. Resampled audio and datafiles are
+# written to $PSLA_OUT, by default DATA_DIR. Further arguments are passed to psla train. Run it again to resume.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ "$1" = "-h" ] || [ "$1" = "--help" ]; then

@@ -1,6 +1,8 @@
-"""What each ingredient of PSLA adds on the embedded data set: trains with and without, and prints the README's table.
+"""Measures what each ingredient of PSLA adds on the embedded data set: the table in the README.
 
-python scripts/ingredients.py [--seeds 0 1 2] [--directory runs/ingredients]
+    python scripts/ingredients.py [--seeds 0 1 2] [--directory runs/ingredients]
+
+Trains the demo config with and without balanced sampling, mixup and masks, once per seed.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from psla_jax import experiment
 from psla_jax.config import RunConfig, SamplingConfig
-from psla_jax.run_directory import SUMMARY
+from psla_jax.training import loop
+from psla_jax.training.run_directory import SUMMARY
 
 ROWS = (
     "best single epoch",
@@ -29,35 +31,35 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
 @dataclass(frozen=True)
 class Options:
-    """What to train."""
+    """Command-line arguments."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of each kind per seed."""
+    """Seeds of the runs; every configuration is trained once per seed."""
     directory: str = "runs/ingredients"
-    """Where the runs go; finished ones are not trained again."""
+    """Directory of the runs; finished runs are not repeated."""
 
 
 def without_sampling(config: RunConfig) -> RunConfig:
-    """The same run without balanced sampling, mixup and masks."""
+    """Returns the config without balanced sampling, mixup and masks."""
     return dataclasses.replace(config, sampling=SamplingConfig(balanced=False, mixup=0.0, freq_mask=0, time_mask=0))
 
 
 def evaluation_maps(config: RunConfig) -> list[float]:
-    """Evaluation mAP of every row of the summary: best single, weight average, plain average, ensemble."""
-    experiment.train(config)
+    """Trains and returns the evaluation mAP of the best epoch, the two weight averages and the ensemble."""
+    loop.train(config)
     summary = json.loads((Path(config.run_dir) / SUMMARY).read_text(encoding="utf-8"))
-    return [figures["evaluation"]["mAP"] for figures in summary.values()]
+    return [metrics["evaluation"]["mAP"] for metrics in summary.values()]
 
 
 def main(options: Options) -> None:
-    """Trains what is missing and prints the table."""
+    """Trains the missing runs and prints the table."""
     demo: RunConfig = runpy.run_path(str(DEMO))["config"]
     plain: list[list[float]] = []
     psla: list[list[float]] = []
     for seed in options.seeds:
-        for kind, change, maps in (("plain", without_sampling, plain), ("psla", lambda config: config, psla)):
-            run_dir = str(Path(options.directory) / f"{kind}-{seed}")
-            maps.append(evaluation_maps(change(dataclasses.replace(demo, seed=seed, run_dir=run_dir))))
+        for name, config, maps in (("plain", without_sampling(demo), plain), ("psla", demo, psla)):
+            run_dir = str(Path(options.directory) / f"{name}-{seed}")
+            maps.append(evaluation_maps(dataclasses.replace(config, seed=seed, run_dir=run_dir)))
     print(f"\nevaluation mAP, mean of seeds {options.seeds}\n")
     print("| | no sampling, mixup or masks | + sampling, mixup and masks |")
     print("|---|---|---|")
@@ -66,4 +68,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

@@ -1,10 +1,11 @@
-"""Kills a training with SIGKILL again and again, and compares what it ends with with one that was left alone.
+"""Kills a training run with SIGKILL many times and compares its results with those of an undisturbed run.
 
     python scripts/kill.py --kills 50
     python scripts/kill.py --kills 10 --processes 2
 
-Every kill waits for a phase of the run (loader, step, checkpoint, evaluation, aggregation) and a random moment in it.
-A run that has come to its end is compared, and another one begun. Exit code 1 if anything differs.
+Each kill waits for a phase of the run (loader, step, checkpoint, evaluation, aggregation) and a random delay in it; the
+run is then restarted. A run that reaches its end is compared bit for bit, and a new one is begun. The exit code is 1 if
+anything differs or a process outlives its run.
 """
 
 from __future__ import annotations
@@ -31,8 +32,17 @@ from rich.console import Console
 from rich.table import Table
 
 PHASES = ("start", "loader", "step", "checkpoint", "evaluation", "aggregation")
-MOST_OF = {"start": 4.0, "loader": 0.02, "step": 0.05, "checkpoint": 0.3, "evaluation": 0.4, "aggregation": 2.0}
-"""Seconds that the random moment lies behind the beginning of a phase at most."""
+MAX_DELAYS = {"start": 4.0, "loader": 0.02, "step": 0.05, "checkpoint": 0.3, "evaluation": 0.4, "aggregation": 2.0}
+"""Maximum delay between the beginning of each phase and the kill, in seconds."""
+FUNCTIONS = (
+    ("loader", "monitor", "TrainingMonitor.fetch"),
+    ("step", "step", "Trainer.step"),
+    ("checkpoint", "checkpointing", "RunCheckpoints.save"),
+    ("checkpoint", "checkpointing", "RunCheckpoints.wait"),
+    ("evaluation", "artifacts", "RunArtifacts.score"),
+    ("aggregation", "loop", "summarise"),
+)
+"""Phase, module of ``psla_jax.training`` and name of the functions that mark the phases."""
 CONFIG = """
 from psla_jax.config import (
     AggregationConfig, DataConfig, FrontendConfig, ModelConfig, OptimizerConfig, RunConfig, SamplingConfig,
@@ -51,52 +61,50 @@ config = RunConfig(
     bootstrap=20,
 )
 """
-WATCHED = """
-import functools, mmap, os, sys
-from psla_jax import experiment, run_checkpoints, shelf, training, watch
+MARKED_RUN = f"""
+import functools, importlib, mmap, os, sys
 page = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 1)
-def phase(number, owner, name):
+def mark(number, module, name):
+    *owners, name = name.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module("psla_jax.training." + module))
     function = getattr(owner, name)
     @functools.wraps(function)
-    def marked(*given, **named):
+    def marked(*args, **kwargs):
         before, page[0] = page[0], number
         try:
-            return function(*given, **named)
+            return function(*args, **kwargs)
         finally:
             page[0] = before
     setattr(owner, name, marked)
-phase(1, watch.Watch, "fetch")
-phase(2, training.Trainer, "step")
-phase(3, run_checkpoints.RunCheckpoints, "save")
-phase(3, run_checkpoints.RunCheckpoints, "wait")
-phase(4, shelf.Shelf, "score")
-phase(5, experiment, "summarise")
-from psla_jax.cli import main
+for number, module, name in {[(PHASES.index(phase), *function) for phase, *function in FUNCTIONS]}:
+    mark(number, module, name)
+from psla_jax.cli.main import main
 sys.exit(main(["train", "config.py", "--run-dir", *sys.argv[2:]]))
 """
+"""Program that runs psla train and writes the number of its current phase to a shared page."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """How often to kill what."""
+    """Command-line arguments."""
 
     kills: int = 50
-    """Over all runs together."""
+    """Total number of kills, over all runs."""
     processes: int = 1
-    """Of each run, on this machine."""
+    """Number of processes per run, all on this machine."""
     workers: int = 1
-    """Loader processes of each."""
+    """Number of loader processes per process."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the random phases and delays."""
     directory: str = ""
-    """Where the runs go; empty for one that is deleted."""
+    """Directory of the runs. Empty: a temporary directory."""
     json: bool = False
-    """Print the table as JSON."""
+    """Print the results as JSON instead of a table."""
 
 
 @dataclass
 class Tally:
-    """What has happened so far."""
+    """Counts of kills, restarts and completed runs, and the differences found."""
 
     kills: Counter = field(default_factory=Counter)
     restarts: int = 0
@@ -106,55 +114,55 @@ class Tally:
 
 
 class Run:
-    """One start of a training, of one process or several."""
+    """The processes of a training run between two restarts."""
 
-    def __init__(self, place: Path, name: str, processes: int) -> None:
-        self.place, self.name = place, name
-        self.pages = [place / f"phase{index}" for index in range(processes)]
+    def __init__(self, directory: Path, name: str, processes: int) -> None:
+        self.directory, self.name = directory, name
+        self.pages = [directory / f"phase{index}" for index in range(processes)]
         port = _free_port()
-        self.parts = [self._started(index, processes, port) for index in range(processes)]
+        self.processes = [self._start(index, processes, port) for index in range(processes)]
         self.maps = []
         for page in self.pages:
             with open(page, "r+b") as file:
                 self.maps.append(mmap.mmap(file.fileno(), 1))
 
-    def _started(self, index: int, processes: int, port: int) -> subprocess.Popen:
+    def _start(self, index: int, processes: int, port: int) -> subprocess.Popen:
         self.pages[index].write_bytes(b"\0")
-        together = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", str(processes)]
-        together += ["--distributed.index", str(index), "--distributed.timeout", "10"]
+        options = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", str(processes)]
+        options += ["--distributed.index", str(index), "--distributed.timeout", "10"]
         environment = os.environ | {"PSLA_HUGE_PAGES": "0"}
-        command = [sys.executable, "-c", WATCHED, str(self.pages[index]), self.name, *(together * (processes > 1))]
-        log = open(self.place / f"{self.name}.log", "ab")  # noqa: SIM115 - the process keeps it open
-        return subprocess.Popen(
-            command, cwd=self.place, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        command = [sys.executable, "-c", MARKED_RUN, str(self.pages[index]), self.name, *(options * (processes > 1))]
+        with open(self.directory / f"{self.name}.log", "ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.directory, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def phase(self, index: int = 0) -> str:
-        """Where a process is."""
+        """Returns the current phase of a process."""
         return PHASES[self.maps[index][0]]
 
-    def over(self) -> bool:
-        """Whether any process has ended."""
-        return any(part.poll() is not None for part in self.parts)
+    def has_ended(self) -> bool:
+        """Returns whether any process has ended."""
+        return any(process.poll() is not None for process in self.processes)
 
-    def end(self) -> list[int]:
-        """Waits for all processes; their exit codes."""
-        return [part.wait(timeout=600) for part in self.parts]
+    def wait(self) -> list[int]:
+        """Waits for all processes and returns their exit codes."""
+        return [process.wait(timeout=600) for process in self.processes]
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
-def orphans(groups: list[int]) -> list[int]:
-    """Processes of these sessions that still live some seconds after those that they served."""
+def orphans(sessions: list[int]) -> list[int]:
+    """Returns the processes of the given sessions that do not end within 10 s."""
     deadline = time.monotonic() + 10
     while True:
-        left = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _session(p) in groups]
-        if not left or time.monotonic() > deadline:
-            return left
+        alive = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and _session(p) in sessions]
+        if not alive or time.monotonic() > deadline:
+            return alive
         time.sleep(0.1)
 
 
@@ -166,103 +174,101 @@ def _session(process: Path) -> int:
     return -1 if fields[0] == "Z" else int(fields[3])
 
 
-def kill_once(run: Run, wanted: str, draw: random.Random) -> str | None:
-    """Kills one process of a run in the wanted phase, or at any moment; None if the run ended before."""
-    victim = draw.randrange(len(run.parts))
-    deadline = time.monotonic() + draw.uniform(0, 30) if wanted == "anywhere" else float("inf")
-    while not run.over():
-        if run.phase(victim) == wanted or time.monotonic() > deadline:
-            time.sleep(draw.uniform(0, MOST_OF.get(wanted, 0.0)))
-            hit = run.phase(victim)
-            if run.over():
+def kill_once(run: Run, target: str, rng: random.Random) -> str | None:
+    """Kills one process of a run in the target phase, or at a random time for the target ``anywhere``.
+
+    Returns the phase of the process at that moment, or None if the run ended before.
+    """
+    victim = rng.randrange(len(run.processes))
+    deadline = time.monotonic() + rng.uniform(0, 30) if target == "anywhere" else float("inf")
+    while not run.has_ended():
+        if run.phase(victim) == target or time.monotonic() > deadline:
+            time.sleep(rng.uniform(0, MAX_DELAYS.get(target, 0.0)))
+            phase = run.phase(victim)
+            if run.has_ended():
                 return None
-            run.parts[victim].send_signal(signal.SIGKILL)
-            return hit
+            run.processes[victim].send_signal(signal.SIGKILL)
+            return phase
         time.sleep(0.0005)
     return None
 
 
-def live(place: Path, name: str, arguments: Arguments, draw: random.Random, tally: Tally) -> None:
-    """One run from its beginning to its end, killed on the way as long as there are kills left."""
+def run_to_end(directory: Path, name: str, arguments: Arguments, rng: random.Random, tally: Tally) -> None:
+    """Completes one run, killing and restarting it until no kills remain."""
     targets = [*PHASES[1:], "anywhere", "anywhere"]
     while True:
-        run = Run(place, name, arguments.processes)
-        left = arguments.kills - sum(tally.kills.values())
-        hit = kill_once(run, draw.choice(targets), draw) if left > 0 else None
-        codes = run.end()
-        tally.orphans += len(orphans([part.pid for part in run.parts]))
-        if hit is None:
+        run = Run(directory, name, arguments.processes)
+        remaining = arguments.kills - sum(tally.kills.values())
+        phase = kill_once(run, rng.choice(targets), rng) if remaining > 0 else None
+        codes = run.wait()
+        tally.orphans += len(orphans([process.pid for process in run.processes]))
+        if phase is None:
             if any(codes):
-                tail = (place / f"{name}.log").read_text(errors="replace")[-2000:]
+                tail = (directory / f"{name}.log").read_text(errors="replace")[-2000:]
                 sys.exit(f"a run that was not killed ended with {codes}:\n{tail}")
             tally.runs += 1
             return
-        tally.kills[hit] += 1
+        tally.kills[phase] += 1
         tally.restarts += 1
-        print(f"kill {sum(tally.kills.values())}: {name}, in {hit}", file=sys.stderr, flush=True)
+        print(f"kill {sum(tally.kills.values())}: {name}, in {phase}", file=sys.stderr, flush=True)
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What two finished runs do not have in common, bit for bit."""
-    found = []
-    tables = [*sorted(path.name for path in one.glob("*.csv")), "summary.json"]
-    found += [name for name in tables if (one / name).read_bytes() != (other / name).read_bytes()]
-    for path in sorted((one / "scores").glob("*.npz")):
-        with np.load(path) as a, np.load(other / "scores" / path.name) as b:
-            found += [f"scores/{path.name}: {key}" for key in a.files if not np.array_equal(a[key], b[key])]
-    weights = sorted(path.relative_to(one) for path in (one / "models").glob("*/weights"))
-    last = max(int(p.name) for p in (one / "checkpoints").iterdir() if p.name.isdigit())
+def differences(first: Path, second: Path) -> list[str]:
+    """Returns the tables, scores and weights in which two finished runs differ, compared bit for bit."""
+    tables = [*sorted(path.name for path in first.glob("*.csv")), "summary.json"]
+    names = [name for name in tables if (first / name).read_bytes() != (second / name).read_bytes()]
+    for path in sorted((first / "scores").glob("*.npz")):
+        with np.load(path) as a, np.load(second / "scores" / path.name) as b:
+            names += [f"scores/{path.name}: {key}" for key in a.files if not np.array_equal(a[key], b[key])]
+    weights = sorted(path.relative_to(first) for path in (first / "models").glob("*/weights"))
+    last = max(int(path.name) for path in (first / "checkpoints").iterdir() if path.name.isdigit())
     for part in [*weights, Path("checkpoints", str(last), "model"), Path("checkpoints", str(last), "opt")]:
-        found += [str(part)] if not _same(_arrays(one / part), _arrays(other / part)) else []
-    return found
+        if _leaves(first / part) != _leaves(second / part):
+            names.append(str(part))
+    return names
 
 
-def _arrays(place: Path) -> list[np.ndarray]:
-    """The arrays that Orbax has written there."""
+def _leaves(path: Path) -> list[bytes]:
+    """Returns the contents of the arrays in an Orbax checkpoint, or in one of its items."""
     import jax
 
-    inside = place.name in ("model", "opt")
-    loaded = ocp.load(place.parent.absolute(), checkpointable_name=place.name) if inside else ocp.load(place.absolute())
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(loaded)]
-
-
-def _same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
-    return len(one) == len(other) and all(a.tobytes() == b.tobytes() for a, b in zip(one, other))
+    is_item = path.name in ("model", "opt")
+    tree = ocp.load(path.parent.absolute(), checkpointable_name=path.name) if is_item else ocp.load(path.absolute())
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
 def main(arguments: Arguments) -> int:
-    """Kills, restarts, compares."""
-    place = Path(arguments.directory or tempfile.mkdtemp(prefix="psla-kill-")).absolute()
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "config.py").write_text(CONFIG.format(workers=arguments.workers))
-    draw, tally = random.Random(arguments.seed), Tally()
-    whole = Run(place, "alone", arguments.processes)
-    if any(whole.end()):
-        sys.exit(f"the run that was left alone failed: see {place / 'alone.log'}")
-    before = time.monotonic()
+    """Kills, restarts and compares runs; returns the exit code."""
+    directory = Path(arguments.directory or tempfile.mkdtemp(prefix="psla-kill-")).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.py").write_text(CONFIG.format(workers=arguments.workers))
+    rng, tally = random.Random(arguments.seed), Tally()
+    if any(Run(directory, "undisturbed", arguments.processes).wait()):
+        sys.exit(f"the undisturbed run failed: see {directory / 'undisturbed.log'}")
+    start = time.monotonic()
     while sum(tally.kills.values()) < arguments.kills:
         name = f"run{tally.runs}"
-        live(place, name, arguments, draw, tally)
-        tally.differences += [f"{name}: {what}" for what in differences(place / "alone", place / name)]
-    seconds = time.monotonic() - before
+        run_to_end(directory, name, arguments, rng, tally)
+        tally.differences += [f"{name}: {part}" for part in differences(directory / "undisturbed", directory / name)]
+    seconds = time.monotonic() - start
     if not arguments.directory:
-        shutil.rmtree(place)
+        shutil.rmtree(directory)
     report(arguments, tally, seconds)
     return 1 if tally.differences or tally.orphans else 0
 
 
 def report(arguments: Arguments, tally: Tally, seconds: float) -> None:
-    """The table."""
-    figures = {f"kills in {phase}": tally.kills[phase] for phase in PHASES}
-    figures |= {"kills": sum(tally.kills.values()), "restarts": tally.restarts, "runs compared": tally.runs}
-    figures |= {"differences": len(tally.differences), "processes left over": tally.orphans, "seconds": round(seconds)}
+    """Prints the results as a table or as JSON."""
+    counts = {f"kills in {phase}": tally.kills[phase] for phase in PHASES}
+    counts |= {"kills": sum(tally.kills.values()), "restarts": tally.restarts, "runs compared": tally.runs}
+    counts |= {"differences": len(tally.differences), "processes left over": tally.orphans, "seconds": round(seconds)}
     if arguments.json:
-        print(json.dumps(figures | {"which": tally.differences}))
+        print(json.dumps(counts | {"which": tally.differences}))
         return
     table = Table(title=f"{arguments.processes} process(es), {arguments.workers} loader worker(s) each")
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in figures.items():
+    for name, value in counts.items():
         table.add_row(name, str(value))
     console = Console()
     console.print(table)

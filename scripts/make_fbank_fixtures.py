@@ -1,12 +1,14 @@
-"""Kaldi features from torchaudio, as the oracle of ``tests/test_frontend.py``, and how far our frontend is from them.
+"""Writes the fixture of ``tests/audio/test_frontend.py``, Kaldi features from torchaudio, and compares the frontend.
 
     pip download --no-deps torchaudio==2.9.1 && unzip torchaudio-*.whl
     python scripts/make_fbank_fixtures.py torchaudio/compliance/kaldi.py [RECORDING.wav ...]
 
-takes a minute on a CPU. Only that one file of torchaudio is loaded, so its binaries need not fit the installed torch.
-The table compares every frame of every signal at every length, in log-mel units: the largest distances between ours,
-torchaudio's in float64 and torchaudio's in float32. Where the latter two are more than 5e-4 apart (the share of values
-is in the last column), float64 alone is the judge. Recordings are compared, not stored.
+Takes a minute on a CPU. Only that one file of torchaudio is loaded, so its binaries need not match the installed torch.
+The table lists the maximum differences, in log-mel units, over all frames of every signal at every length: between the
+frontend and torchaudio in float64, between the frontend and torchaudio in float32, and between torchaudio's two
+precisions. The second column excludes values for which the latter differ by more than 5e-4; the last column is their
+share.
+Recordings are only compared, not written to the fixture.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import soundfile
 import soxr
 import torch
 
-from psla_jax.frontend import SAMPLE_RATE, Frontend
+from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
 
 LENGTHS = (400, 401, 559, 560, 16_000, 160_000, 192_000)
 STORED_FRAMES = 8
@@ -33,7 +35,7 @@ Fbank = Callable[[np.ndarray, torch.dtype], np.ndarray]
 
 
 def load_torchaudio(path: Path) -> tuple[Fbank, np.ndarray]:
-    """torchaudio's fbank of a waveform in a given precision, and its mel filters ``(128, 256)``."""
+    """Returns torchaudio's fbank as a function of waveform and precision, and its mel filters ``(128, 256)``."""
     sys.modules.setdefault("torchaudio", types.ModuleType("torchaudio"))
     spec = importlib.util.spec_from_file_location("kaldi", path)
     if spec is None or spec.loader is None:
@@ -57,7 +59,7 @@ def load_torchaudio(path: Path) -> tuple[Fbank, np.ndarray]:
 
 
 def signals() -> dict[str, np.ndarray]:
-    """One period of each signal: int16, or float32 where 16 bits would hide the leakage of the window."""
+    """Returns one period of each signal: int16, or float32 where quantisation would hide the leakage of the window."""
     rng = np.random.default_rng(0)
     t = np.arange(SAMPLE_RATE) / SAMPLE_RATE
     tones = {f"tone {hz:g} Hz": np.sin(2 * np.pi * hz * t[:3200]) for hz in (31.25, 100, 440, 1000, 3005, 4000, 7990)}
@@ -85,7 +87,7 @@ def signals() -> dict[str, np.ndarray]:
 
 
 def _speech_like(rng: np.random.Generator) -> np.ndarray:
-    """Glottal pulses of falling pitch through three formants, with a breathy onset and a pause."""
+    """Returns glottal pulses of falling pitch through three formants, with a breathy onset and a pause, float64."""
     n = SAMPLE_RATE // 2
     t = np.arange(n) / SAMPLE_RATE
     pulses = np.diff(np.floor(np.cumsum(140 - 60 * t) / SAMPLE_RATE), prepend=0.0) + 0.01 * rng.standard_normal(n)
@@ -98,32 +100,32 @@ def _speech_like(rng: np.random.Generator) -> np.ndarray:
 
 
 def waveform(period: np.ndarray, length: int) -> np.ndarray:
-    """``length`` samples of a periodic signal, float32 in [-1, 1]."""
+    """Returns ``length`` samples of a periodic signal, float32 in [-1, 1]."""
     scale = np.float32(32768 if period.dtype == np.int16 else 1)
     return np.resize(period, length).astype(np.float32) / scale
 
 
 def recording(path: Path) -> np.ndarray:
-    """A file at 16 kHz, mono, free of its mean."""
+    """Reads a file as a zero-mean mono waveform at 16 kHz."""
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     mono = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
     return mono - mono.mean()
 
 
 def compare(name: str, x: np.ndarray, fbank: Fbank, frontend: Frontend) -> tuple[np.ndarray, np.ndarray]:
-    """torchaudio's features of ``x`` in float32 and float64; prints a line of the table."""
+    """Prints a row of the table; returns torchaudio's features of ``x`` in float32 and in float64."""
     single, double = fbank(x, torch.float32), fbank(x, torch.float64)
     padded = np.pad(x, (0, max(0, frontend.num_samples - len(x))))[None, : frontend.num_samples]
     ours = np.asarray(frontend.log_mel(padded, np.array([len(x)])))[0, : len(double)].astype(np.float64)
-    own = np.abs(single - double)
-    sure = own <= 5e-4
-    columns = [np.abs(ours - double).max(), np.abs(ours - single)[sure].max(), own.max(), 100 * np.mean(~sure)]
+    rounding = np.abs(single - double)
+    exact = rounding <= 5e-4
+    columns = [np.abs(ours - double).max(), np.abs(ours - single)[exact].max(), rounding.max(), 100 * np.mean(~exact)]
     print(f"{name:28} {len(x):7} " + " ".join(f"{value:10.2e}" for value in columns[:3]) + f" {columns[3]:9.3f}%")
     return single, double
 
 
 def stored_case(period: np.ndarray, length: int, single: np.ndarray, double: np.ndarray) -> dict[str, np.ndarray]:
-    """What the tests need: the signal, frames spread over the clip, and the worst frame of torchaudio's float32."""
+    """Returns the arrays for the tests: the signal, frames spread over the clip, and the worst frame in float32."""
     error = single - double
     frames = np.linspace(0, len(double) - 1, min(STORED_FRAMES, len(double))).astype(int)
     frames = np.unique(np.append(frames, np.abs(error).max(axis=1).argmax()))
@@ -137,7 +139,7 @@ def stored_case(period: np.ndarray, length: int, single: np.ndarray, double: np.
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """The arrays as a compressed ``.npz``, which appears whole or not at all."""
+    """Writes the arrays atomically as a compressed ``.npz``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as stream:
@@ -146,14 +148,14 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    """Compares, prints, and replaces the fixture."""
+    """Prints the table and replaces the fixture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kaldi", type=Path, help="torchaudio/compliance/kaldi.py")
-    parser.add_argument("recordings", type=Path, nargs="*", help="audio files to compare on as well")
+    parser.add_argument("recordings", type=Path, nargs="*", help="audio files for additional comparisons")
     args = parser.parse_args()
     fbank, filters = load_torchaudio(args.kaldi)
     frontend = Frontend(target_length=1198)
-    print(f"{'signal':28} samples    ours-64    ours-32      32-64     apart")
+    print(f"{'signal':28} samples    ours-64    ours-32      32-64  excluded")
     arrays = {"mel_filters": filters}
     for index, (name, period) in enumerate(signals().items()):
         results = [compare(name, waveform(period, length), fbank, frontend) for length in LENGTHS]

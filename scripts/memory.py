@@ -1,9 +1,9 @@
-"""How much memory a training step takes under each of the settings that save some: the README's table.
+"""Prints the memory of a training step under each memory-saving setting: the table in the README.
 
-python scripts/memory.py [--model efficientnet-b2] [--frames 1056] [--batch-size 24]
+    python scripts/memory.py [--model efficientnet-b2] [--frames 1056] [--batch-size 24]
 
-Nothing is trained: the step is compiled for the device that is there, and XLA says what it will allocate. On a CPU,
-bfloat16 is computed in float32 in places, and blocks are not computed again, so that only a GPU shows what those save.
+Nothing is trained: the step is compiled for the present device, and XLA reports the memory that it will allocate. On a
+CPU, XLA computes parts of bfloat16 models in float32 and ignores rematerialisation, so only a GPU shows those savings.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import tyro
 from flax import nnx
 
 from psla_jax.config import DataConfig, FrontendConfig, ModelConfig, OptimizerConfig, RunConfig
-from psla_jax.models.tagger import from_config
-from psla_jax.training import Placement, make_trainer
+from psla_jax.models.factory import from_config
+from psla_jax.runtime.sharding import Placement
+from psla_jax.training.step import make_trainer
 
 PRESETS: dict[str, OptimizerConfig] = {
-    "as it is": OptimizerConfig(),
+    "default": OptimizerConfig(),
     "--optimizer.compute bfloat16": OptimizerConfig(compute="bfloat16"),
-    "--optimizer.remat": OptimizerConfig(remat=True),
+    "--optimizer.remat True": OptimizerConfig(remat=True),
     "--optimizer.accumulate 4": OptimizerConfig(accumulate=4),
     "--optimizer.accumulate 4 --optimizer.compute bfloat16": OptimizerConfig(accumulate=4, compute="bfloat16"),
 }
@@ -32,16 +33,20 @@ PRESETS: dict[str, OptimizerConfig] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is trained."""
+    """Model and batch to compile the step for."""
 
     model: str = "efficientnet-b2"
+    """Name of the model."""
     frames: int = 1056
+    """Number of spectrogram frames per clip."""
     batch_size: int = 24
+    """Number of clips per step."""
     classes: int = 527
+    """Number of classes."""
 
 
 def memory(options: Options, preset: OptimizerConfig) -> tuple[float, float]:
-    """GB that stay allocated (parameters, statistics, moments) and GB that a step takes besides."""
+    """Returns the GB of the state (parameters, batch statistics, moments) and of the temporary memory of a step."""
     config = RunConfig(
         data=DataConfig(batch_size=options.batch_size),
         frontend=FrontendConfig(target_length=options.frames),
@@ -59,19 +64,19 @@ def memory(options: Options, preset: OptimizerConfig) -> tuple[float, float]:
         "valid": np.ones(clips, np.float32),
     }
     state = trainer.init(model)
-    plan: Any = trainer.lowered(state, trainer.placement.put(batch)).compile().memory_analysis()
+    plan: Any = trainer.lower(state, trainer.placement.shard_batch(batch)).compile().memory_analysis()
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9, plan.temp_size_in_bytes / 1e9
 
 
 def main(options: Options) -> None:
     """Prints the table."""
     device = jax.devices()[0].device_kind
-    print(f"{options.model}, {options.frames} frames, batch {options.batch_size}, as XLA plans it for: {device}\n")
-    print("| | state | working memory of a step |\n|---|---|---|")
+    print(f"{options.model}, {options.frames} frames, batch {options.batch_size}, as planned by XLA for {device}\n")
+    print("| | state | temporary memory of a step |\n|---|---|---|")
     for name, preset in PRESETS.items():
         state, step = memory(options, preset)
         print(f"| {name} | {state:.2f} GB | {step:.2f} GB |", flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(tyro.cli(Options, description=__doc__))

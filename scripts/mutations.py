@@ -1,4 +1,4 @@
-"""Recordings as no recorder writes them: what disks, converters and strangers make of audio files."""
+"""Corrupted and unusual audio files for ``fuzz.py``: truncated, overwritten, or with invalid headers or samples."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
 def sound(rng: Rng, seconds: float = 0.5, channels: int = 1) -> np.ndarray:
-    """Noise, ``(samples, channels)``."""
+    """Returns white noise, float64 ``(samples, channels)``."""
     return rng.uniform(-0.3, 0.3, (int(16_000 * seconds), channels))
 
 
 def encoded(rng: Rng, kind: str = "", **options: object) -> bytes:
-    """Noise as an audio file of some kind."""
+    """Returns noise encoded in an audio format of libsndfile, by default a random one."""
     kind = kind or str(rng.choice(["WAV", "FLAC", "OGG", "AIFF", "MP3", "W64", "CAF"]))
     file = io.BytesIO()
     soundfile.write(file, sound(rng), 16_000, format=kind, **options)
@@ -28,10 +28,10 @@ def encoded(rng: Rng, kind: str = "", **options: object) -> bytes:
 
 
 def wav(
-    rate: int = 16_000, channels: int = 1, bits: int = 16, form: int = 1, data: bytes = b"", said: int = -1
+    rate: int = 16_000, channels: int = 1, bits: int = 16, form: int = 1, data: bytes = b"", claimed_size: int = -1
 ) -> bytes:
-    """A WAV file whose header may say anything; `said` is the length that it tells of its data."""
-    size = len(data) if said < 0 else said
+    """Returns a WAV file with an arbitrary header; `claimed_size` is the number of bytes of data in the header."""
+    size = len(data) if claimed_size < 0 else claimed_size
     block = channels * bits // 8
     head = HEADER.pack(
         b"RIFF", (size + 36) & 0xFFFFFFFF, b"WAVE", b"fmt ", 16, form, channels & 0xFFFF, rate & 0xFFFFFFFF,
@@ -58,22 +58,22 @@ def zeroed(rng: Rng) -> bytes:
 
 def flipped(rng: Rng) -> bytes:
     content = bytearray(encoded(rng))
-    for place in rng.integers(0, len(content), 20):
-        content[place] ^= 1 << int(rng.integers(8))
+    for position in rng.integers(0, len(content), 20):
+        content[position] ^= 1 << int(rng.integers(8))
     return bytes(content)
 
 
 def head_flipped(rng: Rng) -> bytes:
     content = bytearray(encoded(rng))
-    for place in rng.integers(0, 60, 4):
-        content[place] = int(rng.integers(256))
+    for position in rng.integers(0, 60, 4):
+        content[position] = int(rng.integers(256))
     return bytes(content)
 
 
 def spliced(rng: Rng) -> bytes:
-    one, other = encoded(rng), encoded(rng)
-    place = int(rng.integers(1, min(len(one), len(other))))
-    return one[:place] + other[place:]
+    first, second = encoded(rng), encoded(rng)
+    position = int(rng.integers(1, min(len(first), len(second))))
+    return first[:position] + second[position:]
 
 
 def strange_rate(rng: Rng) -> bytes:
@@ -91,7 +91,7 @@ def strange_bits(rng: Rng) -> bytes:
 
 
 def claims_hours(rng: Rng) -> bytes:
-    return wav(data=noise(rng), said=int(rng.choice([2**31 - 1, 2**32 - 1, 2**32 - 37])))
+    return wav(data=noise(rng), claimed_size=int(rng.choice([2**31 - 1, 2**32 - 1, 2**32 - 37])))
 
 
 def not_finite(rng: Rng) -> bytes:
@@ -101,7 +101,7 @@ def not_finite(rng: Rng) -> bytes:
 
 
 def slow(rng: Rng) -> bytes:
-    """Many samples at a rate at which each of them is a second, or a minute."""
+    """A million samples at 1 to 3 Hz: days of audio according to the header."""
     return wav(rate=int(rng.choice([1, 2, 3])), data=noise(rng, 2_000_000))
 
 
@@ -121,7 +121,7 @@ ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
 
 
 def mutated(folder: Path, count: int, seed: int = 0) -> Iterator[Path]:
-    """Writes so many mutated recordings, all kinds in turn; the names say which."""
+    """Writes `count` corrupted files, cycling through :data:`MUTATIONS`, and yields their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         make = MUTATIONS[number % len(MUTATIONS)]
@@ -132,9 +132,9 @@ def mutated(folder: Path, count: int, seed: int = 0) -> Iterator[Path]:
 
 
 def hours_of_silence(path: Path, hours: int = 10) -> Path:
-    """A true recording of hours, which takes no room on the disk."""
+    """Writes a valid recording of hours of silence as a sparse file, which occupies almost no disk space."""
     size = hours * 3600 * 16_000 * 2
     with open(path, "wb") as file:
-        file.write(wav(data=b"", said=size))
+        file.write(wav(data=b"", claimed_size=size))
         file.truncate(44 + size)
     return path

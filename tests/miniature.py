@@ -1,4 +1,4 @@
-"""AudioSet in the form in which it is published, but small: segment lists, and audio under names of all kinds."""
+"""A miniature AudioSet in its published form: segment lists, and audio files with various names and formats."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 import soundfile
 import sounds
 
-from psla_jax.audio import SAMPLE_RATE
-from psla_jax.ontology import Vocabulary
+from psla_jax.audio.decode import SAMPLE_RATE
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 MIDS = ("/m/09x0r", "/m/04rlf", "/m/0bt9lr", "/t/dd00003")
-"""Speech, music, dog, male singing: real ones, of both kinds."""
+"""Mids of AudioSet with both prefixes: speech, music, dog, male singing."""
 SIZES = {"balanced_train": 25, "unbalanced_train": 7, "eval": 11}
 NAMES = (
     "Y{id}.wav", "{id}.flac", "{id}_{start:.3f}.wav", "{id}_{start_ms:.0f}_{end_ms:.0f}.WAV",
@@ -26,7 +26,7 @@ FOLDERS = ("", "00", "video/a/b", "batch-1/wav")
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A line of a segment list."""
+    """A clip of a segment list."""
 
     id: str
     start: float
@@ -34,27 +34,27 @@ class Clip:
 
     @property
     def line(self) -> str:
-        """As it is published."""
+        """Line of the clip in a published segment list."""
         return f'{self.id}, {self.start:.3f}, {self.start + 10:.3f}, "{",".join(self.mids)}"\n'
 
     def file(self, name: str) -> str:
-        """Its file name in one of the forms of :data:`NAMES`."""
+        """Returns the file name of the clip for a pattern of :data:`NAMES`."""
         end = self.start + 10
         return name.format(id=self.id, start=self.start, end=end, start_ms=1000 * self.start, end_ms=1000 * end)
 
 
 def clips(sizes: dict[str, int] = SIZES, seed: int = 0) -> dict[str, list[Clip]]:
-    """Clips with one to three labels; ids have every sign that YouTube uses, some in front."""
+    """Returns clips with one to three labels by set; their ids contain, and some begin with, ``-`` and ``_``."""
     rng = random.Random(seed)
-    known = Vocabulary.read("audioset").mids
-    assert set(MIDS) <= set(known)
-    signs = string.ascii_letters + string.digits + "-_" * 5
+    mids = Vocabulary.read("audioset").mids
+    assert set(MIDS) <= set(mids)
+    characters = string.ascii_letters + string.digits + "-_" * 5
     return {
         name: [
             Clip(
-                "".join(rng.choices(signs, k=11)),
+                "".join(rng.choices(characters, k=11)),
                 float(rng.choice((0, 6, 30, 290))),
-                (MIDS[i % len(MIDS)], *rng.sample([mid for mid in known if mid not in MIDS], rng.randrange(3))),
+                (MIDS[i % len(MIDS)], *rng.sample([mid for mid in mids if mid not in MIDS], rng.randrange(3))),
             )
             for i in range(size)
         ]
@@ -63,7 +63,7 @@ def clips(sizes: dict[str, int] = SIZES, seed: int = 0) -> dict[str, list[Clip]]
 
 
 def write_lists(folder: Path, sets: dict[str, list[Clip]]) -> list[str]:
-    """Writes the segment lists with their three lines of comment; their paths."""
+    """Writes the segment lists with their three comment lines and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, listed in sets.items():
         labels = sum(len(clip.mids) for clip in listed)
@@ -77,7 +77,7 @@ def write_lists(folder: Path, sets: dict[str, list[Clip]]) -> list[str]:
 
 
 def write_audio(folder: Path, sets: dict[str, list[Clip]]) -> dict[str, Path]:
-    """A short recording for every clip, under names and in folders of all kinds; its file by id."""
+    """Writes a short recording per clip with various names in various folders; returns the files by clip id."""
     rng, files = np.random.default_rng(0), {}
     for i, clip in enumerate(clip for listed in sets.values() for clip in listed):
         file = folder / FOLDERS[i % len(FOLDERS)] / clip.file(NAMES[i % len(NAMES)])

@@ -1,4 +1,4 @@
-"""A web server on this machine that can break off, redirect and refuse, and that remembers what it was asked."""
+"""A local web server that can break connections, redirect and return errors, and that records its requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Request(NamedTuple):
-    """What a client asked for, and from which byte on."""
+    """Path of a request and its Range header."""
 
     path: str
     range: str | None = None
@@ -20,15 +20,15 @@ class Request(NamedTuple):
 
 @dataclass
 class Page:
-    """What is at a path.
+    """Content of a path, and how the server sends it.
 
     Attributes:
-        body: its content.
-        ranges: whether the server goes on from a byte that the client names.
-        breaks: after how many bytes the coming connections break off, one after the other.
-        length: whether the server tells the length beforehand, or sends in chunks.
-        status: of the answer; from 300 on nothing else is sent.
-        location: where a redirection leads.
+        body: the content.
+        ranges: whether the server supports range requests.
+        breaks: numbers of bytes after which the following connections break, in order.
+        length: whether the server sends Content-Length; otherwise it sends chunks.
+        status: status code; codes of 300 or more have no body.
+        location: target of a redirection.
     """
 
     body: bytes = b""
@@ -44,7 +44,7 @@ class Page:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `pages`, by path with query; what was asked for is in `asked`, in order."""
+    """Serves `pages`, by path with query, and records the requests in `asked`."""
 
     daemon_threads = True
 
@@ -62,17 +62,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append(Request(self.path, wanted))
+        byte_range = self.headers.get("Range")
+        self.server.asked.append(Request(self.path, byte_range))
         page = self.server.pages.get(self.path, Page(status=404))
         self.close_connection = True
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and page.ranges else 0
+        start = int(byte_range.removeprefix("bytes=").removesuffix("-")) if byte_range and page.ranges else 0
         status = page.status
         if status == 200 and start:
             status = (
                 HTTPStatus.PARTIAL_CONTENT if start < len(page.body) else HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
             )
-        rest = page.body[start:] if status < 300 else b""
+        body = page.body[start:] if status < 300 else b""
         self.send_response(status)
         self.send_header("Connection", "close")
         if page.location:
@@ -80,27 +80,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if status == HTTPStatus.PARTIAL_CONTENT:
             self.send_header("Content-Range", f"bytes {start}-{len(page.body) - 1}/{len(page.body)}")
         if page.length:
-            self.send_header("Content-Length", str(len(rest)))
+            self.send_header("Content-Length", str(len(body)))
         else:
             self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        sent = rest[: next(page.lengths, None)] if rest else rest
-        with contextlib.suppress(ConnectionError):  # a client may leave before the end
+        sent = body[: next(page.lengths, None)] if body else body
+        with contextlib.suppress(ConnectionError):  # The client may close the connection early.
             if page.length:
                 self.wfile.write(sent)
                 return
             for chunk in (sent[i : i + 50_000] for i in range(0, len(sent), 50_000)):
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-            if len(sent) == len(rest):
+            if len(sent) == len(body):
                 self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_: object) -> None:
-        """Nothing: the log would be in between the output of the tests."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[Server]:
-    """A running server."""
+    """Runs a server in a thread."""
     with Server() as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
@@ -110,13 +110,13 @@ def serving() -> Iterator[Server]:
 
 
 def closed_port() -> int:
-    """A port at which nobody listens."""
+    """Returns a port without a listener."""
     with Server() as server:
         return server.server_port
 
 
 def one_sentence(error: BaseException | str) -> str:
-    """The message, after a look at whether it is one sentence."""
+    """Returns the message of an error and asserts that it is one sentence."""
     message = str(error).strip()
     assert message.endswith(".")
     assert ". " not in message

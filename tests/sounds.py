@@ -1,4 +1,4 @@
-"""Small data sets of tones, noises and clicks for tests that need recordings."""
+"""Small data sets of tones and noise for tests that need recordings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psla_jax.audio import write_pcm16
+from psla_jax.audio.decode import write_pcm16
 from psla_jax.config import (
     AggregationConfig,
     DataConfig,
@@ -17,14 +17,14 @@ from psla_jax.config import (
     SamplingConfig,
 )
 from psla_jax.data import datafile
-from psla_jax.ontology import Vocabulary
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(("/t/low", "/t/high", "/t/noise", "/t/never"), ("Low tone", "High tone", "Noise", "Never"))
 SIZES = {"train": 26, "validation": 9, "evaluation": 11}
 
 
 def clip(kind: int, rng: np.random.Generator) -> np.ndarray:
-    """0.3 to 0.6 s of a low tone, a high tone or noise."""
+    """Returns 0.3 to 0.6 s of a low tone (0), a high tone (1) or noise (2) at 16 kHz."""
     time = np.arange(rng.integers(4800, 9600)) / 16_000
     if kind == 2:
         return rng.normal(0, 0.1, len(time)).astype(np.float32)
@@ -33,7 +33,7 @@ def clip(kind: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def make(directory: Path, **sizes: int) -> Path:
-    """Writes ``labels.csv`` and a datafile with its recordings per split; the fourth class has no clip."""
+    """Writes ``labels.csv`` and a datafile with its recordings per split; the fourth class has no clips."""
     directory.mkdir(parents=True, exist_ok=True)
     VOCABULARY.write(directory / "labels.csv")
     for number, (split, size) in enumerate((SIZES | sizes).items()):
@@ -47,7 +47,7 @@ def make(directory: Path, **sizes: int) -> Path:
 
 
 def config(directory: Path, run_dir: Path, **fields: object) -> RunConfig:
-    """A run of three short epochs of the tiny model on :func:`make`'s data."""
+    """Returns a config that trains the tiny model for three epochs on the data of :func:`make`."""
     values: dict = {
         "run_dir": str(run_dir),
         "data": DataConfig(

@@ -1,4 +1,4 @@
-"""``psla train`` as processes of their own, for tests of what becomes of them."""
+"""Starts ``psla train`` in subprocesses and compares the results of runs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ RESULTS = ("result.csv", "best_single_result.csv", "wa_result.csv", "ensemble_re
 
 
 def prepare(directory: Path, data: Path) -> Path:
-    """A directory with a config for :func:`start`."""
+    """Creates a directory with a config for :func:`start`."""
     directory.mkdir(exist_ok=True)
     (directory / "config.py").write_text(CONFIG.format(data=str(data)))
     return directory
 
 
 def start(directory: Path, *options: str, devices: int = 2, log: str = "out.txt") -> subprocess.Popen:
-    """Begins the training, with so many simulated devices; what it says goes to a file."""
+    """Starts the training with a number of simulated devices; its output is appended to the file `log`."""
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = os.environ | {
         "PYTHONPATH": paths,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PSLA_HUGE_PAGES": "0",
     }
-    command = [sys.executable, "-m", "psla_jax.cli", "train", "config.py", *options]
+    command = [sys.executable, "-m", "psla_jax.cli.main", "train", "config.py", *options]
     with open(directory / log, "ab") as out:
         return subprocess.Popen(command, cwd=directory, env=environment, stdout=out, stderr=out)
 
@@ -43,19 +43,19 @@ def start(directory: Path, *options: str, devices: int = 2, log: str = "out.txt"
 def start_together(
     directory: Path, count: int, *options: str, devices: int = 1, only: Mapping[int, Sequence[str]] | None = None
 ) -> list[subprocess.Popen]:
-    """Begins the training in several processes, with options for all and for one `only`.
+    """Starts a distributed training of `count` processes.
 
-    Each has a file for what it says, ``out0.txt`` and so on.
+    `options` are for all processes, those in `only` for the process with that index. The output of each process is
+    appended to a file of its own: ``out0.txt`` and so on.
     """
-    own = only or {}
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    where = ("--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", str(count))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = ("--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.processes", str(count))
     return [
         start(
             directory,
-            *(*where, "--distributed.index", str(index), *options, *own.get(index, ())),
+            *(*shared, "--distributed.index", str(index), *options, *(only or {}).get(index, ())),
             devices=devices,
             log=f"out{index}.txt",
         )
@@ -64,23 +64,23 @@ def start_together(
 
 
 def finish(directory: Path, *options: str) -> None:
-    """Trains to the end."""
+    """Runs the training to its end."""
     assert start(directory, *options).wait(timeout=300) == 0, (directory / "out.txt").read_text()
 
 
-def wait_for(run: Path, sign: str, process: subprocess.Popen, log: Path) -> None:
-    """Waits until a file that matches `sign` is in the run directory."""
+def wait_for(run: Path, pattern: str, process: subprocess.Popen, log: Path) -> None:
+    """Waits until a file in the run directory matches a glob pattern."""
     deadline = time.monotonic() + 300
-    while not any(run.glob(sign)):
+    while not any(run.glob(pattern)):
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def assert_same(one: Path, other: Path) -> None:
-    """Two directories in which runs have ended: their tables and scores are the same, bit for bit."""
+def assert_same(first: Path, second: Path) -> None:
+    """Asserts that the finished runs of two directories have the same tables and scores, bit for bit."""
     for name in RESULTS:
-        assert (one / "run" / name).read_bytes() == (other / "run" / name).read_bytes(), name
-    for kind in ("validation_average", "evaluation_ensemble"):
-        scores = [np.load(d / "run" / "scores" / f"{kind}.npz")["scores"] for d in (one, other)]
+        assert (first / "run" / name).read_bytes() == (second / "run" / name).read_bytes(), name
+    for name in ("validation_average", "evaluation_ensemble"):
+        scores = [np.load(d / "run" / "scores" / f"{name}.npz")["scores"] for d in (first, second)]
         np.testing.assert_array_equal(*scores)

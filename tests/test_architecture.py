@@ -1,4 +1,4 @@
-"""Who may import whom, how long a file and a function may be, and what an import may load."""
+"""The import rules of the package, the length of its files and functions, and what an import may load."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "psla_jax"
 MAX_FILE, MAX_FUNCTION = 450, 60
 
+LAYERS = (
+    ("config",),
+    ("runtime", "sampling"),
+    ("audio", "vocabulary"),
+    ("data", "models"),
+    ("evaluation", "pretraining"),
+    ("aggregation", "tagging"),
+    ("training",),
+    ("labeling",),
+    ("cli",),
+)
+"""The packages, bottom up: each one imports only itself and packages of the rows above it."""
 DEVICE = {"flax", "jax", "jaxlib", "optax", "orbax"}
-"""What host-side code must not import: loader workers run it."""
+"""Libraries that loader workers must not import."""
 HEAVY = DEVICE | {"grain", "numpy", "scipy", "sklearn", "soundfile", "tensorboardX", "torch"}
-"""What takes long to import."""
-TAGGING_ON_THE_HOST = (
-    *("ahead", "classes", "clip", "events", "folder", "inbox", "ledger", "lettering", "microphone", "output", "pipe"),
-    *("result", "share", "strip", "windows"),
-)
-HOST_SIDE = (
-    *("config", "ontology", "metrics", "shards", "audio", "sampling.balance", "sampling.mixup", "data"),
-    *("scores", "labeling", "score_files", "enhancement", "reliability", "calibration", "calibration_fit"),
-    *(f"tagging.{name}" for name in TAGGING_ON_THE_HOST),
-)
-OWN_IMPORTS_DEFERRED = {"cli", "commands"}
-"""Modules that import their own package inside functions: a command loads what it needs."""
+"""Libraries that take long to import."""
+WITHOUT_DEVICES = ("data.loader", "data.datasets", "labeling.rules", "tagging.result", "evaluation.metrics")
+"""Modules that a process imports which computes nothing on a device."""
 DEFERRED_LIBRARIES = {
     "absl",
     "array_record",
@@ -52,44 +55,7 @@ DEFERRED_LIBRARIES = {
     "tensorboardX",
     "torch",
 }
-"""Imported where they are used: optional, tied to a platform or to a download, or slow and needed once a run."""
-DYNAMIC = {"", "cli", "models.tagger"}
-"""Modules that import by name: the lazy tables of the package and of its commands, and models that a config names."""
-ROOMS = {
-    "config": (),
-    "files": (),
-    "ontology": ("files", "terminal"),
-    "terminal": (),
-    "metrics": (),
-    "shards": (),
-    "audio": ("shards",),
-    "cache": ("files",),
-    "compiler": (),
-    "download": (),
-    "journal": ("terminal",),
-    "kept_programs": ("cache",),
-    "kept_weights": ("cache", "files"),
-    "launch": ("config",),
-    "locks": (),
-    "processes": ("config", "launch", "terminal"),
-    "frontend": ("config",),
-    "sampling": (),
-    "models": ("config", "models"),
-    "data": ("audio", "cache", "config", "data", "download", "files", "ontology", "sampling", "shards"),
-    "scores": ("files", "metrics"),
-    "labeling": ("config", "data", "ontology"),
-    "score_files": ("data", "files", "labeling", "ontology", "scores"),
-    "reliability": (),
-    "calibration": ("files", "ontology"),
-    "calibration_fit": ("calibration",),
-    "tagging": tuple(
-        [
-            *("audio", "calibration", "checkpoints", "compiler", "config", "files", "frontend", "kept_programs"),
-            *("locks", "models", "ontology", "tagging", "terminal"),
-        ]
-    ),
-}
-"""What the rooms that others build on may import of this package."""
+"""Libraries imported inside functions: optional, tied to a platform or to a download, or slow and rarely needed."""
 DISTRIBUTIONS = {
     "jaxlib": "jax",
     "absl": "absl-py",
@@ -126,6 +92,8 @@ def imports(module: str) -> tuple[Import, ...]:
     found: list[Import] = []
 
     def visit(node: ast.AST, deferred: bool) -> None:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
         if isinstance(node, ast.Import):
             found.extend(Import(alias.name, node.lineno, deferred) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -154,34 +122,45 @@ def short(module: str) -> str:
     return module.removeprefix(PACKAGE).removeprefix(".")
 
 
-def may_defer(module: str) -> bool:
-    """Whether a module loads what it needs when it is called."""
-    return any(within(short(module), room) for room in OWN_IMPORTS_DEFERRED)
+def package(module: str) -> str:
+    """The top-level package (or module) that a module belongs to; empty for psla_jax itself."""
+    return short(module).partition(".")[0]
 
 
 def library(target: str) -> str:
     return target.partition(".")[0]
 
 
-def everything_under(module: str) -> dict[str, tuple[str, ...]]:
-    """All modules of this package that importing one brings in, each with the way that leads to it."""
-    ways: dict[str, tuple[str, ...]] = {module: (module,)}
-    waiting = [module]
+def reachable(module: str) -> set[str]:
+    """The modules of this package that importing one brings in, itself included."""
+    found, waiting = {module}, [module]
     while waiting:
-        at = waiting.pop()
-        for target in own(at) - set(ways):
-            ways[target] = (*ways[at], target)
-            waiting.append(target)
-    return ways
+        new = own(waiting.pop()) - found
+        found |= new
+        waiting += new
+    return found
 
 
 every_module = pytest.mark.parametrize("module", modules())
 
 
 def test_the_package_was_found():
-    assert {"psla_jax", "psla_jax.config", "psla_jax.data.pipeline", "psla_jax.models.tagger"} <= set(modules())
+    assert {"psla_jax", "psla_jax.config", "psla_jax.data.loader", "psla_jax.models.psla"} <= set(modules())
     assert all(target in modules() for module in modules() for target in own(module))
-    assert own("psla_jax.frontend") == {"psla_jax.config"}
+    assert own("psla_jax.audio.frontend") == {"psla_jax.config"}
+
+
+def test_every_package_has_its_layer():
+    entries = {package(module) for module in modules()} - {""}
+    assert sorted(entries) == sorted(name for layer in LAYERS for name in layer)
+
+
+@every_module
+def test_a_package_imports_only_itself_and_the_layers_below(module: str):
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for target in own(module) - {PACKAGE}:
+        below = package(module) == "" or level[package(target)] < level[package(module)]
+        assert below or package(target) == package(module), f"{module} imports {target}"
 
 
 def test_imports_make_no_cycle():
@@ -193,48 +172,22 @@ def test_imports_make_no_cycle():
 
 
 @every_module
-def test_no_import_is_deferred(module: str):
+def test_only_commands_and_optional_libraries_are_imported_inside_functions(module: str):
     for found in (i for i in imports(module) if i.deferred):
         if within(found.target, PACKAGE):
-            assert may_defer(module), f"{module}:{found.line} defers {found.target}"
-        elif not may_defer(module):
+            assert package(module) in ("", "cli"), f"{module}:{found.line} defers {found.target}"
+        elif package(module) != "cli":
             assert library(found.target) in DEFERRED_LIBRARIES, f"{module}:{found.line} defers {found.target}"
 
 
-@every_module
-def test_no_import_by_name_hides_another_one(module: str):
-    names = {node.id for node in ast.walk(tree(module)) if isinstance(node, ast.Name)}
-    dynamic = "__import__" in names or any(
-        library(i.target) == "importlib" and not within(i.target, "importlib.metadata") for i in imports(module)
-    )
-    assert not dynamic or short(module) in DYNAMIC
-
-
-@every_module
-def test_host_side_code_reaches_no_device_library(module: str):
-    if not any(within(short(module), room) for room in HOST_SIDE):
-        return
-    for reached, way in everything_under(module).items():
-        bad = sorted({library(i.target) for i in imports(reached)} & DEVICE)
-        assert not bad, f"{' -> '.join(way)} imports {', '.join(bad)}"
-
-
-@every_module
-def test_a_room_imports_only_what_it_may(module: str):
-    room = next((room for room in ROOMS if within(short(module), room)), None)
-    if room is None:
-        return
-    for target in own(module):
-        assert any(within(short(target), other) for other in ROOMS[room]), f"{module} imports {target}"
-
-
-def test_nothing_imports_the_command_line():
-    apart = [module for module in modules() if not within(short(module), "commands")]
-    assert [m for m in apart if any(short(t) == "cli" or within(short(t), "commands") for t in own(m))] == []
+@pytest.mark.parametrize("module", WITHOUT_DEVICES)
+def test_host_side_code_imports_no_device_library(module: str):
+    for name in reachable(f"{PACKAGE}.{module}"):
+        assert {library(i.target) for i in imports(name)} & DEVICE == set(), f"{module} imports {name}"
 
 
 def test_the_command_line_loads_only_its_parser_before_it_knows_the_command():
-    loaded = {library(i.target) for i in imports("psla_jax.cli") if not i.deferred}
+    loaded = {library(i.target) for i in imports("psla_jax.cli.main") if not i.deferred}
     assert loaded - sys.stdlib_module_names <= {"tyro", PACKAGE}
 
 
@@ -266,6 +219,13 @@ def test_a_file_and_its_functions_are_short(module: str):
             assert length <= MAX_FUNCTION, f"{module}.{node.name} has {length} lines: it has two jobs"
 
 
+def test_the_wheel_contains_every_package_and_the_configs():
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(setuptools["packages"]) == packages | {f"{PACKAGE}.configs"}
+    assert setuptools["package-dir"] == {f"{PACKAGE}.configs": "configs"}
+
+
 def test_the_inner_packages_are_empty():
     inner = [path for path in modules().values() if path.name == "__init__.py" and path.parent.name != PACKAGE]
     assert inner
@@ -294,9 +254,8 @@ def test_importing_the_package_loads_nothing_but_the_standard_library():
 
 
 def test_the_command_line_starts_without_anything_heavy():
-    loaded = loaded_by("psla_jax.cli")
-    own = ["psla_jax.cache", "psla_jax.cli", "psla_jax.files", "psla_jax.runtime", "psla_jax.terminal"]
-    assert [name for name in loaded if within(name, PACKAGE)] == [PACKAGE, *own]
+    loaded = loaded_by("psla_jax.cli.main")
+    assert {package(name) for name in loaded if within(name, PACKAGE)} == {"", "cli", "runtime"}
     assert {library(name) for name in loaded} & HEAVY == set()
 
 
@@ -306,12 +265,21 @@ def test_tagging_loads_nothing_that_only_training_needs():
 
 
 @pytest.mark.parametrize("name", psla_jax.__all__)
-def test_a_public_name_is_the_one_of_its_home(name: str):
-    found = getattr(psla_jax, name)
-    assert found.__name__ == name
-    assert found.__module__.startswith("psla_jax.")
-    assert found.__doc__
+def test_a_public_name_is_documented_and_comes_from_its_module(name: str):
+    value = getattr(psla_jax, name)
+    assert value.__name__.rpartition(".")[2] == {"load": "load_tagger"}.get(name, name)
+    assert getattr(value, "__module__", value.__name__).startswith("psla_jax.")
+    assert value.__doc__
     assert name in dir(psla_jax)
+
+
+def test_type_checkers_see_the_public_names():
+    (block,) = (node for node in tree(PACKAGE).body if isinstance(node, ast.If))
+    *found, load = block.body
+    names = [alias.asname for node in found if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert ast.unparse(load) == "load = load_tagger"
+    assert sorted([*map(str, names), "load"]) == psla_jax.__all__
+    assert (ROOT / PACKAGE / "py.typed").is_file()
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error():

@@ -1,17 +1,16 @@
-"""The settings of a run: what is refused and with which words, JSON, differences, and the recipes in configs/."""
+"""Settings of a run: validation and its messages, JSON, differences, and the recipes in configs/."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
-from psla_jax import config as module
 from psla_jax.config import (
     FREE_FIELDS,
     AggregationConfig,
@@ -24,6 +23,7 @@ from psla_jax.config import (
     PretrainingConfig,
     RunConfig,
     SamplingConfig,
+    ShareConfig,
     differences,
     flatten,
     from_json,
@@ -47,7 +47,7 @@ REFUSED = [
     ("frontend.target_length", 0, "use at least 1 frame"),
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
-    ("frontend.mean", NAN, "use a number"),
+    ("frontend.mean", NAN, "use a finite number"),
     ("model.pooling", "max", "choose one of mean, linear, attention"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
@@ -55,7 +55,7 @@ REFUSED = [
     ("model.drop_connect", 1.0, "use a rate in [0, 1)"),
     ("pretraining.stem", "mean", "choose sum or random"),
     ("pretraining.head", "old", "choose match or new"),
-    ("pretraining.freeze", True, "name what the backbone is to stay"),
+    ("pretraining.freeze", True, "name the weights of the backbone"),
     ("pretraining.backbone_rate", 0.0, "use a positive factor"),
     ("data.channel", "left", "choose one of mean, first"),
     ("data.batch_size", 0, "use at least one clip"),
@@ -85,7 +85,7 @@ REFUSED = [
     ("aggregation.first", 0, "epochs are counted from 1"),
     ("aggregation.last", 15, "use 16 (aggregation.first) or later"),
     ("distributed.processes", 0, "use 1 or more"),
-    ("distributed.index", 1, "use 0 to 0, one of distributed.processes"),
+    ("distributed.index", 1, "use 0 to 0 with distributed.processes 1"),
     ("distributed.timeout", 4, "use 5 seconds or more"),
     ("distributed.meeting", 0, "use 1 second or more"),
     ("distributed.coordinator", "first", "use host:port"),
@@ -138,11 +138,11 @@ CHANGED = RunConfig(
     profile=3,
     bootstrap=20,
 )
-"""A config in which no field has its default."""
+"""A config in which no field has its default value."""
 
 
 def make(name: str, value: object) -> object:
-    """The section (or, for a field without one, the run) in which one field is not the default."""
+    """Returns the section, or the RunConfig for a field without one, with one field set to `value`."""
     section, _, field = name.rpartition(".")
     return SECTIONS[section](**{field: value}) if section else RunConfig(**{field: value})
 
@@ -165,12 +165,11 @@ def test_a_refusal_names_both_fields_that_do_not_go_together(sections, message):
     assert str(raised.value) == message
 
 
-def test_no_check_of_the_module_is_without_its_test():
-    checked = set()
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_require"):
-            checked.update(a.value for a in node.args[:2] if isinstance(a, ast.Constant) and isinstance(a.value, str))
-    assert checked == {name for name, _, _ in REFUSED}
+def test_every_validated_field_has_a_refused_value():
+    prefixes = {RunConfig: "", ShareConfig: "distributed.", **{kind: f"{name}." for name, kind in SECTIONS.items()}}
+    calls = re.compile(r'_require\w*\(\s*self,\s*"(\w+)"')
+    validated = {prefix + name for kind, prefix in prefixes.items() for name in calls.findall(inspect.getsource(kind))}
+    assert validated == {name for name, _, _ in REFUSED}
 
 
 @pytest.mark.parametrize(("name", "value"), AT_THE_EDGE)
@@ -246,22 +245,22 @@ def test_equal_configs_have_no_differences():
     assert differences(CHANGED, from_json(to_json(CHANGED))) == []
 
 
-def test_a_difference_tells_the_field_and_both_values():
+def test_a_difference_names_the_field_and_both_values():
     old = RunConfig()
     new = dataclasses.replace(old, seed=3, model=ModelConfig(padding="static"))
     assert differences(old, new) == ["seed: 0 -> 3", "model.padding: 'symmetric' -> 'static'"]
     assert differences(new, old) == ["seed: 3 -> 0", "model.padding: 'static' -> 'symmetric'"]
 
 
-def test_only_what_decides_no_result_is_free_to_change():
-    told = {line.partition(":")[0] for line in differences(RunConfig(), CHANGED)}
-    assert told == set(flatten(CHANGED)) - FREE_FIELDS
+def test_only_fields_without_effect_on_the_results_are_free():
+    reported = {line.partition(":")[0] for line in differences(RunConfig(), CHANGED)}
+    assert reported == set(flatten(CHANGED)) - FREE_FIELDS
     assert set(flatten(CHANGED)) >= FREE_FIELDS
-    where = {"data.train", "data.validation", "data.evaluation", "data.labels"}
-    how = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
-    over = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
-    together = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
-    assert where | how | over | together == FREE_FIELDS
+    paths = {"data.train", "data.validation", "data.evaluation", "data.labels"}
+    execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
+    recovery = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
+    processes = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
+    assert paths | execution | recovery | processes == FREE_FIELDS
 
 
 # ---- The recipes -----------------------------------------------------------------------------------------------------
@@ -282,7 +281,7 @@ EVERY_RECIPE = {
     "optimizer.decay": 0.5,
     "optimizer.decay_every": 5,
     "optimizer.weight_decay": 5e-7,
-    "optimizer.loss": "auto",  # binary cross-entropy: datafiles with several labels per clip never say otherwise
+    "optimizer.loss": "auto",  # binary cross-entropy, as the datafiles do not declare exclusive classes
 }
 COLUMNS = (
     *("optimizer.learning_rate", "data.batch_size", "optimizer.epochs", "optimizer.decay_start"),
@@ -293,7 +292,7 @@ RECIPES = {
     "audioset_balanced": (1e-3, 100, 60, 35, 41, 60, 1056, False),
     "fsd50k": (5e-4, 24, 40, 10, 21, 40, 3000, True),
 }
-"""The published recipes."""
+"""Published settings, in the order of COLUMNS."""
 
 
 def run_file(name: str) -> dict:
@@ -302,11 +301,11 @@ def run_file(name: str) -> dict:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
 def test_a_config_file_gives_a_run_of_its_own_and_says_how_to_start_it(name):
-    found = run_file(name)
-    assert isinstance(found["config"], RunConfig)
-    assert found["config"].run_dir == f"runs/{name}"
-    assert f"psla train configs/{name}.py" in found["__doc__"]
-    assert from_json(to_json(found["config"])) == found["config"]
+    module = run_file(name)
+    assert isinstance(module["config"], RunConfig)
+    assert module["config"].run_dir == f"runs/{name}"
+    assert f"psla train {name}" in module["__doc__"]
+    assert from_json(to_json(module["config"])) == module["config"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -325,7 +324,7 @@ def test_only_fsd50k_has_a_validation_set():
 
 def test_the_defaults_are_the_recipe_of_full_audioset():
     recipe = run_file("audioset_full")["config"]
-    # Differences leave out where the data are and how they are loaded.
+    # differences() ignores data paths and loading options.
     assert differences(RunConfig(), recipe) == ["pretraining.source: '' -> 'imagenet'"]
 
 

@@ -1,4 +1,4 @@
-"""A tagger small enough that a run of it takes seconds; named in configs as ``tiny:build``."""
+"""Models that train in seconds; configs name the first one ``tiny:build``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TinyTagger(nnx.Module):
 
 
 class TinyWithBackbone(nnx.Module):
-    """A model of two parts, of which one may be frozen or learn at a rate of its own."""
+    """A backbone (``model``) and a head, for tests of frozen backbones and of learning rates per part."""
 
     def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
         self.model = Conv(1, 4, 3, stride=2, padding=((1, 1), (1, 1)), rngs=rngs)

@@ -1,7 +1,7 @@
-"""The oracle of the model tests: the reference system's tagger in PyTorch.
+"""The reference model in PyTorch, against which the model tests compare.
 
-The backbone is ``efficientnet-pytorch`` 0.7.0 itself; the pooling heads and the wrapper are written here from the
-description of the reference (PSLA, section III-B). Names of weights are those of the released checkpoints.
+The backbone is ``efficientnet-pytorch`` 0.7.0 itself; the pooling heads and the wrapper follow the description of the
+reference (PSLA, section III-B). The names of the weights are those of the released checkpoints.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FEATURES = (1280, 1280, 1408, 1536, 1792, 2048, 2304, 2560)
-"""Channels of the last convolution of B0 to B7."""
+"""Number of channels of the last convolution of B0 to B7."""
 FLOOR = 1e-7
 """Attention values and, in the loss, probabilities are clamped to [FLOOR, 1 - FLOOR]."""
 
 
 def pointwise(channels: int, num_classes: int) -> nn.Conv2d:
-    """The 1x1 convolution that maps features to one logit per class and step."""
+    """Returns the 1x1 convolution that maps features to a logit per class and output frame."""
     return nn.Conv2d(channels, num_classes, kernel_size=1)
 
 
 def attended(features: Tensor, attention: nn.Conv2d, classifier: nn.Conv2d) -> Tensor:
-    """One head: ``(batch, channels, steps, 1)`` to probabilities ``(batch, classes)``."""
+    """Applies an attention head: ``(batch, channels, frames, 1)`` to probabilities ``(batch, classes)``."""
     weights = torch.sigmoid(attention(features)).squeeze(3).clamp(FLOOR, 1 - FLOOR)
     scores = torch.sigmoid(classifier(features)).squeeze(3)
     return (weights * scores).sum(dim=2) / weights.sum(dim=2)
 
 
 class MeanPooling(nn.Module):
-    """No head: the mean over time of the probabilities of each step."""
+    """Mean of the probabilities over time, without attention."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class MeanPooling(nn.Module):
 
 
 class Attention(nn.Module):
-    """A single attention head."""
+    """Single attention head."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -71,17 +71,17 @@ class MHeadAttention(nn.Module):
 
 
 def build_pooling(channels: int, num_classes: int, heads: int) -> nn.Module:
-    """The pooling of the reference for a number of heads; 0 is mean pooling."""
+    """Returns the pooling of the reference for a number of attention heads; 0 is mean pooling."""
     if heads == 0:
         return MeanPooling(channels, num_classes)
     return Attention(channels, num_classes) if heads == 1 else MHeadAttention(channels, num_classes, heads)
 
 
 def use_static_paddings(effnet: EfficientNet, image_size: int) -> None:
-    """Replace every padding by that of ``efficientnet-pytorch`` 0.7.1.
+    """Replaces every padding by that of ``efficientnet-pytorch`` 0.7.1.
 
-    The total is what keeps ``ceil(size / stride)`` outputs on a square image of ``image_size``, the smaller half of it
-    goes before; sizes follow the chain of strides, whatever the input really is.
+    The total padding gives ``ceil(size / stride)`` outputs for a square image of ``image_size``, and its smaller half
+    comes first. The sizes of the layers follow from the strides, not from the actual input.
     """
     size = image_size
     depthwise = [block._depthwise_conv for block in effnet._blocks]
@@ -95,7 +95,7 @@ def use_static_paddings(effnet: EfficientNet, image_size: int) -> None:
 
 
 class ReferenceTagger(nn.Module):
-    """``(batch, frames, 128)`` spectrograms to probabilities ``(batch, classes)``, as the reference computes them."""
+    """The reference's network: spectrograms ``(batch, frames, 128)`` to probabilities ``(batch, classes)``."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ReferenceTagger(nn.Module):
         self.attention = build_pooling(FEATURES[variant], num_classes, heads)
 
     def features(self, spectrograms: Tensor) -> Tensor:
-        """The backbone's output averaged over frequency, ``(batch, channels, steps)``."""
+        """Returns the backbone's output averaged over frequency, ``(batch, channels, output frames)``."""
         image = spectrograms.unsqueeze(1).transpose(2, 3)
         return self.effnet.extract_features(image).mean(dim=2)
 
@@ -123,7 +123,7 @@ class ReferenceTagger(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The block of ResNet-50 under torchvision's names."""
+    """Block of ResNet-50 with torchvision's names."""
 
     def __init__(self, channels: int, inner: int, stride: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-50 without classifier; ``channels`` is 1 for spectrograms and 3 for images."""
+    """ResNet-50 without its classifier; ``channels`` is 1 for spectrograms and 3 for images."""
 
     def __init__(self, channels: int = 1) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def convolution(channels: int, features: int, size: int = 1, stride: int = 1, gr
 
 
 class InvertedResidual(nn.Module):
-    """The block of MobileNetV2 under torchvision's names."""
+    """Block of MobileNetV2 with torchvision's names."""
 
     def __init__(self, channels: int, features: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """MobileNetV2 with a single linear layer as its classifier."""
+    """MobileNetV2 with a linear layer as its classifier."""
 
     def __init__(self, num_classes: int, channels: int = 1) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class MobileNet(nn.Module):
 
 
 class ResNetAttention(nn.Module):
-    """The reference's ResNet-50: a single attention head on its features."""
+    """The reference's ResNet-50, with a single attention head."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class MBNet(nn.Module):
 
 
 def make_spectrograms(batch: int, frames: int, seed: int, mels: int = 128) -> np.ndarray:
-    """Patchy noise ``(batch, frames, mels)`` float32: it differs between clips and along both axes."""
+    """Returns patchy noise, float32 ``(batch, frames, mels)``, that varies between clips and along both axes."""
     rng = np.random.default_rng(seed)
     patches = rng.standard_normal((batch, math.ceil(frames / 16), math.ceil(mels / 16)))
     coarse = np.kron(patches, np.ones((1, 16, 16)))[:, :frames, :mels]
@@ -235,7 +235,7 @@ def make_spectrograms(batch: int, frames: int, seed: int, mels: int = 128) -> np
 
 
 def measure_statistics(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-    """Forward hook: set the running statistics to those of the input, then disturb them."""
+    """Forward hook that sets the running statistics to those of the input with random perturbations."""
     noise = torch.randn(2, norm.num_features)
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
     norm.running_mean = mean + 0.1 * variance.sqrt() * noise[0]
@@ -243,10 +243,10 @@ def measure_statistics(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None
 
 
 def randomise(model: nn.Module, gains: tuple[float, float] = (0.5, 1.5)) -> None:
-    """Give the model weights and statistics under which every part of it shows in the output.
+    """Draws weights and batch statistics with which the output depends on every part of the model.
 
-    With PyTorch's initial values activations die out over the depth and any head would do. Here the running
-    statistics of each layer are measured on a batch, so that activations keep their size, and disturbed.
+    With PyTorch's initial values, activations vanish over the depth, and the output hardly depends on the head. Here
+    the running statistics of each layer are measured on a batch, so that activations keep their scale, and perturbed.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -271,7 +271,7 @@ def make_reference(
     padding: str = "symmetric",
     drop_connect: float = 0.0,
 ) -> ReferenceTagger:
-    """A :func:`randomise`d tagger in evaluation mode; the same one on every call."""
+    """Returns an EfficientNet model with weights of :func:`randomise`, in evaluation mode; the same in every call."""
     with torch.random.fork_rng():
         torch.manual_seed(variant)
         model = ReferenceTagger(variant, num_classes, heads, padding, drop_connect)
@@ -280,28 +280,31 @@ def make_reference(
 
 
 def make_network(name: str, num_classes: int = 20) -> nn.Module:
-    """A :func:`randomise`d ``resnet50`` or ``mobilenet-v2`` tagger in evaluation mode; the same one on every call."""
+    """Returns ``resnet50`` or ``mobilenet-v2``, with weights and mode as in :func:`make_reference`."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = ResNetAttention(num_classes) if name == "resnet50" else MBNet(num_classes)
-        # Sixteen residual branches of gain one add up until PyTorch's own rounding is more than 1e-5.
+        # With gains around one, 16 residual branches add up until PyTorch's own rounding error exceeds 1e-5.
         randomise(model, gains=(0.2, 0.8))
     return model.eval()
 
 
 def to_numpy(state_dict: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """A copy of a state dict as arrays."""
+    """Returns a copy of a state dict as NumPy arrays."""
     return {name: tensor.detach().numpy().copy() for name, tensor in state_dict.items()}
 
 
 def evaluate(model: nn.Module, spectrograms: np.ndarray) -> np.ndarray:
-    """The model's probabilities in evaluation mode."""
+    """Returns the model's probabilities in evaluation mode."""
     with torch.no_grad():
         return model.eval()(torch.from_numpy(np.array(spectrograms))).numpy()
 
 
 def train(model: nn.Module, batches: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-    """One step of the reference's optimizer per batch of ``(spectrograms, labels)``, at a rate of 1e-3; the losses."""
+    """Takes one step of the reference's optimizer per batch of ``(spectrograms, labels)``; returns the losses.
+
+    The learning rate is 1e-3.
+    """
     adam = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.95, 0.999), eps=1e-8, weight_decay=5e-7)
     model.train()
     losses = []

@@ -1,4 +1,4 @@
-"""A data set in a few large files: a datafile and its recordings -> a datafile and shards (:mod:`psla_jax.shards`)."""
+"""Packs the recordings of a datafile into shards (:mod:`psla_jax.audio.shards`) and writes a datafile of the shards."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ import soundfile
 from rich.console import Console
 from rich.progress import Progress
 
-from psla_jax import audio, shards
+from psla_jax.audio import decode, shards
 from psla_jax.config import Channel
 from psla_jax.data import datafile
-from psla_jax.data.check import Problem, look_up
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.findings import many
-from psla_jax.data.threads import in_order
-from psla_jax.files import written_aside
+from psla_jax.data.validate.findings import format_count
+from psla_jax.data.validate.preflight import ClipProblem, check_file
+from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.threads import in_order
 
 Format = Literal["pcm16", "flac", "float32"]
-FILES = {"pcm16": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "float32": ("AU", "FLOAT")}
-"""What a record holds, as libsndfile names it. WAV would put the time of day beside floats."""
+CONTAINERS = {"pcm16": ("WAV", "PCM_16"), "flac": ("FLAC", "PCM_16"), "float32": ("AU", "FLOAT")}
+"""File format and subtype of a record in libsndfile. Not WAV for floats, whose header contains the time of day."""
 CLIPS_PER_SHARD = 8192
-"""2.6 GB of ten-second clips; AudioSet in 250 files."""
-TOO_LOUD = 2.0
-"""Peak, of full scale, that 16 bits do not take: it is no overshoot of a resampler but another scale."""
+"""Default number of clips per shard: 2.6 GB of ten-second clips, AudioSet in 250 shards."""
+MAX_PCM16_PEAK = 2.0
+"""Lowest peak, relative to full scale, that 16-bit formats refuse: more than the overshoot of a resampler."""
 
 
 class PackError(ValueError):
-    """A data set that cannot be packed as asked; the message names the file and the remedy."""
+    """A data set that cannot be packed; the message names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides what is in the shards."""
+    """The settings that determine the contents of the shards."""
 
     datafile: str
     sha256: str
-    """Of the datafile."""
+    """SHA-256 of the datafile."""
     format: Format
     channel: Channel
     clips_per_shard: int
@@ -51,50 +51,51 @@ class Job:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is done."""
+    """A finished shard."""
 
     clips: int
-    """How many it holds."""
     exact: int
-    """How many of them are, sample for sample, what is read from their files."""
-    left_out: list[Problem] = field(default_factory=list)
+    """Number of clips whose samples equal those read from their original files."""
+    left_out: list[ClipProblem] = field(default_factory=list)
+    """Unreadable clips that were skipped."""
 
     @classmethod
-    def from_json(cls, known: dict[str, Any]) -> Shard:
-        """What ``asdict`` made of one."""
-        return cls(known["clips"], known["exact"], [Problem(**problem) for problem in known["left_out"]])
+    def from_json(cls, values: dict[str, Any]) -> Shard:
+        """Inverse of ``asdict``."""
+        return cls(values["clips"], values["exact"], [ClipProblem(**problem) for problem in values["left_out"]])
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What :func:`pack` made."""
+class PackResult:
+    """Result of :func:`pack`."""
 
     datafile: str
+    """Path of the datafile of the shards."""
     format: Format
     shards: tuple[Shard, ...]
-    kept: int
-    """How many of the shards were there already."""
+    reused: int
+    """Number of shards that an earlier call had finished."""
     size: int
-    """Bytes of all shards."""
+    """Size of all shards in bytes."""
 
     @property
     def clips(self) -> int:
         return sum(shard.clips for shard in self.shards)
 
     @property
-    def left_out(self) -> list[Problem]:
+    def left_out(self) -> list[ClipProblem]:
         return [problem for shard in self.shards for problem in shard.left_out]
 
     def report(self) -> str:
-        """What was made, in lines for the screen."""
-        exact, kept = sum(shard.exact for shard in self.shards), f", {self.kept} of them kept" if self.kept else ""
+        """Returns a summary for the screen."""
+        exact, reused = sum(shard.exact for shard in self.shards), f", {self.reused} reused" if self.reused else ""
         lines = [
-            f"{self.datafile}: {many(self.clips, 'clip')}",
-            f"{many(len(self.shards), 'shard')} of {self.format}{kept}, {self.size / 1e6:,.1f} MB",
-            f"read exactly as from their files: {many(exact, 'clip', self.clips)}",
+            f"{self.datafile}: {format_count(self.clips, 'clip')}",
+            f"{format_count(len(self.shards), 'shard')} of {self.format}{reused}, {self.size / 1e6:,.1f} MB",
+            f"samples identical to those read from the original files: {format_count(exact, 'clip', self.clips)}",
         ]
         if exact < self.clips:
-            lines.append("the others as from 16-bit copies at 16 kHz; --format float32 keeps them exactly")
+            lines.append("the other clips are rounded to 16 bits; --format float32 stores them exactly")
         return "\n".join([*lines, *(f"left out: {problem.path} {problem.reason}" for problem in self.left_out)])
 
 
@@ -109,197 +110,184 @@ def pack(
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
-) -> Packed:
-    """Writes the clips of a datafile into shards, as mono at 16 kHz, and a datafile of the same name that finds them.
+) -> PackResult:
+    """Writes the clips of a datafile into shards, mono at 16 kHz, and a datafile of the same name that refers to them.
 
-    A shard appears whole or not at all, and the datafile last: interrupted, it goes on with the shards that are missing
-    when it is started again. In training the result stands for the original, clip by clip.
+    The result replaces the original in training: clips, labels and ids are the same, and the samples are equal or, in
+    the 16-bit formats, rounded. Each shard is written atomically and the datafile last; called again after an
+    interruption, the function writes only the missing shards.
 
     Args:
         source: the datafile.
-        destination: folder for the results; any number of sets may share one.
-        format: 16 bits, the same compressed without loss, or 32-bit floats, which hold everything exactly.
-        channel: how several channels become one.
-        unreadable: whether a clip that cannot be read ends it, or is left out.
-        clips_per_shard: the last shard has what is left.
-        workers: threads; None or 0 for one per core and a few more.
-        force: start anew where a pack of this name is.
-        progress: whether to show a bar on stderr.
+        destination: directory for the shards and the datafile; several data sets can share it.
+        format: ``pcm16``, 16-bit samples; ``flac``, the same with lossless compression; ``float32``, exact samples.
+        channel: mixdown of several channels: their mean, or the first channel.
+        unreadable: whether an unreadable clip stops the function or is skipped.
+        clips_per_shard: number of clips in each shard but the last.
+        workers: number of threads; None or 0 for the number of cores plus 4, at most 32.
+        force: whether to replace the results of an earlier call.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
-        PackError: the results are there already, or a clip cannot be read.
-        DatafileError: the datafile cannot be used.
+        PackError: other results exist, or a clip cannot be read.
+        DatafileError: the datafile is unusable.
         ShardError: a shard cannot be written.
     """
     if clips_per_shard < 1:
         raise PackError(f"clips_per_shard is {clips_per_shard}: use at least one clip.")
-    data, mids = datafile.read_any(source)
+    data, mids = datafile.read_open_vocabulary(source)
     job = Job(data.source, data.sha256, format, channel, clips_per_shard)
-    place = _Place(os.path.abspath(destination), os.path.splitext(os.path.basename(data.source))[0], data, job)
-    done = place.begin(force)
-    kept = len(done)
-    bar = Console(stderr=True)
-    with Progress(console=bar, transient=True, disable=not (progress and bar.is_terminal)) as shown:
-        task = shown.add_task("Packing", total=len(data), completed=sum(len(place.clips(n)) for n in done))
-        for number in (n for n in range(place.count) if n not in done):
-            work = _Packer(data, job, unreadable, workers or min(32, (os.cpu_count() or 1) + 4))
-            done[number] = work.write(place.shard(number), place.clips(number), lambda: shown.advance(task))
-            place.note(done)
-    made = tuple(done[number] for number in range(place.count))
-    if not any(shard.clips for shard in made):
-        raise PackError(f"no clip of {source} can be read, so there is nothing to pack: psla check tells more.")
-    if kept < place.count or not os.path.isfile(place.datafile):
-        datafile.write(place.datafile, place.records(made, mids), exclusive=data.exclusive)
-    size = sum(os.path.getsize(place.shard(number)) for number in range(place.count))
-    return Packed(place.datafile, format, made, kept, size)
+    output = _Output(os.path.abspath(destination), os.path.splitext(os.path.basename(data.source))[0], data, job)
+    finished = output.prepare(force)
+    reused, threads = len(finished), workers or min(32, (os.cpu_count() or 1) + 4)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("Packing", total=len(data), completed=sum(len(output.clips(n)) for n in finished))
+        for number in (n for n in range(output.num_shards) if n not in finished):
+            finished[number] = _write_shard(
+                output, number, skip=unreadable == "skip", workers=threads, advance=lambda: bar.advance(task)
+            )
+            output.write_manifest(finished)
+    all_shards = tuple(finished[number] for number in range(output.num_shards))
+    if not any(shard.clips for shard in all_shards):
+        raise PackError(f"no clip of {source} can be read, so there is nothing to pack: psla check lists the reasons.")
+    if reused < output.num_shards or not os.path.isfile(output.datafile):
+        datafile.write(output.datafile, output.records(all_shards, mids), exclusive=data.exclusive)
+    size = sum(os.path.getsize(output.shard(number)) for number in range(output.num_shards))
+    return PackResult(output.datafile, format, all_shards, reused, size)
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the results of a job go."""
+class _Output:
+    """The files of a job: shards, datafile and manifest."""
 
-    folder: str
+    directory: str
     stem: str
     data: Datafile
     job: Job
 
     @property
-    def count(self) -> int:
-        """How many shards there will be."""
+    def num_shards(self) -> int:
         return -(-len(self.data) // self.job.clips_per_shard)
 
     @property
     def datafile(self) -> str:
-        return os.path.join(self.folder, f"{self.stem}.json")
+        return os.path.join(self.directory, f"{self.stem}.json")
 
     @property
-    def notes(self) -> str:
-        """What the job is and which shards are done."""
-        return os.path.join(self.folder, f"{self.stem}.pack.json")
+    def manifest(self) -> str:
+        """Path of the file that records the job and its finished shards."""
+        return os.path.join(self.directory, f"{self.stem}.pack.json")
 
     def shard(self, number: int) -> str:
-        return os.path.join(self.folder, f"{self.stem}-{number:05d}-of-{self.count:05d}{shards.SUFFIX}")
+        return os.path.join(self.directory, f"{self.stem}-{number:05d}-of-{self.num_shards:05d}{shards.SUFFIX}")
 
     def clips(self, number: int) -> range:
-        """The clips of the datafile that belong in a shard."""
+        """Returns the indices of the clips that belong in a shard."""
         size = self.job.clips_per_shard
         return range(number * size, min((number + 1) * size, len(self.data)))
 
-    def begin(self, force: bool) -> dict[int, Shard]:
-        """Makes the folder, or finds what is done of the same job."""
+    def prepare(self, force: bool) -> dict[int, Shard]:
+        """Creates the directory and returns the finished shards of the same job; with `force`, deletes all results."""
         if os.path.realpath(self.datafile) == os.path.realpath(self.data.source):
-            raise PackError(f"{self.folder} holds the datafile itself: name another folder.")
-        os.makedirs(self.folder, exist_ok=True)
-        ours = re.compile(rf"{re.escape(self.stem)}-\d{{5}}-of-\d{{5}}{re.escape(shards.SUFFIX)}")
-        found = [name for name in os.listdir(self.folder) if ours.fullmatch(name)]
-        outputs = [*found, *(os.path.basename(p) for p in (self.notes, self.datafile) if os.path.exists(p))]
-        if force:
-            for name in outputs:
-                os.unlink(os.path.join(self.folder, name))
-            outputs = []
-        left = [n for n in os.listdir(self.folder) if n.startswith(f".{self.stem}-") and n.endswith(".part")]
-        for name in left:  # of a start that was killed
-            os.unlink(os.path.join(self.folder, name))
-        return self._resumed() if outputs else {}
+            raise PackError(f"{self.directory} contains the datafile to pack: use another directory.")
+        os.makedirs(self.directory, exist_ok=True)
+        pattern = re.compile(rf"{re.escape(self.stem)}-\d{{5}}-of-\d{{5}}{re.escape(shards.SUFFIX)}")
+        results = [name for name in os.listdir(self.directory) if pattern.fullmatch(name)]
+        results += [os.path.basename(path) for path in (self.manifest, self.datafile) if os.path.exists(path)]
+        stale = [n for n in os.listdir(self.directory) if n.startswith(f".{self.stem}-") and n.endswith(".part")]
+        for name in [*stale, *(results if force else ())]:
+            os.unlink(os.path.join(self.directory, name))
+        return self._finished_shards() if results and not force else {}
 
-    def _resumed(self) -> dict[int, Shard]:
-        remedy = "name another folder, or replace what is there with --force"
+    def _finished_shards(self) -> dict[int, Shard]:
+        existing = f"{self.directory} already contains {self.stem}"
+        remedy = "use another directory, or replace the existing files with --force"
         try:
-            with open(self.notes, encoding="utf-8") as file:
-                known = json.load(file)
-            job, done = known["job"], {int(n): Shard.from_json(shard) for n, shard in known["shards"].items()}
+            with open(self.manifest, encoding="utf-8") as file:
+                manifest = json.load(file)
+            job, done = manifest["job"], {int(n): Shard.from_json(shard) for n, shard in manifest["shards"].items()}
         except FileNotFoundError:
-            raise PackError(f"{self.folder} has a {self.stem} already that psla pack did not make: {remedy}.") from None
+            raise PackError(f"{existing} files that psla pack did not write: {remedy}.") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PackError(f"{self.notes} cannot be used ({error!r}): {remedy}.") from error
-        mine = asdict(self.job)
-        changed = [f"{name} {job.get(name)}, not {mine[name]}" for name in mine if job.get(name) != mine[name]]
+            raise PackError(f"{self.manifest} is not a manifest of psla pack ({error!r}): {remedy}.") from error
+        own = asdict(self.job).items()
+        changed = [f"{name} {job.get(name)}, not {value}" for name, value in own if job.get(name) != value]
         if changed:
-            raise PackError(f"{self.folder} has a {self.stem} packed otherwise ({'; '.join(changed)}): {remedy}.")
+            raise PackError(f"{existing} packed with other settings ({'; '.join(changed)}): {remedy}.")
         return {number: shard for number, shard in done.items() if os.path.isfile(self.shard(number))}
 
-    def note(self, done: dict[int, Shard]) -> None:
-        """Writes down what is done."""
-        with written_aside(self.notes) as file:
-            known = {"job": asdict(self.job), "shards": {str(n): asdict(done[n]) for n in sorted(done)}}
-            json.dump(known, file, indent=1)
+    def write_manifest(self, finished: dict[int, Shard]) -> None:
+        with atomic_text(self.manifest) as file:
+            entries = {str(number): asdict(finished[number]) for number in sorted(finished)}
+            json.dump({"job": asdict(self.job), "shards": entries}, file, indent=1)
 
-    def records(self, made: tuple[Shard, ...], mids: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-        """The packed datafile: the address and the labels of every clip that is in a shard."""
-        for number, shard in enumerate(made):
-            missing = {problem.index for problem in shard.left_out}
-            inside = (clip for clip in self.clips(number) if clip not in missing)
-            for record, clip in enumerate(inside):
+    def records(self, all_shards: tuple[Shard, ...], mids: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+        """Yields the records of the packed datafile: address and labels of every clip that is in a shard."""
+        for number, shard in enumerate(all_shards):
+            skipped = {problem.index for problem in shard.left_out}
+            packed = (clip for clip in self.clips(number) if clip not in skipped)
+            for record, clip in enumerate(packed):
                 address = shards.Address(os.path.basename(self.shard(number)), record, self.data.clip_id(clip))
                 yield str(address), [mids[label] for label in self.data.labels(clip)]
 
 
-@dataclass(frozen=True)
-class _Packer:
-    """Reads clips and writes them into a shard."""
+def _write_shard(output: _Output, number: int, *, skip: bool, workers: int, advance: Callable[[], None]) -> Shard:
+    """Reads clips in threads and writes them to a shard; unreadable clips are skipped if `skip`, else raise."""
+    left_out: list[ClipProblem] = []
+    num_exact = 0
 
-    data: Datafile
-    job: Job
-    unreadable: Literal["stop", "skip"]
-    workers: int
+    def records() -> Iterator[tuple[str, bytes]]:
+        nonlocal num_exact
+        for result in in_order(lambda clip: _encode_clip(output.data, clip, output.job), output.clips(number), workers):
+            advance()
+            if not isinstance(result, ClipProblem):
+                clip, content, exact = result
+                num_exact += exact
+                yield output.data.clip_id(clip), content
+            elif skip:
+                left_out.append(result)
+            else:
+                raise PackError(
+                    f"{result.path} {result.reason.rstrip('.')}. Start the command again to resume, or skip unreadable "
+                    "clips with --unreadable skip."
+                )
 
-    def write(self, path: str, clips: range, advance: Callable[[], None]) -> Shard:
-        left_out: list[Problem] = []
-        exact = 0
+    return Shard(shards.write(output.shard(number), records()), num_exact, left_out)
 
-        def encoded() -> Iterator[tuple[str, bytes]]:
-            nonlocal exact
-            for found in in_order(self._encoded, clips, self.workers):
-                advance()
-                if isinstance(found, Problem):
-                    self._set_aside(found, left_out)
-                else:
-                    clip, content, same = found
-                    exact += same
-                    yield self.data.clip_id(clip), content
 
-        return Shard(shards.write(path, encoded()), exact, left_out)
-
-    def _set_aside(self, problem: Problem, left_out: list[Problem]) -> None:
-        if self.unreadable == "stop":
-            raise PackError(
-                f"{problem.path} {problem.reason.rstrip('.')}. Start it again to go on, or leave such clips out with "
-                "--unreadable skip."
-            )
-        left_out.append(problem)
-
-    def _encoded(self, clip: int) -> tuple[int, bytes, bool] | Problem:
-        """A clip, its audio file, and whether that holds exactly what was read."""
-        problem = look_up(self.data, clip)
-        if problem:
-            return problem
-        path = self.data.wav(clip)
-        try:
-            return clip, *encode(audio.read(path, channel=self.job.channel), path, self.job.format)
-        except audio.AudioError as error:
-            return Problem(clip, path, error.reason)
+def _encode_clip(data: Datafile, clip: int, job: Job) -> tuple[int, bytes, bool] | ClipProblem:
+    """Returns a clip, its encoded audio file, and whether the file contains exactly the samples that were read."""
+    problem = check_file(data, clip)
+    if problem:
+        return problem
+    path = data.wav(clip)
+    try:
+        return clip, *encode(decode.read(path, channel=job.channel), path, job.format)
+    except decode.AudioError as error:
+        return ClipProblem(clip, path, error.reason)
 
 
 def encode(waveform: np.ndarray, path: str, format: Format) -> tuple[bytes, bool]:
-    """A waveform, float32 ``(samples,)`` at 16 kHz, as an audio file, and whether that gives it back exactly.
+    """Encodes a waveform, float32 ``(samples,)`` at 16 kHz, as an audio file.
+
+    Returns the content of the file, and whether decoding it gives exactly `waveform`.
 
     Raises:
-        AudioError: it is too loud for 16 bits, or its path is not UTF-8, which no datafile takes.
+        AudioError: the peak exceeds :data:`MAX_PCM16_PEAK` in a 16-bit format, or `path` is not UTF-8, which datafiles
+            do not support.
     """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise audio.AudioError(path, "has a name that is not UTF-8: rename it.") from None
+    if path.encode(errors="ignore").decode() != path:
+        raise decode.AudioError(path, "has a name that is not UTF-8: rename it.")
     stored, exact = waveform, True
     if format != "float32":
         peak = float(np.abs(waveform).max())
-        if peak >= TOO_LOUD:
-            raise audio.AudioError(
-                path, f"has a peak of {peak:.3g} times full scale: correct its scale, or pack with --format float32."
-            )
-        stored = audio.pcm16(waveform)
+        if peak >= MAX_PCM16_PEAK:
+            reason = f"has a peak of {peak:.3g} times full scale: rescale it to [-1, 1], or pack with --format float32."
+            raise decode.AudioError(path, reason)
+        stored = decode.pcm16(waveform)
         exact = np.array_equal(stored / np.float32(32768), waveform)
     file = io.BytesIO()
-    kind, subtype = FILES[format]
-    soundfile.write(file, stored, audio.SAMPLE_RATE, format=kind, subtype=subtype)
+    container, subtype = CONTAINERS[format]
+    soundfile.write(file, stored, decode.SAMPLE_RATE, format=container, subtype=subtype)
     return file.getvalue(), exact

@@ -1,10 +1,11 @@
-"""EfficientNet B0 to B7 over spectrograms (Tan and Le, 2019), as PSLA uses it: one input channel, no classifier.
+"""EfficientNet B0 to B7 (Tan and Le, 2019) on spectrograms as in PSLA: one input channel, no classifier.
 
-Attributes carry the names of the PyTorch modules, so that a weight's name follows from its place.
+Attributes have the names of efficientnet_pytorch's modules, so that the path of a weight is its name in a checkpoint.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.convolution import Pads, depthwise_conv, static_padding, symmetric_padding
+from psla_jax.models.convolution import depthwise_conv
 from psla_jax.models.layers import (
     Affine,
     Backbone,
@@ -32,11 +33,15 @@ from psla_jax.models.layers import (
     swish,
     swish_affine,
 )
+from psla_jax.models.padding import Pads, static_padding, symmetric_padding
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the architecture's table, at B0."""
+    """A row of the architecture table of B0: a first block from `channels` to `features` channels, with the stride.
+
+    The other `repeats - 1` blocks keep the shape. `expand` is the width inside a block as a multiple of its input's.
+    """
 
     repeats: int
     kernel: int
@@ -55,27 +60,28 @@ STAGES = (
     Stage(4, 5, 2, 6, 112, 192),
     Stage(1, 3, 1, 6, 192, 320),
 )
-LARGE = 3
-"""So many stages have large images, up to the third halving of their size."""
+LARGE_STAGES = 3
+"""Number of leading stages, whose images are large: their size is halved at most three times."""
 STEM, HEAD = 32, 1280
-STATIC_MINIMUM = 32
-"""Frames that static padding needs: it was made for larger images, and a shorter one vanishes on the way."""
+"""Features of the first and the last convolution of B0."""
+MIN_STATIC_FRAMES = 32
+"""Smallest number of spectrogram frames with static padding; shorter images would shrink to nothing."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a member of the family differs from B0. `image_size` only decides the static padding."""
+    """Scaling of a member of the family relative to B0. `image_size` only determines the static padding."""
 
     width: float
     depth: float
     image_size: int
     statistics_decay: float = 0.99
-    """Of the running batch statistics, per step."""
+    """Decay of the running batch statistics per training step."""
 
 
 SCALES = {
-    # Not a member of the published family: a fraction of B0's work, for small data sets and quick tests. Where a run
-    # has some hundred steps, statistics over the last hundred would lag behind the weights by epochs.
+    # Not a published member: a fraction of B0's work, for small data sets and quick tests. Such runs have some hundred
+    # steps, in which statistics over the last hundred would lag behind the weights by epochs.
     "efficientnet-tiny": Scale(0.25, 0.4, 224, statistics_decay=0.9),
     "efficientnet-b0": Scale(1.0, 1.0, 224),
     "efficientnet-b1": Scale(1.0, 1.1, 240),
@@ -89,29 +95,39 @@ SCALES = {
 
 
 def round_channels(channels: int, width: float) -> int:
-    """`channels` times `width` in steps of 8, never less than 90% of the product."""
+    """Returns `channels` times `width`, rounded to a multiple of 8 that is at least 90% of the product."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return int(rounded + 8 if rounded < 0.9 * scaled else rounded)
 
 
-class Padder:
-    """Hands out each layer's padding while the network is built from input to output."""
+def scaled_blocks(scale: Scale) -> list[Stage]:
+    """Returns the architecture table with scaled channels and repeats, one row per block."""
+    blocks = []
+    for stage in STAGES:
+        channels, features = round_channels(stage.channels, scale.width), round_channels(stage.features, scale.width)
+        first = dataclasses.replace(stage, repeats=1, channels=channels, features=features)
+        others = dataclasses.replace(first, stride=1, channels=features)
+        blocks += [first] + [others] * (math.ceil(stage.repeats * scale.depth) - 1)
+    return blocks
+
+
+class PaddingScheme:
+    """Padding of the convolutions of a network, called for each of them in order from input to output."""
 
     def __init__(self, scheme: Literal["symmetric", "static"], image_size: int) -> None:
         self.scheme, self.image_size = scheme, image_size
 
     def __call__(self, kernel: int, stride: int) -> Pads:
-        """The padding of the next convolution; follows the image size that the static scheme assumes."""
-        pads = (
-            symmetric_padding(kernel) if self.scheme == "symmetric" else static_padding(kernel, stride, self.image_size)
-        )
+        """Returns the padding of the next convolution and updates the image size that the static scheme assumes."""
+        symmetric = self.scheme == "symmetric"
+        pads = symmetric_padding(kernel) if symmetric else static_padding(kernel, stride, self.image_size)
         self.image_size = math.ceil(self.image_size / stride)
         return pads
 
 
 class MBConv(nnx.Module):
-    """Inverted bottleneck: expand, depthwise convolution, squeeze-excite, project, and the input added back."""
+    """Inverted bottleneck: 1x1 expansion, depthwise convolution, squeeze-excite, 1x1 projection, residual sum."""
 
     def __init__(
         self, stage: Stage, padding: Pads, drop_rate: float, decay: float, dtype: DTypeLike, rngs: nnx.Rngs
@@ -134,39 +150,44 @@ class MBConv(nnx.Module):
         self.drop_connect = DropConnect(drop_rate)
 
     def __call__(self, x: jax.Array, valid: jax.Array | None, uniform: jax.Array | None) -> jax.Array:
-        """`(batch, height, width, channels)` to `(batch, height', width', features)`; see `DropConnect`."""
+        """Maps `(batch, height, width, channels)` to `(batch, height', width', features)`.
+
+        `valid` and `uniform`, both `(batch,)`, are passed to :class:`BatchNorm` and :class:`DropConnect`.
+        """
         y = x
         if self.expands:
             y = self._expand_conv(y)
-            y = recomputed(self._filter)(y, self._bn0.affine(y, valid), self._depthwise_conv.weights())
+            y = recomputed(self._activate_and_filter)(y, self._bn0.affine(y, valid), self._depthwise_conv.weights())
         else:
             y = self._depthwise_conv(y)
-        gate = self._se_reduce.weights(), self._se_expand.weights()
-        y = recomputed(_project)(y, self._bn1.affine(y, valid), (gate, self._project_conv.weights()))
+        squeeze_excite_weights = self._se_reduce.weights(), self._se_expand.weights()
+        weights = squeeze_excite_weights, self._project_conv.weights()
+        y = recomputed(_activate_and_project)(y, self._bn1.affine(y, valid), weights)
         y = self._bn2(y, valid)
         return self.drop_connect(y, uniform) + x if self.residual else y
 
-    def _filter(self, x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
-        """From the 1x1 convolution to the end of the depthwise one."""
+    def _activate_and_filter(self, x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
+        """Normalises and activates the expanded image and applies the depthwise convolution."""
         kernel, conv = weights[0], self._depthwise_conv
         return depthwise_conv(swish_affine(x, affine), kernel, conv.stride, conv.padding)
 
 
-def _project(x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
-    """From the depthwise convolution to the end of the next 1x1 one."""
+def _activate_and_project(x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
+    """Normalises and activates the filtered image and applies squeeze-excite and the 1x1 projection."""
     (reduce, expand), (kernel, _) = weights
     y = swish_affine(x, affine)
     return gated_conv(y, squeeze_excite(y, reduce, expand), kernel)
 
 
 class EfficientNet(Backbone):
-    """The backbone: log-mel spectrograms to features, 32 frames a step.
+    """Backbone from log-mel spectrograms to features, one output frame per 32 spectrogram frames.
 
     Args:
         name: ``efficientnet-b0`` to ``efficientnet-b7``, or the small ``efficientnet-tiny``.
         padding: ``symmetric`` (efficientnet_pytorch 0.7.0) or ``static`` (0.7.1).
-        drop_connect: rate at the end of the network; block `i` of `n` has `i / n` of it.
-        dtype: of the activations; parameters and batch statistics are float32.
+        drop_connect: drop rate at the end of the network; block `i` of `n` has `i / n` of it.
+        dtype: dtype of the activations; parameters and batch statistics are float32.
+        rngs: ``rngs.params`` draws the weights.
 
     Attributes:
         num_features: channels of the output, 1408 for B2.
@@ -185,65 +206,45 @@ class EfficientNet(Backbone):
         decay = scale.statistics_decay
         self.padding = padding
         stem, self.num_features = round_channels(STEM, scale.width), round_channels(HEAD, scale.width)
-        pads = Padder(padding, scale.image_size)
+        pads = PaddingScheme(padding, scale.image_size)
         self._conv_stem = Conv(1, stem, 3, stride=2, padding=pads(3, 2), dtype=dtype, rngs=rngs)
         self._bn0 = BatchNorm(stem, momentum=decay)
-        blocks = blocks_of(scale)
+        blocks = scaled_blocks(scale)
         self._blocks = nnx.List(
             [
                 MBConv(block, pads(block.kernel, block.stride), drop_connect * i / len(blocks), decay, dtype, rngs)
                 for i, block in enumerate(blocks)
             ]
         )
-        self._num_large = sum(math.ceil(stage.repeats * scale.depth) for stage in STAGES[:LARGE])
+        self._num_large = sum(math.ceil(stage.repeats * scale.depth) for stage in STAGES[:LARGE_STAGES])
         self._conv_head = Conv(blocks[-1].features, self.num_features, dtype=dtype, rngs=rngs)
         self._bn1 = BatchNorm(self.num_features, momentum=decay)
 
     def __call__(
         self, spectrograms: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """`(batch, frames, mels)` to `(batch, steps, features)`, the mean over the remaining frequency rows.
+        """Maps `(batch, frames, mels)` to `(batch, output frames, features)`, averaged over frequency.
 
         Frequency is the image's height and time its width, as in the reference.
         """
-        if self.padding == "static" and spectrograms.shape[1] < STATIC_MINIMUM:
+        if self.padding == "static" and spectrograms.shape[1] < MIN_STATIC_FRAMES:
             raise ModelError(
-                f"spectrograms have {spectrograms.shape[1]} frames: static padding needs at least {STATIC_MINIMUM}."
+                f"spectrograms have {spectrograms.shape[1]} frames: static padding needs at least {MIN_STATIC_FRAMES}."
             )
-        # The draws are handed out in the order of the blocks, to both parts from one iterator.
+        # One iterator for both parts, which consume it in the order of the blocks.
         blocks, uniforms = list(self._blocks), iter(self._uniforms(spectrograms.shape[0], rngs))
 
-        def large(x: jax.Array) -> jax.Array:
+        def stem_and_large_stages(x: jax.Array) -> jax.Array:
             x = swish(self._bn0(self._conv_stem(x), valid))
-            return self.run(blocks[: self._num_large], x, valid, uniforms)
+            return self.run_blocks(blocks[: self._num_large], x, valid, uniforms)
 
-        x = self.clip_by_clip(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
-        x = self.run(blocks[self._num_large :], x, valid, uniforms)
+        x = self.map_clips(stem_and_large_stages, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.run_blocks(blocks[self._num_large :], x, valid, uniforms)
         x = swish(self._bn1(self._conv_head(x), valid))
         return row_means(x)
 
     def _uniforms(self, clips: int, rngs: nnx.Rngs | None) -> Iterable[jax.Array | None]:
-        """For each block's drop-connect, `(blocks, clips)`; nothing where none is on."""
+        """Returns the uniform numbers of each block's drop-connect, `(blocks, clips)`; None for each if it is off."""
         if rngs is None or self._blocks[0].drop_connect.deterministic:
             return itertools.repeat(None)
         return jax.random.uniform(rngs.drop(), (len(self._blocks), clips))
-
-
-def blocks_of(scale: Scale) -> list[Stage]:
-    """The table's rows, scaled and repeated: one row a block."""
-    blocks = []
-    for stage in STAGES:
-        channels, features = round_channels(stage.channels, scale.width), round_channels(stage.features, scale.width)
-        for repeat in range(math.ceil(stage.repeats * scale.depth)):
-            first = repeat == 0
-            blocks.append(
-                Stage(
-                    1,
-                    stage.kernel,
-                    stage.stride if first else 1,
-                    stage.expand,
-                    channels if first else features,
-                    features,
-                )
-            )
-    return blocks

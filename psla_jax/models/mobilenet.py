@@ -1,6 +1,6 @@
-"""MobileNetV2 over spectrograms (Sandler et al., 2018), as PSLA compares with it: one input channel, no classifier.
+"""MobileNetV2 (Sandler et al., 2018) on spectrograms, a baseline of PSLA: one input channel, no classifier.
 
-Attributes carry the names of torchvision's modules, so that a weight's name follows from its place.
+Attributes have the names of torchvision's modules, so that the path of a weight is its name in a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,91 +12,73 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models.convolution import symmetric_padding
-from psla_jax.models.layers import Backbone, BatchNorm, Conv
+from psla_jax.models.layers import Backbone, torchvision_conv
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Expansion, features, blocks and stride of every stage."""
-LARGE = 6
-"""So many blocks have large images, up to the third halving of their size."""
+"""Expansion, features, number of blocks and stride of every stage."""
+LARGE_BLOCKS = 6
+"""Number of leading blocks, whose images are large: their size is halved at most three times."""
 STEM, HEAD = 32, 1280
+"""Features of the first and the last convolution."""
 
 
-def _pair(
-    channels: int,
-    features: int,
-    size: int = 1,
-    *,
-    stride: int = 1,
-    depthwise: bool = False,
-    dtype: DTypeLike,
-    rngs: nnx.Rngs,
-) -> nnx.List:
-    """A convolution and its batch normalisation, with torchvision's constants."""
-    pads = symmetric_padding(size)
-    conv = Conv(
-        channels, features, size, stride=stride, padding=pads, depthwise=depthwise, init="kaiming", dtype=dtype,
-        rngs=rngs,
-    )  # fmt: skip
-    return nnx.List([conv, BatchNorm(features, momentum=0.9, epsilon=1e-5)])
-
-
-def _normed(pair: Any, x: jax.Array, valid: jax.Array | None) -> jax.Array:
-    conv, norm = pair
-    return norm(conv(x), valid)
+def _conv_norm_relu(layers: Any, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    conv, norm = layers
+    return jax.nn.relu6(norm(conv(x), valid))
 
 
 class InvertedResidual(nnx.Module):
-    """Expand, depthwise convolution, project, and the input added back where the shapes agree."""
+    """1x1 expansion, depthwise convolution, 1x1 projection, and a residual sum where the shapes agree."""
 
     def __init__(
         self, channels: int, features: int, expand: int, stride: int, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         inner = channels * expand
-        layers: list[nnx.Module] = [_pair(channels, inner, dtype=dtype, rngs=rngs)] if expand != 1 else []
-        layers.append(_pair(inner, inner, 3, stride=stride, depthwise=True, dtype=dtype, rngs=rngs))
-        # torchvision has the last two layers side by side, not as a pair.
-        self.conv = nnx.List([*layers, *_pair(inner, features, dtype=dtype, rngs=rngs)])
+        settings: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        layers = [torchvision_conv(channels, inner, **settings)] if expand != 1 else []
+        layers.append(torchvision_conv(inner, inner, 3, stride=stride, depthwise=True, **settings))
+        # In torchvision, the last convolution and its normalisation are not nested.
+        self.conv = nnx.List([*map(nnx.List, layers), *torchvision_conv(inner, features, **settings)])
         self.residual = stride == 1 and channels == features
 
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
-        """`(batch, height, width, channels)` to `(batch, height', width', features)`."""
-        *pairs, project, norm = self.conv
+        """Maps `(batch, height, width, channels)` to `(batch, height', width', features)`."""
+        *hidden, project, norm = self.conv
         y = x
-        for pair in pairs:
-            y = jax.nn.relu6(_normed(pair, y, valid))
+        for layers in hidden:
+            y = _conv_norm_relu(layers, y, valid)
         y = norm(project(y), valid)
         return x + y if self.residual else y
 
 
 class MobileNetV2(Backbone):
-    """The backbone: log-mel spectrograms to features, 32 frames a step.
+    """Backbone from log-mel spectrograms to features, one output frame per 32 spectrogram frames.
 
     Attributes:
         num_features: channels of the output.
     """
 
     def __init__(self, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs) -> None:
-        layers: list[Any] = [_pair(1, STEM, 3, stride=2, dtype=dtype, rngs=rngs)]
+        layers: list[Any] = [nnx.List(torchvision_conv(1, STEM, 3, stride=2, dtype=dtype, rngs=rngs))]
         channels = STEM
         for expand, features, blocks, stride in STAGES:
             for block in range(blocks):
                 layers.append(InvertedResidual(channels, features, expand, stride if block == 0 else 1, dtype, rngs))
                 channels = features
-        layers.append(_pair(channels, HEAD, dtype=dtype, rngs=rngs))
+        layers.append(nnx.List(torchvision_conv(channels, HEAD, dtype=dtype, rngs=rngs)))
         self.features = nnx.List(layers)
         self.num_features = HEAD
 
     def __call__(
         self, spectrograms: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """`(batch, frames, mels)` to `(batch, steps, 1280)`, the mean over the remaining frequency rows."""
+        """Maps `(batch, frames, mels)` to `(batch, output frames, 1280)`, averaged over frequency."""
         stem, *blocks, head = self.features
 
-        def large(x: jax.Array) -> jax.Array:
-            return self.run(blocks[:LARGE], jax.nn.relu6(_normed(stem, x, valid)), valid)
+        def stem_and_large_blocks(x: jax.Array) -> jax.Array:
+            return self.run_blocks(blocks[:LARGE_BLOCKS], _conv_norm_relu(stem, x, valid), valid)
 
-        x = self.clip_by_clip(large, jnp.swapaxes(spectrograms, 1, 2)[..., None])
-        x = self.run(blocks[LARGE:], x, valid)
-        x = jax.nn.relu6(_normed(head, x, valid))
+        x = self.map_clips(stem_and_large_blocks, jnp.swapaxes(spectrograms, 1, 2)[..., None])
+        x = self.run_blocks(blocks[LARGE_BLOCKS:], x, valid)
+        x = _conv_norm_relu(head, x, valid)
         return jnp.mean(x, axis=1, dtype=jnp.float32)

@@ -1,7 +1,7 @@
-"""From features at every step to one score per class (PSLA, section II-B).
+"""Pooling heads: features of every output frame to one score per class (PSLA, section II-B).
 
-All map `(batch, steps, channels)` to `(batch, classes)` in float32; a `mask (batch, steps)` is 1 at steps that count.
-Those that score every step have ``frames``. Attribute names are the reference's.
+All map `(batch, frames, channels)` to float32 scores `(batch, classes)`; a `mask (batch, frames)` is 1 at frames that
+count. Heads with per-frame scores have a method ``frame_outputs``. Attributes have the reference's names.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.models.layers import Conv, ModelError, torch_uniform, uniform
+from psla_jax.models.initializers import fan_in_uniform, uniform
+from psla_jax.models.layers import Conv, ModelError
 
 EPSILON = 1e-7
+"""Attention values are clipped to [EPSILON, 1 - EPSILON]."""
 
 
 class _Linear(Conv):
-    """A 1x1 convolution with bias over `(batch, steps, channels)`, in float32 whatever the backbone computes in."""
+    """A 1x1 convolution with bias over `(batch, frames, channels)`, in float32 whatever the dtype of the backbone."""
 
     def __init__(self, channels: int, classes: int, *, reference_init: bool, rngs: nnx.Rngs) -> None:
         super().__init__(channels, classes, bias=True, rngs=rngs)
@@ -29,89 +31,91 @@ class _Linear(Conv):
             self.bias = nnx.Param(jnp.zeros((classes,)))
 
     def sigmoid(self, x: jax.Array) -> jax.Array:
-        """`(batch, steps, channels)` to scores `(batch, steps, classes)` in [0, 1]."""
+        """Maps `(batch, frames, channels)` to values in [0, 1], `(batch, frames, classes)`."""
         return jax.nn.sigmoid(self(x))
 
 
-def shares(attention: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The part of a class's weight that each step has, `(batch, steps, classes)`: of all steps together it is 1."""
+def attention_weights(attention: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns `attention (batch, frames, classes)` scaled so that the weights of a class sum to 1 over the frames."""
     weights = jnp.clip(attention, EPSILON, 1.0 - EPSILON)
     if mask is not None:
         weights = weights * mask[..., None]
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
-def attend(attention: jax.Array, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Mean of `scores` over the steps, weighted by `attention`; both `(batch, steps, classes)`."""
-    return jnp.sum(shares(attention, mask) * scores, axis=1)
+def attention_pooling(attention: jax.Array, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns the mean of `scores` over the frames, weighted by `attention`; both are `(batch, frames, classes)`."""
+    return jnp.sum(attention_weights(attention, mask) * scores, axis=1)
 
 
-def mean_over_steps(x: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`(batch, steps, n)` to `(batch, n)`."""
+def mean_over_frames(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Maps `(batch, frames, n)` to `(batch, n)`."""
     if mask is None:
         return jnp.mean(x, axis=1)
     return jnp.sum(x * mask[..., None], axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)[:, None]
 
 
-def _multiples(attention: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """:func:`shares` times the number of steps that count."""
+def _relative_weights(attention: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns :func:`attention_weights` as multiples of an even weight: times the number of frames that count."""
     count = attention.shape[1] if mask is None else jnp.sum(mask, axis=1)[:, None, None]
-    return shares(attention, mask) * count
+    return attention_weights(attention, mask) * count
 
 
-class FrameScores(NamedTuple):
-    """What a head says of every step; each `(batch, steps, classes)`."""
+class FrameOutputs(NamedTuple):
+    """Outputs of a head for every frame; each `(batch, frames, classes)`."""
 
     scores: jax.Array
-    """How much the step sounds like the class: classification scores, summed over the heads with their weights."""
+    """Classification scores of the frame, summed over the heads with their weights."""
     attention: jax.Array
-    """How much the step weighs in the class's score of the whole window, as a multiple of what it would if all steps
-    weighed the same; the mean over the heads."""
+    """Weight of the frame in the clip's score of the class, as a multiple of an even weight; mean over the heads."""
 
 
 class MeanPooling(nnx.Module):
-    """The mean over the steps of every class's score."""
+    """Scores of every frame, averaged over the frames."""
 
     def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
         self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
 
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return mean_over_steps(self.cla.sigmoid(features), mask)
+        return mean_over_frames(self.cla.sigmoid(features), mask)
 
-    def frames(self, features: jax.Array, mask: jax.Array | None = None) -> FrameScores:
-        """The score of every step; all steps that count weigh the same."""
+    def frame_outputs(self, features: jax.Array, mask: jax.Array | None = None) -> FrameOutputs:
+        """Returns the scores of every frame; all frames that count have the same weight."""
         scores = self.cla.sigmoid(features)
-        return FrameScores(scores, _multiples(jnp.ones_like(scores), mask))
+        return FrameOutputs(scores, _relative_weights(jnp.ones_like(scores), mask))
 
 
 class LinearPooling(nnx.Module):
-    """One linear layer on the mean of the features over the steps: the head of the reference's MobileNetV2."""
+    """Linear layer and sigmoid on the mean of the features over the frames: the head of the reference's MobileNetV2."""
 
     def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
-        self.kernel = nnx.Param(torch_uniform(rngs.params(), (channels, classes), channels))
-        self.bias = nnx.Param(torch_uniform(rngs.params(), (classes,), channels))
+        self.kernel = nnx.Param(fan_in_uniform(rngs.params(), (channels, classes), channels))
+        self.bias = nnx.Param(fan_in_uniform(rngs.params(), (classes,), channels))
 
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return jax.nn.sigmoid(mean_over_steps(features, mask) @ self.kernel[...] + self.bias[...])
+        return jax.nn.sigmoid(mean_over_frames(features, mask) @ self.kernel[...] + self.bias[...])
 
 
 class Attention(nnx.Module):
-    """One head: a class's score at each step, weighted by how much that class attends to the step."""
+    """One attention head: the mean of the frames' scores, weighted by the attention of each class to each frame."""
 
     def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
         self.att = _Linear(channels, classes, reference_init=True, rngs=rngs)
         self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
 
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        return attend(self.att.sigmoid(features), self.cla.sigmoid(features), mask)
+        return attention_pooling(self.att.sigmoid(features), self.cla.sigmoid(features), mask)
 
-    def frames(self, features: jax.Array, mask: jax.Array | None = None) -> FrameScores:
-        """Score and attention of every step, as the head uses them."""
-        return FrameScores(self.cla.sigmoid(features), _multiples(self.att.sigmoid(features), mask))
+    def frame_outputs(self, features: jax.Array, mask: jax.Array | None = None) -> FrameOutputs:
+        """Returns scores and attention of every frame."""
+        return FrameOutputs(self.cla.sigmoid(features), _relative_weights(self.att.sigmoid(features), mask))
 
 
 class MultiHeadAttention(nnx.Module):
-    """Several heads, summed with learned weights. The weights are unconstrained: sums may leave [0, 1] by a little."""
+    """Several attention heads, summed with learned weights.
+
+    The weights are unconstrained, so scores may lie slightly outside [0, 1].
+    """
 
     def __init__(self, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.att = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
@@ -119,24 +123,27 @@ class MultiHeadAttention(nnx.Module):
         self.head_weight = nnx.Param(jax.device_put(np.full(heads, 1.0 / heads, np.float32)))
 
     def __call__(self, features: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        outputs = [attend(att.sigmoid(features), cla.sigmoid(features), mask) for att, cla in zip(self.att, self.cla)]
+        outputs = [
+            attention_pooling(att.sigmoid(features), cla.sigmoid(features), mask)
+            for att, cla in zip(self.att, self.cla)
+        ]
         return jnp.tensordot(self.head_weight[...], jnp.stack(outputs), axes=1)
 
-    def frames(self, features: jax.Array, mask: jax.Array | None = None) -> FrameScores:
-        """Score and attention of every step, over the heads."""
+    def frame_outputs(self, features: jax.Array, mask: jax.Array | None = None) -> FrameOutputs:
+        """Returns the weighted sum of the heads' scores and the mean of their attention for every frame."""
         scores = [cla.sigmoid(features) for cla in self.cla]
-        attention = jnp.mean(jnp.stack([_multiples(att.sigmoid(features), mask) for att in self.att]), axis=0)
-        return FrameScores(jnp.tensordot(self.head_weight[...], jnp.stack(scores), axes=1), attention)
+        attention = jnp.mean(jnp.stack([_relative_weights(att.sigmoid(features), mask) for att in self.att]), axis=0)
+        return FrameOutputs(jnp.tensordot(self.head_weight[...], jnp.stack(scores), axes=1), attention)
 
 
 Pooling = MeanPooling | LinearPooling | Attention | MultiHeadAttention
 
 
 def build_pooling(pooling: str, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> Pooling:
-    """The head of that name: ``mean``, ``linear``, or ``attention`` with any number of heads.
+    """Returns a pooling head: ``mean``, ``linear``, or ``attention`` with the given number of heads.
 
     Raises:
-        ModelError: for another name, or for fewer than one head.
+        ModelError: if the name is unknown, or `heads` is less than one.
     """
     if pooling == "mean":
         return MeanPooling(channels, classes, rngs=rngs)

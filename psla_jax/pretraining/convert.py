@@ -1,4 +1,4 @@
-"""Official checkpoints into model directories, and models back into PyTorch files."""
+"""Conversion of official checkpoints to model directories, and export of models to PyTorch files."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.checkpoints import ModelCard, load_model, require_place, save_model
 from psla_jax.config import FrontendConfig, ModelConfig, Padding
-from psla_jax.models.tagger import AudioTagger, from_config
-from psla_jax.ontology import Vocabulary
-from psla_jax.pretraining import pth
-from psla_jax.pretraining.architecture import infer
-from psla_jax.pretraining.names import PREFIX, LoadReport, PretrainingError, load_state_dict, to_state_dict
-from psla_jax.pretraining.torch_forward import official_scores
-from psla_jax.training import split_model
-from psla_jax.verification import TOLERANCE, golden, golden_scores, spectrogram_of_test
+from psla_jax.models.factory import from_config
+from psla_jax.models.model_dir import ModelCard, load_model, require_replaceable, save_model
+from psla_jax.models.psla import PSLAModel
+from psla_jax.models.self_test import TOLERANCE, self_test_record, self_test_scores, self_test_spectrogram
+from psla_jax.models.state import split_model
+from psla_jax.pretraining import torch_file
+from psla_jax.pretraining.infer import infer_architecture
+from psla_jax.pretraining.state_dict import PREFIX, LoadReport, PretrainingError, load_state_dict, to_state_dict
+from psla_jax.pretraining.torch_reference import reference_scores
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 FRAMES = {527: 1056, 200: 3000}
-"""Frames a clip in the reference's recipes, by the number of classes of AudioSet and FSD50K."""
+"""Frames per clip in the reference's recipes, by the number of classes of AudioSet and FSD50K."""
 DEFAULT_FRAMES = 1056
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to convert. Fields as in ``psla convert``."""
+    """Input and output of a conversion; the fields are the options of ``psla convert``."""
 
     source: str
     model: str
@@ -45,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted model and what was found on the way."""
+    """Result of a conversion."""
 
     source: Path
     directory: Path
@@ -53,10 +54,12 @@ class Conversion:
     parameters: int
     report: LoadReport
     difference: float
+    """Largest difference between the scores of the converted model and those of PyTorch on the test sound."""
     torch: str
+    """Version of PyTorch."""
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Returns the result as lines for the screen."""
         model, frontend = self.card.model, self.card.frontend
         heads = f"{model.heads} head{'s' * (model.heads > 1)}"
         head = heads if model.pooling == "attention" else f"{model.pooling} pooling"
@@ -67,108 +70,100 @@ class Conversion:
             f"model     {model.name}, {head}{padding}, {size}",
             f"frontend  {frontend.target_length} frames, mean {frontend.mean}, std {frontend.std}",
             *self.report.lines(),
-            f"checked   scores of the test sound within {self.difference:.1e} of PyTorch {self.torch}",
+            f"verified  scores of the test sound differ from PyTorch {self.torch} by at most {self.difference:.1e}",
         ]
 
 
 def convert(request: Request) -> Conversion:
-    """Reads an official checkpoint and writes a model directory, whole or not at all.
+    """Converts an official checkpoint to a model directory, which is written atomically.
 
     Raises:
-        PretrainingError, VocabularyError, CheckpointError: naming the file and the remedy.
+        PretrainingError, VocabularyError, CheckpointError: an input cannot be used, the converted model differs from
+            PyTorch, or the directory exists; the message names the file and the remedy.
     """
     directory, source = Path(request.model), Path(request.source)
-    require_place(directory, overwrite=request.overwrite)
+    require_replaceable(directory, overwrite=request.overwrite)
     vocabulary = Vocabulary.read(request.labels)
-    file = pth.read(source)
+    file = torch_file.read(source)
     try:
-        found = infer(file.arrays, request.padding)
-        _require_classes(found.num_classes, vocabulary, request.labels)
-        network = from_config(found.model, found.num_classes, jnp.float32, nnx.Rngs(0))
-        report = load_state_dict(network, file.arrays)
+        inferred = infer_architecture(file.arrays, request.padding)
+        if inferred.num_classes != len(vocabulary):
+            raise PretrainingError(
+                f"the weights have {inferred.num_classes} classes and {request.labels} has {len(vocabulary)}: name the "
+                "label CSV that they were trained with, with --labels."
+            )
+        model = from_config(inferred.model, inferred.num_classes, jnp.float32, nnx.Rngs(0))
+        report = load_state_dict(model, file.arrays)
     except PretrainingError as error:
         raise PretrainingError(f"{source}: {error}") from error
-    frames = request.target_length or FRAMES.get(found.num_classes, DEFAULT_FRAMES)
+    frames = request.target_length or FRAMES.get(inferred.num_classes, DEFAULT_FRAMES)
     frontend = FrontendConfig(target_length=frames, mean=request.mean, std=request.std)
-    scores = golden_scores(network, frontend)
-    difference = _difference_from_torch(file.arrays, found.model, frontend, scores)
+    scores = self_test_scores(model, frontend)
+    difference = _compare_with_torch(file.arrays, inferred.model, frontend, scores)
     import torch
 
     notes = {"source": {"file": source.name, "sha256": file.sha256}}
-    checked = golden(scores, vocabulary, pytorch=torch.__version__, largest_difference=difference)
-    card = ModelCard(found.model, frontend, vocabulary, notes, licence=request.licence, golden=checked)
-    save_model(directory, card, *split_model(network), report=dataclasses.asdict(report))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+    verification = self_test_record(scores, vocabulary, pytorch=torch.__version__, largest_difference=difference)
+    card = ModelCard(inferred.model, frontend, vocabulary, notes, licence=request.licence, golden=verification)
+    save_model(directory, card, *split_model(model), report=dataclasses.asdict(report))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return Conversion(source, directory, card, parameters, report, difference, torch.__version__)
 
 
-def _require_free(path: Path, overwrite: bool) -> None:
-    """Raises PretrainingError if a file cannot be written there, or would be overwritten."""
-    if not path.name or path.is_dir():
-        raise PretrainingError(f"{str(path)!r} is a folder: name the file to write, such as model.pth.")
-    if path.exists() and not overwrite:
-        raise PretrainingError(f"{path} is there already: name another place, or replace it with --overwrite True.")
-
-
-def _require_classes(found: int, vocabulary: Vocabulary, labels: str) -> None:
-    if found != len(vocabulary):
-        raise PretrainingError(
-            f"the weights have {found} classes and {labels} has {len(vocabulary)}: name the label CSV that they were "
-            "trained with, with --labels."
-        )
-
-
-def _difference_from_torch(
+def _compare_with_torch(
     arrays: Mapping[str, np.ndarray], model: ModelConfig, frontend: FrontendConfig, scores: np.ndarray
 ) -> float:
-    wanted = official_scores(arrays, model, spectrogram_of_test(frontend))[0]
-    difference = float(np.abs(wanted - scores).max())
+    """Returns the largest difference between the scores and those of PyTorch; raises PretrainingError if too large."""
+    expected = reference_scores(arrays, model, self_test_spectrogram(frontend))[0]
+    difference = float(np.abs(expected - scores).max())
     if not difference <= TOLERANCE:
         raise PretrainingError(
-            f"the converted model scores the test sound {difference:.1e} away from PyTorch, so it was not written: "
-            "please report this with the name of the checkpoint."
+            f"the scores of the test sound differ from PyTorch by {difference:.1e}, so nothing was written: please "
+            "report this with the name of the checkpoint."
         )
     return difference
 
 
 def export(model: str, destination: str, *, data_parallel: bool = False, overwrite: bool = False) -> list[str]:
-    """Writes a model as a PyTorch state dict under the official names, and its classes as a label CSV beside it.
+    """Writes a model as a PyTorch state dict with the official names; returns a report as lines for the screen.
 
     Args:
         model: a model directory or run directory.
-        destination: of the ``.pth``; the CSV is ``DEST.labels.csv``.
-        data_parallel: put ``module.`` in front of every name, as the released checkpoints have it.
-        overwrite: replace what is there.
-
-    Returns:
-        What was written, for people.
+        destination: the ``.pth`` file to write; the label CSV is written beside it as ``DEST.labels.csv``.
+        data_parallel: whether to add the prefix ``module.`` to every name, as in the released checkpoints.
+        overwrite: whether to replace existing files.
 
     Raises:
-        PretrainingError, CheckpointError: naming the model and the remedy.
+        PretrainingError, CheckpointError: the model cannot be exported, or a file cannot be written; the message names
+            the remedy.
     """
     path = Path(destination)
     labels = path.parent / f"{path.stem}.labels.csv"
     for file in (path, labels):
-        _require_free(file, overwrite)
+        _check_overwrite(file, overwrite)
     loaded = load_model(model)
-    if not isinstance(loaded.network, AudioTagger):
-        raise PretrainingError(
-            f"{model} is {loaded.card.model.name}, which has no official names: export a PSLA model."
-        )
+    config, frontend = loaded.card.model, loaded.card.frontend
+    if not isinstance(loaded.network, PSLAModel):
+        raise PretrainingError(f"{model} is {config.name}, which has no official names: export a PSLA model.")
     arrays = to_state_dict(loaded.network)
-    wanted = golden_scores(loaded.network, loaded.card.frontend)
-    difference = _difference_from_torch(arrays, loaded.card.model, loaded.card.frontend, wanted)
+    difference = _compare_with_torch(arrays, config, frontend, self_test_scores(loaded.network, frontend))
     prefix = PREFIX if data_parallel else ""
-    require_place(path.parent / f".{path.name}", overwrite=False)
+    require_replaceable(path.parent / f".{path.name}", overwrite=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pth.write(path, {prefix + name: value for name, value in arrays.items()})
+    torch_file.write(path, {prefix + name: value for name, value in arrays.items()})
     loaded.card.vocabulary.write(labels)
-    kind = f"{loaded.card.model.name}, {loaded.card.model.padding} padding"
-    frontend = loaded.card.frontend
     settings = f"--target-length {frontend.target_length} --mean {frontend.mean} --std {frontend.std}"
     return [
-        f"{model} -> {path}: {len(arrays)} arrays of {kind}; classes in {labels}",
-        f"checked: scores of the test sound within {difference:.1e} of PyTorch",
-        "PyTorch's file has no place for the frontend; back again: psla convert "
-        f"{path} MODEL --labels {labels} --padding {loaded.card.model.padding} {settings}",
+        f"{model} -> {path}: {len(arrays)} arrays of {config.name}, {config.padding} padding; classes in {labels}",
+        f"verified: scores of the test sound differ from PyTorch by at most {difference:.1e}",
+        "The PyTorch file does not contain the frontend settings; to convert it back: psla convert "
+        f"{path} MODEL --labels {labels} --padding {config.padding} {settings}",
     ]
+
+
+def _check_overwrite(path: Path, overwrite: bool) -> None:
+    """Raises PretrainingError if `path` is a folder, or an existing file that may not be replaced."""
+    if not path.name or path.is_dir():
+        raise PretrainingError(f"{str(path)!r} is a folder: name the file to write, such as model.pth.")
+    if path.exists() and not overwrite:
+        raise PretrainingError(f"{path} already exists: choose another path, or replace it with --overwrite.")

@@ -1,4 +1,4 @@
-"""The P of PSLA: backbones that have seen ImageNet (section III-B)."""
+"""The P of PSLA: backbones pretrained on ImageNet (PSLA, section III-B)."""
 
 from __future__ import annotations
 
@@ -8,82 +8,86 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from psla_jax.cache import cache_directory
-from psla_jax.download import DownloadError, fetch
-from psla_jax.pretraining import pth
-from psla_jax.pretraining.architecture import backbone_name
-from psla_jax.pretraining.names import LoadReport, PretrainingError, load_state_dict, to_state_dict
+from psla_jax.pretraining import torch_file
+from psla_jax.pretraining.infer import backbone_name
+from psla_jax.pretraining.state_dict import LoadReport, PretrainingError, load_state_dict, to_state_dict
+from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.download import DownloadError, fetch
 
 EFFICIENTNET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
 TORCHVISION_URL = "https://download.pytorch.org/models/"
 EFFICIENTNET_DIGESTS = "355c32eb", "f1951068", "8bb594d6", "5fb5a3c3", "6ed6700e", "b6417697", "c76e70fd", "dcc49843"
+_EFFICIENTNETS = {f"efficientnet-b{i}": f"efficientnet-b{i}-{d}.pth" for i, d in enumerate(EFFICIENTNET_DIGESTS)}
 URLS = {
-    **{
-        f"efficientnet-b{i}": f"{EFFICIENTNET_URL}efficientnet-b{i}-{digest}.pth"
-        for i, digest in enumerate(EFFICIENTNET_DIGESTS)
-    },
+    **{name: EFFICIENTNET_URL + file for name, file in _EFFICIENTNETS.items()},
     "resnet50": f"{TORCHVISION_URL}resnet50-0676ba61.pth",
     "mobilenet-v2": f"{TORCHVISION_URL}mobilenet_v2-b0353104.pth",
 }
-"""The files of efficientnet_pytorch and torchvision; a name ends with eight hex digits of the content's SHA-256."""
+"""Files of efficientnet_pytorch and torchvision; each name ends with the first eight hex digits of its SHA-256."""
 STEMS = "_conv_stem.weight", "conv1.weight", "features.0.0.weight"
-"""The first convolution's name in each family of backbones."""
+"""Name of the first convolution in each family of backbones."""
 
 
 def imagenet_file(name: str) -> Path:
-    """The ImageNet weights of a backbone, downloaded into the cache if they are not there, and verified.
+    """Returns the ImageNet weights of a backbone in the download cache, downloaded if necessary and verified.
 
     Raises:
-        PretrainingError: there are none for `name`, the download fails, or the content is not what its name says.
+        PretrainingError: the backbone has no ImageNet weights, the download fails, or the SHA-256 is wrong.
     """
     if name not in URLS:
         raise PretrainingError(
             f"{name!r} has no ImageNet weights: choose one of {', '.join(URLS)}, or train without "
             "(--pretraining.source '')."
         )
-    url = URLS[name]
-    file = url.rsplit("/", 1)[1]
+    file = URLS[name].rsplit("/", 1)[1]
     digest = file.removesuffix(".pth").rsplit("-", 1)[1]
     try:
-        return fetch(url, cache_directory() / "imagenet" / file, sha256_prefix=digest)
+        return fetch(URLS[name], cache_directory() / "imagenet" / file, sha256_prefix=digest)
     except DownloadError as error:
-        raise PretrainingError(
-            f"{str(error).rstrip('.')}; or train from random weights, with --pretraining.source ''."
-        ) from error
+        remedy = "or train from random weights, with --pretraining.source ''."
+        raise PretrainingError(f"{str(error).rstrip('.')}; {remedy}") from error
 
 
-def require_backbone(arrays: Mapping[str, np.ndarray], name: str, source: str) -> None:
-    """Raises PretrainingError if weights are of another backbone than `name`, saying which."""
-    found = backbone_name(arrays)
-    if found != name:
-        remedy = (
-            f"they are of {found}, so use --model.name {found}, or other weights" if found else "name other weights"
-        )
-        raise PretrainingError(f"{source} does not hold weights of {name}: {remedy}.")
+def check_backbone(arrays: Mapping[str, np.ndarray], name: str, source: str) -> None:
+    """Raises PretrainingError if weights do not belong to the backbone `name`; the message names their backbone."""
+    actual = backbone_name(arrays)
+    if actual != name:
+        remedy = f"they are of {actual}, so use --model.name {actual}, or other" if actual else "name other"
+        raise PretrainingError(f"{source} does not hold weights of {name}: {remedy} weights.")
 
 
-def load_backbone(backbone: nnx.Module, name: str, file: pth.WeightFile, stem: str) -> LoadReport:
-    """Fills a backbone with the weights of a file, in place.
+def load_imagenet(backbone: nnx.Module, name: str, file: torch_file.WeightFile, stem: str) -> LoadReport:
+    """Loads ImageNet weights into a backbone, in place.
 
     Args:
-        backbone: of an ``AudioTagger``.
-        name: its architecture, for the messages.
+        backbone: backbone of a ``PSLAModel``.
+        name: its architecture.
         file: ImageNet weights, under the names of efficientnet_pytorch or torchvision.
-        stem: ``sum`` or ``random``. Summed over the colours, a grey image gives what it gave before; the reference
-            draws the stem anew.
+        stem: initialisation of the first convolution. ``sum`` adds its kernels over the colour channels, so that a grey
+            image gives the same features as before; ``random`` keeps the random initialisation, as in the reference.
 
     Raises:
-        PretrainingError: the file holds something else, or another architecture.
+        PretrainingError: the weights belong to another architecture.
     """
-    weights = dict(file.arrays)
-    require_backbone(weights, name, str(file.path))
-    own = to_state_dict(backbone)
-    first = next(key for key in STEMS if key in own)
-    if weights[first].ndim == 4 and weights[first].shape[1] == 3:
-        weights[first] = np.sum(weights[first], axis=1, keepdims=True)
+    arrays = dict(file.arrays)
+    check_backbone(arrays, name, str(file.path))
+    initial = to_state_dict(backbone)
+    first = next(key for key in STEMS if key in initial)
+    if arrays[first].ndim == 4 and arrays[first].shape[1] == 3:
+        arrays[first] = np.sum(arrays[first], axis=1, keepdims=True)
     if stem == "random":
-        weights[first] = own[first]
+        arrays[first] = initial[first]
+    return load_backbone(backbone, arrays, str(file.path), name)
+
+
+def load_backbone(backbone: nnx.Module, arrays: Mapping[str, np.ndarray], source: str, name: str) -> LoadReport:
+    """Loads weights into a backbone, in place.
+
+    Raises:
+        PretrainingError: the weights belong to another architecture; the message names `source`.
+    """
+    check_backbone(arrays, name, source)
     try:
-        return load_state_dict(backbone, weights)
+        return load_state_dict(backbone, arrays)
     except PretrainingError as error:
-        raise PretrainingError(f"{file.path} is not for {name}: {error}") from error
+        raise PretrainingError(f"{source} is not for {name}: {error}") from error

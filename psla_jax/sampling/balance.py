@@ -1,25 +1,18 @@
-"""Which clips an epoch visits, and in which order (PSLA, section III-C)."""
+"""Selection and order of the training clips of an epoch (PSLA, section III-C)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 STREAM = 1
-"""Sets these draws apart from others keyed by the same seed and epoch."""
+"""Key that separates these random draws from others with the same seed and epoch."""
 
 
 def epoch_order(num_clips: int, weights: np.ndarray | None, *, seed: int, epoch: int) -> np.ndarray:
-    """The clips of one epoch, a function of (seed, epoch) alone.
+    """Draws the clips of one epoch, counted from 0, as a function of (seed, epoch) alone.
 
-    Args:
-        num_clips: size of the training set; also the number of draws.
-        weights: `(num_clips,)` sampling weights for draws with replacement (the reference's
-            WeightedRandomSampler), or None for every clip once in a random order.
-        seed: key of the draw, of the run,
-        epoch: and of the epoch, counted from 0.
-
-    Returns:
-        `(num_clips,)` int64 clip indices.
+    With sampling weights `(num_clips,)`, clips are drawn with replacement (the reference's WeightedRandomSampler);
+    with None, every clip occurs once, in a random order. Returns `(num_clips,)` int64 clip indices.
     """
     rng = np.random.default_rng([STREAM, seed, epoch])
     if weights is None:

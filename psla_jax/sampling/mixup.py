@@ -1,4 +1,4 @@
-"""Mixup of waveforms (PSLA, section III-C): in the time domain, before any feature is taken."""
+"""Mixup of waveforms, before feature extraction (PSLA, section III-C)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 
 STREAM = 2
-"""Sets these draws apart from others keyed by the same seed and epoch."""
+"""Key that separates these random draws from others with the same seed and epoch."""
 ALPHA = 10.0
 """Both parameters of the Beta distribution of the mixing weight."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """A partner clip and the weight of the first clip; the partner has the rest."""
+    """Index of the partner clip, and the weight of the first clip; that of the partner is `1 - weight`."""
 
     partner: int
     weight: float
 
 
 def draw_mix(rate: float, num_clips: int, *, seed: int, epoch: int, sample: int) -> Mix | None:
-    """With probability `rate`, a partner drawn uniformly from the whole set and a weight from Beta(10, 10); else None.
+    """Draws, with probability `rate`, a partner uniformly from all clips and a weight from Beta(10, 10); else None.
 
-    The draw is a function of (seed, epoch, sample), whoever makes it. Uniform partners are the reference's choice:
-    balanced ones did worse.
+    The draw is a function of (seed, epoch, sample) alone. As in the reference, partners are uniform, because balanced
+    ones performed worse.
     """
     rng = np.random.default_rng([STREAM, seed, epoch, sample])
     if rng.random() >= rate:
@@ -33,12 +33,9 @@ def draw_mix(rate: float, num_clips: int, *, seed: int, epoch: int, sample: int)
 
 
 def mix_waveforms(first: np.ndarray, second: np.ndarray, weight: float) -> np.ndarray:
-    """`weight` of the first waveform and the rest of the second, mean-free again.
+    """Returns the sum of two zero-mean waveforms, weighted by `weight` in [0, 1] and `1 - weight`, minus its mean.
 
-    Args:
-        first: `(samples,)`, mean-free; gives the length.
-        second: `(any,)`, mean-free; cut or zero-padded to that length.
-        weight: of the first, in [0, 1].
+    The result has the length of `first`, `(samples,)`; `second` is cut or zero-padded to it.
     """
     mixed = np.float32(weight) * first
     common = min(len(first), len(second))

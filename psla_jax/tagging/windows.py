@@ -1,10 +1,11 @@
-"""A recording of any length as overlapping windows, and what is known of each window's steps as one timeline.
+"""Splits recordings of any length into overlapping windows, and joins the windows' outputs into one timeline.
 
-A step is what the backbones make of 32 frames, 0.32 s. Windows start on steps, so that those of two windows agree. Both
-directions work on blocks as they come, and hold about a window.
+The backbones reduce 32 spectrogram frames of 10 ms to one output frame of 0.32 s. Windows start at output frames, so
+that the frames of overlapping windows coincide. Both directions process block after block and buffer about one window.
 
-Five convolutions of stride 2, padded on both sides alike, leave the middle of step `k` at the middle of frame `32 k`: a
-step stands for the sound from half a step before that to half a step after. (Static padding moves it by up to a step.)
+Five convolutions of stride 2 with symmetric padding leave the centre of output frame `k` at the centre of spectrogram
+frame `32 k`: an output frame represents the sound from 0.16 s before that point to 0.16 s after it. (Static padding
+shifts it by up to one output frame.)
 """
 
 from __future__ import annotations
@@ -14,142 +15,135 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FRAMES_PER_STEP = 32
+OUTPUT_STRIDE = 32
+"""Spectrogram frames per output frame."""
 FRAME_LENGTH, FRAME_SHIFT = 400, 160
-STEP_SAMPLES = FRAMES_PER_STEP * FRAME_SHIFT
-STEP_SECONDS = 0.32
-_FIRST_MIDDLE = FRAME_LENGTH / 2 / 16_000
-"""Seconds from the beginning of a recording to the middle of its first step."""
+"""Samples of a spectrogram frame, and from one to the next."""
+OUTPUT_FRAME_SAMPLES = OUTPUT_STRIDE * FRAME_SHIFT
+OUTPUT_FRAME_SECONDS = 0.32
+_FIRST_CENTRE = FRAME_LENGTH / 2 / 16_000
+"""Seconds from the beginning of a recording to the centre of its first output frame."""
 
 
 class WindowError(ValueError):
-    """Windows that cannot be cut; the message names the setting."""
+    """Invalid window settings; the message names the setting."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a recording, cut to what a model sees at once."""
+    """A piece of a recording, at most as long as the input of a model."""
 
     start: int
-    """The step it starts at, counted from the beginning of the recording."""
+    """Index of its first output frame in the recording."""
     samples: np.ndarray
-    """float32 ``(samples,)`` at 16 kHz: a whole window, or all there is of a shorter recording."""
+    """float32 ``(samples,)`` at 16 kHz: a full window, or the whole of a shorter recording."""
 
     @property
-    def steps(self) -> int:
-        """How many steps have sound in them."""
-        return steps_of(len(self.samples))
+    def num_frames(self) -> int:
+        """Number of output frames that contain sound."""
+        return num_output_frames(len(self.samples))
 
 
-def steps_of(samples: int) -> int:
-    """Steps that so many samples reach into, at least one."""
+def num_output_frames(samples: int) -> int:
+    """Number of output frames that this many samples extend into, at least one."""
     frames = 0 if samples < FRAME_LENGTH else 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT
-    return max(1, -(-frames // FRAMES_PER_STEP))
+    return max(1, -(-frames // OUTPUT_STRIDE))
 
 
-def beginning_of(step: int) -> float:
-    """The second from which a step of a recording stands for its sound; the first one from 0."""
-    return max(0.0, (step - 0.5) * STEP_SECONDS + _FIRST_MIDDLE)
+def frame_start(frame: int) -> float:
+    """Start of the sound that an output frame of a recording represents, in seconds; 0 for the first frame."""
+    return max(0.0, (frame - 0.5) * OUTPUT_FRAME_SECONDS + _FIRST_CENTRE)
 
 
-def hop_of(size: int, overlap: float) -> int:
-    """Steps from one window of `size` samples to the next, of which the given fraction overlaps.
+def hop_frames(size: int, overlap: float) -> int:
+    """Output frames from one window of `size` samples to the next, for an overlap as a fraction of a window.
 
     Raises:
         WindowError: the overlap is not in [0, 0.95].
     """
     if not 0 <= overlap <= 0.95:
-        raise WindowError(f"the overlap of windows is {overlap!r}: use a fraction from 0 to 0.95.")
-    return max(1, round(size // STEP_SAMPLES * (1 - overlap)))
+        raise WindowError(f"overlap is {overlap!r}: use a fraction from 0 to 0.95.")
+    return max(1, round(size // OUTPUT_FRAME_SAMPLES * (1 - overlap)))
 
 
 class Cutter:
-    """Cuts blocks of samples into windows: one every `hop` steps, and a last one that ends where the recording does.
+    """Cuts blocks of samples into windows: one every `hop` output frames, and a last one up to the recording's end.
 
-    The last one begins at the first step from which the rest fits, so that it is a whole window too but for a part of
-    a step; only a recording that is shorter than a window gives a shorter one.
+    The last window starts at the first output frame from which the remaining samples fit into a window, so that it
+    lacks less than one output frame; only a recording that is shorter than a window gives a shorter one.
     """
 
     def __init__(self, size: int, hop: int) -> None:
-        if hop * STEP_SAMPLES > size:
+        if hop * OUTPUT_FRAME_SAMPLES > size:
             raise WindowError(
-                f"windows of {size / 16_000:.2f} s are shorter than the step from one to the next: use a model with "
-                f"a target_length of at least {hop * FRAMES_PER_STEP + 2} frames."
+                f"windows of {size / 16_000:.2f} s are shorter than the hop of {hop * OUTPUT_FRAME_SECONDS:.2f} s "
+                f"between them: use a model with a target_length of at least {hop * OUTPUT_STRIDE + 2} frames."
             )
         self.size, self.hop = size, hop
-        self._held = np.zeros(0, np.float32)
-        self._start = 0
-        self._next = 0
+        self._buffer = np.zeros(0, np.float32)
+        self._start = self._next = 0  # Output frames at which the buffer and the next window start.
 
     def push(self, block: np.ndarray) -> Iterator[Window]:
-        """The windows that a block completes."""
-        self._held = np.concatenate([self._held, block])
-        while len(self._held) >= (self._next - self._start) * STEP_SAMPLES + self.size:
-            self._drop_to(self._next)
-            yield Window(self._start, self._held[: self.size].copy())
+        """Yields the windows that a block completes."""
+        self._buffer = np.concatenate([self._buffer, block])
+        while len(self._buffer) >= (self._next - self._start) * OUTPUT_FRAME_SAMPLES + self.size:
+            self._drop_before(self._next)
+            yield Window(self._start, self._buffer[: self.size].copy())
             self._next += self.hop
 
     def finish(self) -> Iterator[Window]:
-        """The last window, unless one ended exactly where the recording does."""
-        held = len(self._held)
-        if held == 0 or (self._next > 0 and held <= self.size):
-            return
-        beyond = max(held - self.size, 0)
-        self._drop_to(self._start + -(-beyond // STEP_SAMPLES))
-        yield Window(self._start, self._held.copy())
+        """Yields the last window, unless the previous one ends exactly with the recording."""
+        excess = len(self._buffer) - self.size
+        if len(self._buffer) > 0 and (self._next == 0 or excess > 0):
+            self._drop_before(self._start + -(-max(excess, 0) // OUTPUT_FRAME_SAMPLES))
+            yield self.partial()
 
-    def so_far(self) -> Window:
-        """What is there of the next window."""
-        return Window(self._start, self._held.copy())
+    def partial(self) -> Window:
+        """The samples buffered so far, as a window."""
+        return Window(self._start, self._buffer.copy())
 
-    def _drop_to(self, step: int) -> None:
-        """Forgets the samples before a step."""
-        self._held = self._held[(step - self._start) * STEP_SAMPLES :]
-        self._start = step
+    def _drop_before(self, frame: int) -> None:
+        self._buffer = self._buffer[(frame - self._start) * OUTPUT_FRAME_SAMPLES :]
+        self._start = frame
 
 
-class Joiner:
-    """Values of windows' steps as those of the recording's steps.
+class OverlapAverage:
+    """Joins the output frames of overlapping windows into those of the recording, by a weighted mean.
 
-    Where windows overlap, their weighted mean: a step counts the less the nearer it is to the edge of its window, where
-    the model has seen only one side of it.
+    The weight of a frame decreases towards the edges of its window, where the model has context on one side only.
     """
 
     def __init__(self) -> None:
-        self._total = np.zeros((0, 0), np.float32)
-        self._weight = np.zeros(0, np.float32)
-        self._base = 0
+        self._total, self._weight = np.zeros((0, 0), np.float32), np.zeros(0, np.float32)
+        self._start = 0
 
     def push(self, start: int, values: np.ndarray, size: int) -> np.ndarray:
-        """Takes the values of a window and gives those that no later window will touch.
+        """Adds the values of a window and returns the frames before it that have not been returned, ``(frames, n)``.
 
         Args:
-            start: the window's first step; never less than that of the window before.
-            values: ``(steps, n)`` of those of its steps that have sound in them.
-            size: how many steps a whole window has.
-
-        Returns:
-            float32 ``(steps, n)``: all steps before `start` that have not been given before.
+            start: the window's first output frame; not less than that of the previous window.
+            values: float32 ``(frames, n)`` for the output frames that contain sound.
+            size: number of output frames of a full window.
         """
-        done = self._take(start - self._base)
-        steps = len(values)
-        missing = steps - len(self._total)
+        finished = self._pop(start - self._start)
+        frames = len(values)
+        missing = frames - len(self._total)
         if missing > 0:
-            columns = values.shape[1] - self._total.shape[1]  # None at first.
+            columns = values.shape[1] - self._total.shape[1]  # Not zero at the first call only.
             self._total = np.pad(self._total, ((0, missing), (0, columns)))
             self._weight = np.pad(self._weight, (0, missing))
-        position = np.arange(steps, dtype=np.float32)
+        position = np.arange(frames, dtype=np.float32)
         weight = np.minimum(position + 1, size - position)
-        self._total[:steps] += weight[:, None] * values
-        self._weight[:steps] += weight
-        return done
+        self._total[:frames] += weight[:, None] * values
+        self._weight[:frames] += weight
+        return finished
 
     def finish(self) -> np.ndarray:
-        """The rest, once there is no more window."""
-        return self._take(len(self._total))
+        """Returns the remaining frames after the last window."""
+        return self._pop(len(self._total))
 
-    def _take(self, count: int) -> np.ndarray:
-        done = self._total[:count] / self._weight[:count, None]
+    def _pop(self, count: int) -> np.ndarray:
+        values = self._total[:count] / self._weight[:count, None]
         self._total, self._weight = self._total[count:], self._weight[count:]
-        self._base += count
-        return done
+        self._start += count
+        return values

@@ -1,4 +1,4 @@
-"""Datafiles as arrays, against the json module and plain loops."""
+"""Datafiles as arrays, compared with the json module and plain loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, DatafileError
-from psla_jax.ontology import Vocabulary
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLASSES = Vocabulary(("/m/a", "/m/b", "/t/c", "/t/d"), ("A", "B", "C", "D"))
 ABSOLUTE = os.path.abspath(os.path.join(os.sep, "audio", "4.wav"))
@@ -40,7 +40,7 @@ def save(folder, value):
     return path
 
 
-def test_it_is_written_as_the_reference_writes_it(file, tmp_path):
+def test_the_file_has_the_format_of_the_reference(file, tmp_path):
     expected = {"data": [{"wav": wav, "labels": ",".join(mids)} for wav, mids in RECORDS]}
     assert file.read_text(encoding="utf-8") == json.dumps(expected, indent=1)
     assert datafile.write(tmp_path / "none.json", []) == 0
@@ -64,24 +64,24 @@ def test_what_is_written_is_read_back(file):
     assert data.source == str(file)
 
 
-@pytest.mark.parametrize("said", [True, False])
-def test_whether_classes_exclude_each_other_is_said_before_the_clips(tmp_path, said):
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_exclusive_classes_are_declared_before_the_clips(tmp_path, exclusive):
     records = [("/a.wav", ["/m/a"]), ("/b.wav", ["/m/b"])]
-    datafile.write(tmp_path / "data.json", records, exclusive=said)
+    datafile.write(tmp_path / "data.json", records, exclusive=exclusive)
     content = json.loads((tmp_path / "data.json").read_text())
-    assert content.pop("classes", None) == ("exclusive" if said else None)
+    assert content.pop("classes", None) == ("exclusive" if exclusive else None)
     assert content == {"data": [{"wav": wav, "labels": mids[0]} for wav, mids in records]}
     read = Datafile.read(tmp_path / "data.json", CLASSES)
     shared = read.share(tmp_path / "index")
-    assert [d.exclusive for d in (read, shared, pickle.loads(pickle.dumps(read)))] == [said] * 3
-    assert pickle.loads(pickle.dumps(shared)).exclusive == said
+    assert [d.exclusive for d in (read, shared, pickle.loads(pickle.dumps(read)))] == [exclusive] * 3
+    assert pickle.loads(pickle.dumps(shared)).exclusive == exclusive
 
 
 @pytest.mark.parametrize(
     "value",
     [{"classes": "many"}, {"classes": ["exclusive"]}, {"classes": {"classes": "exclusive"}}, {"x": "exclusive"}],
 )
-def test_another_word_about_classes_means_nothing(tmp_path, value):
+def test_other_values_of_classes_are_ignored(tmp_path, value):
     clips = [{"wav": "/a.wav", "labels": "/m/a"}]
     for order in ({**value, "data": clips}, {"data": clips, **value}, {"data": clips, "classes": "exclusive"}):
         (tmp_path / "data.json").write_text(json.dumps(order))
@@ -98,10 +98,10 @@ def test_paths_hold_when_the_working_directory_changes(file, monkeypatch):
 
 def test_there_is_no_clip_beyond_the_ends(file):
     data = Datafile.read(file, CLASSES)
-    for ask in (data.wav, data.labels, data.multi_hot):
+    for method in (data.wav, data.labels, data.multi_hot):
         for index in (-1, 5):
             with pytest.raises(IndexError, match=f"clip {index} .* 0 to 4"):
-                ask(index)
+                method(index)
 
 
 def test_labels_are_cleaned(tmp_path):
@@ -164,7 +164,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("record", [("", ["/m/a"]), ("a", ["/m/a,/m/b"]), ("a", [""]), ("a\udcff.wav", [])])
-def test_what_could_not_be_read_back_is_not_written(tmp_path, record):
+def test_invalid_records_are_not_written(tmp_path, record):
     path = save(tmp_path, "an older file")
     with pytest.raises(DatafileError, match="clip 1 "):
         datafile.write(path, [("b", []), record])
@@ -185,11 +185,10 @@ def test_weights_are_the_references_sums(tmp_path):
     data = Datafile.read(tmp_path / "a.json", CLASSES)
     counts = {mid: sum(mid in mids for _, mids in records) for mid in CLASSES.mids}
     expected = [sum(1000 / (counts[mid] + 0.01) for mid in mids) for _, mids in records]
-    assert 0 in expected, "the case of a clip without labels is not there"
-    weights = datafile.clip_weights(data)
+    assert 0 in expected, "the records must include a clip without labels"
+    weights = data.clip_weights()
     assert weights.dtype == np.float64
     np.testing.assert_allclose(weights, expected, rtol=1e-12)
-    np.testing.assert_array_equal(data.clip_weights(), weights)
 
 
 @pytest.mark.parametrize("mids", [[[], [], ["/m/a"]], [["/m/a"], [], []], [[], []]], ids=["first", "last", "all"])
@@ -230,7 +229,7 @@ def test_shared_arrays_are_the_same(file, tmp_path):
     assert not any(name.endswith(".part") for name in os.listdir(tmp_path / "cache"))
 
 
-def test_pickled_it_is_only_a_name(tmp_path):
+def test_a_shared_datafile_is_pickled_as_its_path(tmp_path):
     datafile.write(tmp_path / "a.json", random_records(2000))
     data = Datafile.read(tmp_path / "a.json", CLASSES)
     shared = data.share(tmp_path / "cache")
@@ -307,5 +306,5 @@ def test_reading_takes_memory_for_the_arrays_and_a_block_of_text(tmp_path):
     finally:
         tracemalloc.stop()
     assert len(data) == clips
-    # Per clip: 54 bytes of path, 16 of offsets, 6 of labels; growing a buffer may hold it twice. As dicts: 340 to 440.
+    # Per clip: 54 bytes of path, 16 of offsets, 6 of labels; growing a buffer may copy it. As dicts: 340 to 440 bytes.
     assert peak < 160 * clips + 8 * 2**20

@@ -1,4 +1,4 @@
-"""Packed sets stand for the originals: batch by batch, bit for bit, with ids that stay."""
+"""Packed data sets give the same batches, bit for bit, and the same clip ids as the originals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 import soundfile
 from recordings import MIDS, noise, write
 
-from psla_jax import audio, shards
-from psla_jax.audio import AudioError
+from psla_jax.audio import decode, shards
+from psla_jax.audio.decode import AudioError
+from psla_jax.audio.shards import ShardError
 from psla_jax.config import DataConfig, SamplingConfig
 from psla_jax.data import datafile, pack
-from psla_jax.data.check import preflight
 from psla_jax.data.datafile import Datafile
+from psla_jax.data.loader import Batch, batches, evaluation_source, train_source
 from psla_jax.data.pack import PackError
-from psla_jax.data.pipeline import Batch, batches, evaluation_source, train_source
-from psla_jax.ontology import Vocabulary
-from psla_jax.shards import ShardError
+from psla_jax.data.validate.preflight import find_unreadable_clips
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLASSES = Vocabulary(MIDS, MIDS)
 LABELS = ([0], [1, 0], [2], [], [2, 1], [0], [1], [2], [0, 1, 2], [1], [0])
@@ -29,13 +29,13 @@ CLIPS = len(LABELS)
 
 
 def sixteen_bits(clip: int) -> np.ndarray:
-    """Integers with a mean, so that what is removed by the pipeline shows."""
+    """16-bit samples whose mean differs from 0, so that its subtraction has an effect."""
     return np.random.default_rng(clip).integers(-9000, 12_000, 2000 + 531 * clip, dtype=np.int16)
 
 
 @pytest.fixture
 def home(tmp_path) -> Path:
-    """A set of mono recordings of 16 bits at 16 kHz, in several formats, with relative paths."""
+    """A data set of 16-bit mono recordings at 16 kHz in two formats, with relative paths."""
     for clip in range(CLIPS):
         soundfile.write(tmp_path / f"clip {clip}.{'flac' if clip % 3 else 'wav'}", sixteen_bits(clip), 16_000)
     records = [
@@ -45,7 +45,7 @@ def home(tmp_path) -> Path:
     return tmp_path
 
 
-def packed(home: Path, name: str = "packed", **options) -> pack.Packed:
+def packed(home: Path, name: str = "packed", **options) -> pack.PackResult:
     return pack.pack(str(home / "train.json"), str(home / name), progress=False, **options)
 
 
@@ -54,7 +54,7 @@ def read(path: str | Path) -> Datafile:
 
 
 def stream(data: Datafile, workers: int = 0) -> list[Batch]:
-    """Two epochs, balanced and mixed."""
+    """Two epochs with balanced sampling and mixup."""
     config, sampling = DataConfig(batch_size=4), SamplingConfig(balanced=True, mixup=0.7)
     return list(batches(train_source(data, config, sampling, num_samples=5000, epochs=2, seed=3), workers=workers))
 
@@ -66,17 +66,17 @@ def assert_same(one: list[Batch], other: list[Batch]) -> None:
             np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
-# ---- In training -----------------------------------------------------------------------------------------------------
+# ---- Batches ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("format", ["pcm16", "flac", "float32"])
 def test_batches_are_those_of_the_files(home, format):
-    made = packed(home, format=format, clips_per_shard=4)
-    assert (made.clips, len(made.shards), made.kept, made.left_out) == (CLIPS, 3, 0, [])
-    original, copy = read(home / "train.json"), read(made.datafile)
-    wanted = stream(original)
-    assert max(abs(batch["waveform"]).max() for batch in wanted) > 0.1
-    assert_same(stream(copy), wanted)
+    result = packed(home, format=format, clips_per_shard=4)
+    assert (result.clips, len(result.shards), result.reused, result.left_out) == (CLIPS, 3, 0, [])
+    original, copy = read(home / "train.json"), read(result.datafile)
+    expected = stream(original)
+    assert max(abs(batch["waveform"]).max() for batch in expected) > 0.1
+    assert_same(stream(copy), expected)
     whole = [
         list(batches(evaluation_source(data, DataConfig(batch_size=4), num_samples=5000))) for data in (original, copy)
     ]
@@ -84,9 +84,9 @@ def test_batches_are_those_of_the_files(home, format):
 
 
 def test_worker_processes_read_shards_too(home, tmp_path):
-    made = packed(home, clips_per_shard=4)
-    wanted = stream(read(home / "train.json"))
-    assert_same(stream(read(made.datafile).share(tmp_path / "shared"), workers=2), wanted)
+    result = packed(home, clips_per_shard=4)
+    expected = stream(read(home / "train.json"))
+    assert_same(stream(read(result.datafile).share(tmp_path / "shared"), workers=2), expected)
 
 
 @pytest.mark.parametrize("channel", ["mean", "first"])
@@ -98,29 +98,33 @@ def test_floats_stereo_and_other_rates_are_exact_as_floats_alone(home, channel):
     def rows(data):
         return list(batches(train_source(data, config, sampling, num_samples=5000, epochs=2, seed=3)))
 
-    wanted = rows(read(home / "train.json"))
+    expected = rows(read(home / "train.json"))
     exact = packed(home, "exact", format="float32", channel=channel)
-    assert_same(rows(read(exact.datafile)), wanted)
+    assert_same(rows(read(exact.datafile)), expected)
     assert exact.shards[0].exact == CLIPS
     rounded = packed(home, "rounded", channel=channel)
     assert rounded.shards[0].exact == CLIPS - 1
-    assert f"read exactly as from their files: {CLIPS - 1} of {CLIPS} clips\n" in rounded.report()
-    assert "--format float32 keeps them exactly" in rounded.report()
+    assert (
+        f"samples identical to those read from the original files: {CLIPS - 1} of {CLIPS} clips\n" in rounded.report()
+    )
+    assert "--format float32 stores them exactly" in rounded.report()
     assert "--format" not in exact.report()
-    audio.write_pcm16(home / "clip 0.wav", audio.read(home / "clip 0.wav", channel=channel))
+    decode.write_pcm16(home / "clip 0.wav", decode.read(home / "clip 0.wav", channel=channel))
     assert_same(rows(read(rounded.datafile)), rows(read(home / "train.json")))
 
 
 def test_ids_and_labels_stay_and_addresses_move_with_the_folder(home):
-    made = packed(home, clips_per_shard=4)
-    original, copy = read(home / "train.json"), read(made.datafile)
+    result = packed(home, clips_per_shard=4)
+    original, copy = read(home / "train.json"), read(result.datafile)
     (home / "packed").rename(home / "moved")
     moved = read(home / "moved" / "train.json")
     for clip in range(CLIPS):
         assert copy.clip_id(clip) == moved.clip_id(clip) == original.wav(clip) == original.clip_id(clip)
         np.testing.assert_array_equal(moved.labels(clip), original.labels(clip))
-        np.testing.assert_array_equal(audio.read(moved.wav(clip)), audio.read(original.wav(clip)))
-        assert shards.file_of(copy.wav(clip)) == str(home / "packed" / f"train-{clip // 4:05d}-of-00003.arrayrecord")
+        np.testing.assert_array_equal(decode.read(moved.wav(clip)), decode.read(original.wav(clip)))
+        assert shards.storage_path(copy.wav(clip)) == str(
+            home / "packed" / f"train-{clip // 4:05d}-of-00003.arrayrecord"
+        )
 
 
 def test_a_datafile_made_from_a_packed_one_finds_its_clips(home):
@@ -128,11 +132,11 @@ def test_a_datafile_made_from_a_packed_one_finds_its_clips(home):
     datafile.write(home / "more.json", [(copy.wav(i), [MIDS[2]]) for i in range(CLIPS)])
     more = read(home / "more.json")
     assert [more.clip_id(i) for i in range(CLIPS)] == [copy.clip_id(i) for i in range(CLIPS)]
-    np.testing.assert_array_equal(audio.read(more.wav(3)), audio.read(copy.wav(3)))
+    np.testing.assert_array_equal(decode.read(more.wav(3)), decode.read(copy.wav(3)))
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
-def test_what_the_datafile_says_of_its_classes_stays(home, exclusive):
+def test_exclusive_classes_stay_exclusive(home, exclusive):
     datafile.write(home / "train.json", [("clip 0.wav", [MIDS[0]])], exclusive=exclusive)
     assert read(packed(home).datafile).exclusive is exclusive
 
@@ -157,74 +161,76 @@ def test_two_runs_write_the_same_bytes_with_any_number_of_threads(home):
 
 
 def interrupt_at(monkeypatch, path: str) -> None:
-    kept = audio.read
+    read_file = decode.read
 
-    def interrupted(asked, channel):
-        if str(asked) == path:
+    def interrupted(file, channel):
+        if str(file) == path:
             raise KeyboardInterrupt
-        return kept(asked, channel=channel)
+        return read_file(file, channel=channel)
 
-    monkeypatch.setattr(audio, "read", interrupted)
+    monkeypatch.setattr(decode, "read", interrupted)
 
 
-def test_an_interrupted_pack_goes_on_with_the_missing_shards(home, monkeypatch):
+def test_an_interrupted_pack_resumes_with_the_missing_shards(home, monkeypatch):
     original = read(home / "train.json")
     with monkeypatch.context() as patch:
         interrupt_at(patch, original.wav(9))
         with pytest.raises(KeyboardInterrupt):
             packed(home, clips_per_shard=4)
-    there = sorted(p.name for p in (home / "packed").iterdir())
-    assert there == ["train-00000-of-00003.arrayrecord", "train-00001-of-00003.arrayrecord", "train.pack.json"]
-    (home / "packed" / f".{there[0]}.0123.part").write_text("what a killed start left behind")
-    times = {name: (home / "packed" / name).stat().st_mtime_ns for name in there[:2]}
-    made = packed(home, clips_per_shard=4)
-    assert made.kept == 2
-    assert "3 shards of pcm16, 2 of them kept" in made.report()
-    assert {name: (home / "packed" / name).stat().st_mtime_ns for name in there[:2]} == times
+    written = sorted(p.name for p in (home / "packed").iterdir())
+    assert written == ["train-00000-of-00003.arrayrecord", "train-00001-of-00003.arrayrecord", "train.pack.json"]
+    (home / "packed" / f".{written[0]}.0123.part").write_text("remains of a killed process")
+    times = {name: (home / "packed" / name).stat().st_mtime_ns for name in written[:2]}
+    result = packed(home, clips_per_shard=4)
+    assert result.reused == 2
+    assert "3 shards of pcm16, 2 reused" in result.report()
+    assert {name: (home / "packed" / name).stat().st_mtime_ns for name in written[:2]} == times
     assert not list((home / "packed").glob(".*"))
-    assert_same(stream(read(made.datafile)), stream(original))
-    assert packed(home, clips_per_shard=4).kept == 3
+    assert_same(stream(read(result.datafile)), stream(original))
+    assert packed(home, clips_per_shard=4).reused == 3
 
 
 def test_a_shard_that_was_deleted_is_made_again(home):
-    made = packed(home, clips_per_shard=4)
+    result = packed(home, clips_per_shard=4)
     (home / "packed" / "train-00001-of-00003.arrayrecord").unlink()
-    assert packed(home, clips_per_shard=4).kept == 2
-    assert_same(stream(read(made.datafile)), stream(read(home / "train.json")))
+    assert packed(home, clips_per_shard=4).reused == 2
+    assert_same(stream(read(result.datafile)), stream(read(home / "train.json")))
 
 
-# ---- What is there already -------------------------------------------------------------------------------------------
+# ---- Existing results ------------------------------------------------------------------------------------------------
 
 
 def test_another_job_is_refused_and_nothing_is_replaced(home):
     packed(home)
     before = {p.name: p.read_bytes() for p in (home / "packed").iterdir()}
-    for options, what in (
+    for options, change in (
         ({"format": "flac"}, "format pcm16, not flac"),
         ({"channel": "first"}, "channel mean, not first"),
         ({"clips_per_shard": 3}, "clips_per_shard 8192, not 3"),
     ):
-        with pytest.raises(PackError, match=rf"packed otherwise \({what}\): name another folder, or replace"):
+        with pytest.raises(
+            PackError, match=rf"packed with other settings \({change}\): use another directory, or replace"
+        ):
             packed(home, **options)
     datafile.write(home / "train.json", [("clip 0.wav", [MIDS[1]])])
-    with pytest.raises(PackError, match=r"packed otherwise \(sha256"):
+    with pytest.raises(PackError, match=r"packed with other settings \(sha256"):
         packed(home)
     assert {p.name: p.read_bytes() for p in (home / "packed").iterdir()} == before
-    made = packed(home, force=True, clips_per_shard=1)
-    assert (made.clips, made.kept) == (1, 0)
+    result = packed(home, force=True, clips_per_shard=1)
+    assert (result.clips, result.reused) == (1, 0)
     assert len(list((home / "packed").glob("*.arrayrecord"))) == 1
 
 
-def test_files_of_others_are_refused_and_left_alone(home):
+def test_files_that_psla_pack_did_not_write_are_not_replaced(home):
     (home / "packed").mkdir()
     (home / "packed" / "train.json").write_text("mine")
-    with pytest.raises(PackError, match="has a train already that psla pack did not make"):
+    with pytest.raises(PackError, match="already contains train files that psla pack did not write"):
         packed(home)
     (home / "packed" / "train.pack.json").write_text("{}")
-    with pytest.raises(PackError, match=r"train\.pack\.json cannot be used"):
+    with pytest.raises(PackError, match=r"train\.pack\.json is not a manifest of psla pack"):
         packed(home)
     assert (home / "packed" / "train.json").read_text() == "mine"
-    with pytest.raises(PackError, match="holds the datafile itself: name another folder"):
+    with pytest.raises(PackError, match="contains the datafile to pack: use another directory"):
         packed(home, ".", force=True)
     assert len(read(home / "train.json")) == CLIPS
 
@@ -237,7 +243,7 @@ def test_sets_share_a_folder(home):
     assert_same(stream(read(home / "packed" / "train.json")), stream(read(home / "train.json")))
 
 
-# ---- Bad clips and bad shards ----------------------------------------------------------------------------------------
+# ---- Unreadable clips and damaged shards -----------------------------------------------------------------------------
 
 
 def spoil(home: Path) -> None:
@@ -246,28 +252,28 @@ def spoil(home: Path) -> None:
     soundfile.write(home / "clip 6.wav", sixteen_bits(6).astype(np.float32), 16_000, subtype="FLOAT")
 
 
-def test_clips_that_cannot_be_read_stop_it_or_are_left_out(home):
+def test_unreadable_clips_stop_the_command_or_are_skipped(home):
     spoil(home)
     with pytest.raises(PackError, match=r"clip 3\.wav cannot be read as audio .* --unreadable skip"):
         packed(home, clips_per_shard=3)
     assert (home / "packed" / "train-00000-of-00004.arrayrecord").is_file()
     assert not (home / "packed" / "train.json").exists()
-    made = packed(home, clips_per_shard=3, unreadable="skip")
-    assert made.kept == 1
-    assert [problem.index for problem in made.left_out] == [3, 4, 6]
-    assert "has a peak of 1.2e+04 times full scale" in made.left_out[2].reason
-    assert sum("left out: " in line for line in made.report().splitlines()) == 3
-    original, copy = read(home / "train.json"), read(made.datafile)
-    kept = [clip for clip in range(CLIPS) if clip not in (3, 4, 6)]
-    for number, clip in enumerate(kept):
+    result = packed(home, clips_per_shard=3, unreadable="skip")
+    assert result.reused == 1
+    assert [problem.index for problem in result.left_out] == [3, 4, 6]
+    assert "has a peak of 1.2e+04 times full scale" in result.left_out[2].reason
+    assert sum("left out: " in line for line in result.report().splitlines()) == 3
+    original, copy = read(home / "train.json"), read(result.datafile)
+    readable = [clip for clip in range(CLIPS) if clip not in (3, 4, 6)]
+    for number, clip in enumerate(readable):
         assert copy.clip_id(number) == original.wav(clip)
         np.testing.assert_array_equal(copy.labels(number), original.labels(clip))
-        np.testing.assert_array_equal(audio.read(copy.wav(number)), audio.read(original.wav(clip)))
+        np.testing.assert_array_equal(decode.read(copy.wav(number)), decode.read(original.wav(clip)))
     again = packed(home, clips_per_shard=3, unreadable="skip")
-    assert (again.kept, again.left_out) == (4, made.left_out)
+    assert (again.reused, again.left_out) == (4, result.left_out)
 
 
-def test_a_set_of_which_nothing_can_be_read(home):
+def test_a_data_set_without_readable_clips(home):
     for clip in range(CLIPS):
         (home / f"clip {clip}.{'flac' if clip % 3 else 'wav'}").write_text("not audio")
     with pytest.raises(PackError, match="nothing to pack"):
@@ -288,46 +294,46 @@ def test_no_room_on_the_disk(home, monkeypatch):
     assert threading.active_count() == before
 
 
-def test_a_damaged_shard_costs_its_clips_and_names_them(home):
-    made = packed(home, clips_per_shard=4)
-    copy = read(made.datafile)
+def test_the_clips_of_a_damaged_shard_are_unreadable(home):
+    result = packed(home, clips_per_shard=4)
+    copy = read(result.datafile)
     damaged = home / "packed" / "train-00001-of-00003.arrayrecord"
     os.truncate(damaged, damaged.stat().st_size // 2)
     (home / "packed" / "train-00002-of-00003.arrayrecord").unlink()
-    problems = preflight(copy, limit=CLIPS, channel="mean", name="training", progress=False)
+    problems = find_unreadable_clips(copy, limit=CLIPS, channel="mean", name="training", progress=False)
     assert [problem.index for problem in problems] == list(range(4, CLIPS))
     assert problems[0].path == copy.wav(4)
     assert problems[0].reason.startswith("is in a damaged shard (")
     assert {problem.reason.split(":")[0] for problem in problems[4:]} == {"is missing"}
     with pytest.raises(AudioError, match=r"#0:.*clip 4\.flac is in a damaged shard"):
-        audio.read(copy.wav(4))
+        decode.read(copy.wav(4))
     rows = [row for batch in stream(copy) for row in zip(batch["clip"], batch["valid"], batch["failed"])]
     assert {int(clip) for clip, valid, _ in rows if valid} <= {0, 1, 2, 3}
     assert {int(failed) for _, _, failed in rows if failed >= 0} <= set(range(4, CLIPS))
 
 
-def test_notes_can_be_read_by_programs(home):
+def test_the_manifest_lists_job_and_shards(home):
     packed(home, clips_per_shard=4)
-    notes = json.loads((home / "packed" / "train.pack.json").read_text())
-    assert notes["job"]["sha256"] == read(home / "train.json").sha256
-    assert [shard["clips"] for shard in notes["shards"].values()] == [4, 4, 3]
+    manifest = json.loads((home / "packed" / "train.pack.json").read_text())
+    assert manifest["job"]["sha256"] == read(home / "train.json").sha256
+    assert [shard["clips"] for shard in manifest["shards"].values()] == [4, 4, 3]
 
 
-def test_settings_that_cannot_be(home):
+def test_invalid_settings(home):
     with pytest.raises(PackError, match="clips_per_shard is 0"):
         packed(home, clips_per_shard=0)
 
 
-def test_a_name_that_no_datafile_takes(tmp_path):
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
     with pytest.raises(AudioError, match="has a name that is not UTF-8: rename it"):
         pack.encode(noise().astype(np.float32), "a\udcff.wav", "pcm16")
 
 
-def test_a_path_of_a_stranger_is_no_place_to_write(tmp_path):
-    """Names of shards come from the datafile's name alone."""
+def test_paths_in_a_datafile_do_not_decide_where_shards_are_written(tmp_path):
+    """The names of shards depend only on the name of the datafile."""
     write(tmp_path / "a.wav", noise())
     datafile.write(tmp_path / "t.json", [(str(tmp_path / "x" / ".." / "a.wav"), [])])
     (tmp_path / "x").mkdir()
-    made = pack.pack(str(tmp_path / "t.json"), str(tmp_path / "out"), progress=False)
+    result = pack.pack(str(tmp_path / "t.json"), str(tmp_path / "out"), progress=False)
     assert sorted(os.listdir(tmp_path / "out")) == ["t-00000-of-00001.arrayrecord", "t.json", "t.pack.json"]
-    assert read(made.datafile).clip_id(0) == str(tmp_path / "x" / ".." / "a.wav")
+    assert read(result.datafile).clip_id(0) == str(tmp_path / "x" / ".." / "a.wav")

@@ -1,4 +1,4 @@
-"""The architecture, layer by layer, against ``efficientnet-pytorch`` 0.7.0. No arithmetic is done here."""
+"""The architecture, layer by layer, against ``efficientnet-pytorch`` 0.7.0, without computing any values."""
 
 from __future__ import annotations
 
@@ -12,34 +12,29 @@ from flax import nnx
 from torch_reference import FEATURES, ReferenceTagger
 
 from psla_jax.models.efficientnet import EfficientNet
-from psla_jax.models.tagger import AudioTagger, build_model
+from psla_jax.models.factory import build_model
+from psla_jax.models.initializers import AbstractRngs
+from psla_jax.models.psla import PSLAModel
 
 VARIANTS = range(8)
 
 
-class OneKey:
-    """Stands in for ``nnx.Rngs``, whose counters are most of the work where no number is drawn."""
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
-
-
 @functools.cache
-def abstract_tagger(variant: int, padding: str = "symmetric") -> AudioTagger:
-    """Our model, without values in its variables."""
+def abstract_model(variant: int, padding: str = "symmetric") -> PSLAModel:
+    """Returns our model without values in its variables."""
     name = f"efficientnet-b{variant}"
-    return nnx.eval_shape(lambda: build_model(name, num_classes=527, heads=4, padding=padding, rngs=OneKey()))
+    return build_model(name, num_classes=527, heads=4, padding=padding, rngs=AbstractRngs())
 
 
 @functools.cache
 def abstract_reference(variant: int, padding: str = "symmetric") -> ReferenceTagger:
-    """The oracle, without values in its tensors."""
+    """Returns the reference without values in its tensors."""
     with torch.device("meta"):
         return ReferenceTagger(variant, num_classes=527, heads=4, padding=padding)
 
 
 def abstract_backbone(variant: int, padding: str = "symmetric") -> EfficientNet:
-    return abstract_tagger(variant, padding).effnet
+    return abstract_model(variant, padding).effnet
 
 
 def count_parameters(model: nnx.Module) -> int:
@@ -49,13 +44,13 @@ def count_parameters(model: nnx.Module) -> int:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameter_count(variant: int) -> None:
     reference = abstract_reference(variant)
-    for ours, theirs in ((abstract_tagger(variant), reference), (abstract_backbone(variant), reference.effnet)):
+    for ours, theirs in ((abstract_model(variant), reference), (abstract_backbone(variant), reference.effnet)):
         assert count_parameters(ours) == sum(parameter.numel() for parameter in theirs.parameters())
     assert abstract_backbone(variant).num_features == FEATURES[variant]
 
 
 def test_parameter_count_of_the_published_model() -> None:
-    assert count_parameters(abstract_tagger(2)) == 13_640_766
+    assert count_parameters(abstract_model(2)) == 13_640_766
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -84,7 +79,7 @@ def test_every_padding_is_that_of_the_reference(variant: int, padding: str) -> N
 
 
 def test_static_padding_of_b2_differs_in_the_stem_and_the_first_stride() -> None:
-    """The one place where the two schemes part at B2, as the reference's authors' two versions have it."""
+    """The only difference between the two schemes at B2, and between the two versions of the reference's library."""
     blocks = list(abstract_backbone(2, "static")._blocks)
     paddings = [abstract_backbone(2, "static")._conv_stem.padding, *(block._depthwise_conv.padding for block in blocks)]
     uneven = [index for index, padding in enumerate(paddings) if padding == ((0, 1), (0, 1))]
@@ -101,7 +96,7 @@ def test_drop_connect_grows_with_depth(variant: int) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 31, 32, 33, 333, 500, 1056, 3000])
-def test_steps_for_any_number_of_frames(frames: int) -> None:
+def test_output_frames_for_any_number_of_frames(frames: int) -> None:
     spectrograms = jax.ShapeDtypeStruct((2, frames, 128), jnp.float32)
     ours = nnx.eval_shape(lambda model, x: model(x), abstract_backbone(0), spectrograms)
     theirs = abstract_reference(0).eval().features(torch.zeros(2, frames, 128, device="meta"))
@@ -114,7 +109,7 @@ def test_other_numbers_of_mel_bins_are_averaged_too() -> None:
     assert features.shape == (1, 4, 1280)
 
 
-def test_static_padding_says_how_many_frames_it_needs() -> None:
+def test_static_padding_rejects_too_few_frames() -> None:
     model = abstract_backbone(0, "static")
     with pytest.raises(ValueError, match="spectrograms have 31 frames: static padding needs at least 32"):
         model(jnp.zeros((1, 31, 128)))

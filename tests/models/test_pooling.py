@@ -1,4 +1,4 @@
-"""The pooling heads against the PyTorch ones of the oracle."""
+"""The pooling heads against those of the PyTorch reference."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch_reference
 from flax import nnx
+from tolerance import assert_close
 
 from psla_jax.models.pooling import build_pooling
 
-BATCH, STEPS, CHANNELS, CLASSES = 3, 7, 24, 5
+BATCH, FRAMES, CHANNELS, CLASSES = 3, 7, 24, 5
 
 
 def build_pair(heads: int) -> tuple[nnx.Module, torch.nn.Module]:
-    """Our pooling and the oracle's with the oracle's weights, drawn wide; 0 heads is mean pooling."""
+    """Returns our pooling and the reference's with the same widely drawn weights; 0 heads is mean pooling."""
     torch.manual_seed(heads)
     theirs = torch_reference.build_pooling(CHANNELS, CLASSES, heads)
     for parameter in theirs.parameters():
@@ -27,7 +28,7 @@ def build_pair(heads: int) -> tuple[nnx.Module, torch.nn.Module]:
 
 
 def assign(module: nnx.Module, name: str, value: np.ndarray) -> None:
-    """Set the weight that PyTorch calls `name`."""
+    """Sets the weight that PyTorch calls `name`."""
     *path, last = name.split(".")
     for part in path:
         module = module[int(part)] if part.isdigit() else getattr(module, part)
@@ -35,8 +36,8 @@ def assign(module: nnx.Module, name: str, value: np.ndarray) -> None:
     variable[...] = value.reshape(value.shape[:2]).T[None, None] if last == "weight" else value
 
 
-def make_features(steps: int = STEPS) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((BATCH, steps, CHANNELS)).astype(np.float32)
+def make_features(frames: int = FRAMES) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((BATCH, frames, CHANNELS)).astype(np.float32)
 
 
 def expected_scores(pooling: torch.nn.Module, features: np.ndarray) -> np.ndarray:
@@ -44,31 +45,31 @@ def expected_scores(pooling: torch.nn.Module, features: np.ndarray) -> np.ndarra
         return pooling(torch.from_numpy(features).transpose(1, 2).unsqueeze(3)).numpy()
 
 
-@pytest.mark.parametrize("steps", [STEPS, 1])
+@pytest.mark.parametrize("frames", [FRAMES, 1])
 @pytest.mark.parametrize("heads", [0, 1, 2, 3, 4])
-def test_scores_are_those_of_pytorch(heads: int, steps: int) -> None:
+def test_scores_are_those_of_pytorch(heads: int, frames: int) -> None:
     ours, theirs = build_pair(heads)
-    features = make_features(steps)
+    features = make_features(frames)
     scores = ours(jnp.asarray(features))
     assert scores.shape == (BATCH, CLASSES)
     assert scores.dtype == jnp.float32
     np.testing.assert_allclose(scores, expected_scores(theirs, features), atol=1e-6)
 
 
-def test_one_head_of_the_several_counts_by_its_weight() -> None:
+def test_heads_are_summed_with_their_weights() -> None:
     ours, theirs = build_pair(3)
     weight = np.array([0.0, 2.5, 0.0], np.float32)
     ours.head_weight[...] = weight
     theirs.head_weight.data = torch.from_numpy(weight)
     scores = np.asarray(ours(jnp.asarray(make_features())))
-    np.testing.assert_allclose(scores, expected_scores(theirs, make_features()), atol=1e-6)
+    assert_close(scores, expected_scores(theirs, make_features()), 1e-6)
     assert scores.max() > 1
 
 
 @pytest.mark.parametrize("bias", [-200.0, 200.0])
 @pytest.mark.parametrize("heads", [1, 4])
 def test_saturated_attention_becomes_a_mean_over_time(heads: int, bias: float) -> None:
-    """Clamping leaves the same weight on every step; without it, attention of zero would divide zero by zero."""
+    """Clipping gives every frame the same weight; without it, attention of zero would divide zero by zero."""
     ours, theirs = build_pair(heads)
     for attention in ours.att if heads > 1 else [ours.att]:
         attention.bias[...] = jnp.full((CLASSES,), bias)
@@ -85,23 +86,23 @@ def test_saturated_attention_becomes_a_mean_over_time(heads: int, bias: float) -
     np.testing.assert_allclose(scores, sum(w * m.mean(1) for w, m in zip(head_weight, means, strict=True)), atol=1e-5)
 
 
-@pytest.mark.parametrize("valid", [STEPS, 4])
+@pytest.mark.parametrize("valid", [FRAMES, 4])
 @pytest.mark.parametrize("heads", [0, 1, 3])
-def test_attention_is_what_each_step_weighs(heads: int, valid: int) -> None:
+def test_attention_is_the_relative_weight_of_each_frame(heads: int, valid: int) -> None:
     ours, _ = build_pair(heads)
     features = make_features()
-    mask = np.broadcast_to(np.arange(STEPS) < valid, (BATCH, STEPS)).astype(np.float32)
-    scores, attention = map(np.asarray, ours.frames(jnp.asarray(features), None if valid == STEPS else mask))
+    mask = np.broadcast_to(np.arange(FRAMES) < valid, (BATCH, FRAMES)).astype(np.float32)
+    scores, attention = map(np.asarray, ours.frame_outputs(jnp.asarray(features), None if valid == FRAMES else mask))
     layers = {0: [], 1: [getattr(ours, "att", None)]}.get(heads, getattr(ours, "att", None))
     weights = [
         1 / (1 + np.exp(-(features @ np.asarray(att.kernel[...])[0, 0] + np.asarray(att.bias[...])))) for att in layers
     ] or [np.ones_like(scores)]
     weights = [w * mask[..., None] for w in weights]
     expected = np.mean([valid * w / w.sum(axis=1, keepdims=True) for w in weights], axis=0)
-    np.testing.assert_allclose(attention, expected, atol=1e-4)
+    assert_close(attention, expected, 2e-5)
     if heads < 2:
-        whole = ours(jnp.asarray(features), jnp.asarray(mask))
-        np.testing.assert_allclose((attention * scores).sum(axis=1) / valid, whole, atol=1e-5)
+        pooled = ours(jnp.asarray(features), jnp.asarray(mask))
+        np.testing.assert_allclose((attention * scores).sum(axis=1) / valid, pooled, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [0, 1])

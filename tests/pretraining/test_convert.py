@@ -1,10 +1,11 @@
-"""Official checkpoint -> model directory -> scores -> export -> PyTorch, for every kind of model; what is refused."""
+"""Conversion of official checkpoints and export to PyTorch, for every kind of model, and errors."""
 
 from __future__ import annotations
 
 import csv
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import torch
 import torch_reference
 from torch import nn
 
-from psla_jax import cli, verification
-from psla_jax.checkpoints import Model, load_model
+from psla_jax.cli import main
+from psla_jax.models import self_test
+from psla_jax.models.model_dir import Model, load_model
 from psla_jax.pretraining import convert
-from psla_jax.pretraining.architecture import infer
-from psla_jax.pretraining.names import PretrainingError
+from psla_jax.pretraining.infer import infer_architecture
+from psla_jax.pretraining.state_dict import PretrainingError
 
 CLASSES, FRAMES = 20, 101
 KINDS = [
@@ -45,7 +47,7 @@ def write_labels(path: Path, classes: int = CLASSES) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A folder with labels; checkpoints and models are added to it."""
+    """Returns a folder with labels, to which tests add checkpoints and models."""
     home = tmp_path_factory.mktemp("convert")
     write_labels(home / "labels.csv")
     return home
@@ -55,7 +57,7 @@ def checkpoint(home: Path, kind: str, heads: int, prefix: str = "module.") -> Pa
     path = home / f"{kind}-{heads}{prefix}pth"
     if not path.exists():
         state_dict = reference(kind, heads).state_dict()
-        if kind == "b0":  # Older files carry ImageNet's classifier too.
+        if kind == "b0":  # Older files also contain the ImageNet classifier.
             state_dict |= {"effnet._fc.weight": torch.zeros(1000, 1280), "effnet._fc.bias": torch.zeros(1000)}
         torch.save({prefix + name: value for name, value in state_dict.items()}, path)
     return path
@@ -73,23 +75,25 @@ def converted(home: Path, kind: str, heads: int) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "heads"), KINDS)
-def test_in_and_out_again_scores_stay_the_same(home: Path, kind: str, heads: int) -> None:
+def test_conversion_and_export_preserve_the_scores(home: Path, kind: str, heads: int) -> None:
     model = load_model(converted(home, kind, heads))
-    spectrograms = verification.spectrogram_of_test(model.card.frontend)
-    wanted = torch_reference.evaluate(reference(kind, heads), spectrograms)[0]
-    assert wanted.std() > 0.05
-    np.testing.assert_allclose(scores_of(model), wanted, rtol=0, atol=1e-5)
+    spectrograms = self_test.self_test_spectrogram(model.card.frontend)
+    expected = torch_reference.evaluate(reference(kind, heads), spectrograms)[0]
+    assert expected.std() > 0.05
+    np.testing.assert_allclose(stored_scores(model), expected, rtol=0, atol=1e-5)
     assert model.card.golden["largest_difference"] <= 1e-5
 
     exported = home / f"{kind}-{heads}.exported.pth"
-    assert cli.main(["export", str(home / "models" / f"{kind}-{heads}"), str(exported)]) == 0
+    assert main.main(["export", str(home / "models" / f"{kind}-{heads}"), str(exported)]) == 0
     fresh = _fresh(kind, heads)
     fresh.load_state_dict(torch.load(exported, weights_only=True), strict=True)
-    np.testing.assert_allclose(torch_reference.evaluate(fresh, spectrograms)[0], scores_of(model), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        torch_reference.evaluate(fresh, spectrograms)[0], stored_scores(model), rtol=0, atol=1e-5
+    )
 
 
-def scores_of(model: Model) -> np.ndarray:
-    """What the model scored on the test sound when it was made."""
+def stored_scores(model: Model) -> np.ndarray:
+    """Returns the scores of the test sound that are stored in the model directory."""
     return np.array(list(model.card.golden["scores"].values()))
 
 
@@ -100,30 +104,29 @@ def _fresh(kind: str, heads: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("frames", [33, 250])
-def test_a_converted_model_scores_any_length_as_pytorch_does(home: Path, frames: int) -> None:
+def test_a_converted_model_agrees_with_pytorch_for_any_length(home: Path, frames: int) -> None:
     model = load_model(converted(home, "b0", 4))
     spectrograms = torch_reference.make_spectrograms(1, frames, seed=frames)
-    scores = verification._call(
-        model.network.head, verification._call(model.network.backbone, jnp.asarray(spectrograms))
-    )
+    scores = self_test._call(model.network.head, self_test._call(model.network.backbone, jnp.asarray(spectrograms)))
     np.testing.assert_allclose(scores, torch_reference.evaluate(reference("b0", 4), spectrograms), rtol=0, atol=1e-5)
 
 
-def test_everything_lies_in_the_model(home: Path) -> None:
-    source, path = checkpoint(home, "b0", 1), home / "models" / "whole"
+def test_the_model_directory_contains_all_settings_and_a_report(home: Path) -> None:
+    source, path = checkpoint(home, "b0", 1), home / "models" / "settings"
     arguments = [str(source), str(path), "--labels", str(home / "labels.csv"), "--target-length", str(FRAMES)]
     assert (
-        cli.main(["convert", *arguments, "--padding", "static", "--mean", "-5", "--std", "4", "--licence", "mine"]) == 0
+        main.main(["convert", *arguments, "--padding", "static", "--mean", "-5", "--std", "4", "--licence", "mine"])
+        == 0
     )
-    described = json.loads((path / "model.json").read_text())
-    assert described["model"] | {"drop_connect": 0} == {
+    description = json.loads((path / "model.json").read_text())
+    assert description["model"] | {"drop_connect": 0} == {
         "name": "efficientnet-b0", "pooling": "attention", "heads": 1, "padding": "static", "drop_connect": 0,
     }  # fmt: skip
-    assert described["frontend"] == {"target_length": FRAMES, "mean": -5.0, "std": 4.0}
-    assert described["vocabulary"][3] == ["/t/3", "Sound 3, loud"]
-    assert described["licence"] == "mine"
-    assert described["notes"]["source"]["file"] == source.name
-    assert len(described["notes"]["source"]["sha256"]) == 64
+    assert description["frontend"] == {"target_length": FRAMES, "mean": -5.0, "std": 4.0}
+    assert description["vocabulary"][3] == ["/t/3", "Sound 3, loud"]
+    assert description["licence"] == "mine"
+    assert description["notes"]["source"]["file"] == source.name
+    assert len(description["notes"]["source"]["sha256"]) == 64
     report = json.loads((path / "report.json").read_text())
     assert set(report) == {"loaded", "ignored", "missing", "reshaped"}
     assert "effnet._fc.weight" in report["ignored"]
@@ -131,75 +134,75 @@ def test_everything_lies_in_the_model(home: Path) -> None:
     assert report["missing"] == []
 
 
-def test_the_padding_shows_in_the_scores(home: Path) -> None:
-    symmetric, static = load_model(converted(home, "b0", 1)), load_model(home / "models" / "whole")
-    difference = np.abs(scores_of(symmetric) - scores_of(static))
+def test_the_padding_changes_the_scores(home: Path) -> None:
+    symmetric, static = load_model(converted(home, "b0", 1)), load_model(home / "models" / "settings")
+    difference = np.abs(stored_scores(symmetric) - stored_scores(static))
     assert difference.max() > 0.01
 
 
 def test_the_report_is_printed(home: Path, capsys) -> None:
     path = home / "models" / "printed"
     arguments = [str(checkpoint(home, "b0", 4, "")), str(path), "--labels", str(home / "labels.csv")]
-    assert cli.main(["convert", *arguments, "--target-length", str(FRAMES)]) == 0
-    shown = capsys.readouterr().out
+    assert main.main(["convert", *arguments, "--target-length", str(FRAMES)]) == 0
+    output = capsys.readouterr().out
     loaded = sum(not name.endswith("num_batches_tracked") for name in reference("b0", 4).state_dict())
     for part in (
         "efficientnet-b0, 4 heads, symmetric padding, 20 classes",
         f"loaded    {loaded} arrays",
         "missing   none",
     ):
-        assert part in shown
-    assert "effnet._fc.weight, effnet._fc.bias" in shown
-    assert f"of PyTorch {torch.__version__}" in shown
+        assert part in output
+    assert "effnet._fc.weight, effnet._fc.bias" in output
+    assert f"from PyTorch {torch.__version__}" in output
 
 
-def test_check_model_verifies_and_notices_a_changed_weight(home: Path, capsys) -> None:
+def test_check_model_verifies_and_detects_changes(home: Path, capsys) -> None:
     path = converted(home, "b0", 1)
-    assert cli.main(["check-model", str(path)]) == 0
+    assert main.main(["check-model", str(path)]) == 0
     assert "verified: 20 scores" in capsys.readouterr().out
-    described = json.loads((path / "model.json").read_text())
+    description = json.loads((path / "model.json").read_text())
     try:
         changed = json.loads((path / "model.json").read_text())
         changed["model"]["padding"] = "static"
         (path / "model.json").write_text(json.dumps(changed))
-        assert cli.main(["check-model", str(path)]) == 1
+        assert main.main(["check-model", str(path)]) == 1
         assert "differs: the test sound scores" in capsys.readouterr().out
         changed["model"]["padding"] = "symmetric"
         changed["vocabulary"].reverse()
         (path / "model.json").write_text(json.dumps(changed))
-        assert cli.main(["check-model", str(path)]) == 1
+        assert main.main(["check-model", str(path)]) == 1
         assert "differs" in capsys.readouterr().out
         for broken in ({"scores": [1]}, {"x": 1}, {"scores": {"/t/0": "no"}}, 7):
             changed["golden"] = broken
             (path / "model.json").write_text(json.dumps(changed))
-            assert cli.main(["check-model", str(path)]) == 2
-            assert "make the model again" in capsys.readouterr().err
+            assert main.main(["check-model", str(path)]) == 2
+            assert "create the model again" in capsys.readouterr().err
         changed["golden"] = {}
         (path / "model.json").write_text(json.dumps(changed))
-        assert cli.main(["check-model", str(path)]) == 2
+        assert main.main(["check-model", str(path)]) == 2
         assert "carries no scores" in capsys.readouterr().err
     finally:
-        (path / "model.json").write_text(json.dumps(described))
+        (path / "model.json").write_text(json.dumps(description))
 
 
 def test_export_with_the_prefix_loads_into_data_parallel(home: Path, tmp_path: Path) -> None:
     path = tmp_path / "out.pth"
-    assert cli.main(["export", str(converted(home, "b0", 4)), str(path), "--data-parallel", "True"]) == 0
+    assert main.main(["export", str(converted(home, "b0", 4)), str(path), "--data-parallel"]) == 0
     parallel = nn.DataParallel(_fresh("b0", 4))
     parallel.load_state_dict(torch.load(path, weights_only=True), strict=True)
     assert (tmp_path / "out.labels.csv").read_text().splitlines()[4] == '3,/t/3,"Sound 3, loud"'
 
 
-def spoiled(home: Path, tmp_path: Path, change: Callable[[dict], None]) -> Path:
+def modified_checkpoint(home: Path, tmp_path: Path, change: Callable[[dict], None]) -> Path:
     state_dict = torch.load(checkpoint(home, "b0", 4), weights_only=True)
     change(state_dict)
-    torch.save(state_dict, tmp_path / "spoiled.pth")
-    return tmp_path / "spoiled.pth"
+    torch.save(state_dict, tmp_path / "modified.pth")
+    return tmp_path / "modified.pth"
 
 
 MISTAKES: dict[str, tuple[Callable[[dict], None], str]] = {
     "a weight is missing": (lambda d: d.pop("module.effnet._bn0.bias"), r"missing: effnet\._bn0\.bias"),
-    "a weight too many": (lambda d: d.update(stray=torch.zeros(1)), "no place in the model: stray"),
+    "a weight too many": (lambda d: d.update(stray=torch.zeros(1)), "not part of the model: stray"),
     "another shape": (
         lambda d: d.update({"module.attention.cla.1.bias": torch.zeros(7)}), r"cla\.1\.bias has shape \(7,\)",
     ),
@@ -218,29 +221,29 @@ MISTAKES: dict[str, tuple[Callable[[dict], None], str]] = {
     ),
     "another architecture": (
         lambda d: [d.pop(k) for k in list(d)] and d.update({"module.v.cls_token": torch.zeros(1)}),
-        r"of no architecture of PSLA \(their names start with module\.v\.cls_token\)",
+        r"of no PSLA architecture \(their names start with module\.v\.cls_token\)",
     ),
     "ImageNet": (
         lambda d: [d.pop(k) for k in list(d)] and d.update({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)}),
-        r"as trained on ImageNet: start a training from them with --pretraining\.source",
+        r"as trained on ImageNet: use them for training with --pretraining\.source",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_checkpoints_that_do_not_fit_are_refused_and_nothing_is_written(home, tmp_path, mistake: str) -> None:
+def test_checkpoints_that_do_not_fit_are_rejected_and_nothing_is_written(home, tmp_path, mistake: str) -> None:
     change, message = MISTAKES[mistake]
-    source = spoiled(home, tmp_path, change)
+    source = modified_checkpoint(home, tmp_path, change)
     with pytest.raises(PretrainingError, match=message) as caught:
         convert.convert(convert.Request(str(source), str(tmp_path / "model"), str(home / "labels.csv")))
     assert str(caught.value).startswith(str(source))
-    assert [p.name for p in tmp_path.iterdir()] == ["spoiled.pth"]
+    assert [p.name for p in tmp_path.iterdir()] == ["modified.pth"]
 
 
 LABELS: dict[str, tuple[Callable[[str], str], str]] = {
     "too many rows": (lambda text: text + "20,/t/20,More\n", "the weights have 20 classes and .* has 21"),
     "too few rows": (lambda text: "\n".join(text.splitlines()[:-1]), "the weights have 20 classes and .* has 19"),
-    "duplicate mids": (lambda text: text.replace("/t/3,", "/t/4,"), "class 4 has the mid '/t/4', as one before it"),
+    "duplicate mids": (lambda text: text.replace("/t/3,", "/t/4,"), "class 4 has the mid '/t/4' of an earlier class"),
     "another column order": (
         lambda text: "\n".join(",".join(reversed(line.split(",", 2))) for line in text.splitlines()),
         "it needs the header index,mid,display_name",
@@ -250,20 +253,18 @@ LABELS: dict[str, tuple[Callable[[str], str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", LABELS)
-def test_label_files_that_do_not_fit_are_refused(home: Path, tmp_path: Path, capsys, mistake: str) -> None:
+def test_label_files_that_do_not_fit_are_rejected(home: Path, tmp_path: Path, capsys, mistake: str) -> None:
     change, message = LABELS[mistake]
     (tmp_path / "labels.csv").write_text(change((home / "labels.csv").read_text()))
     arguments = [str(checkpoint(home, "b0", 4)), str(tmp_path / "model"), "--labels", str(tmp_path / "labels.csv")]
-    assert cli.main(["convert", *arguments]) == 2
+    assert main.main(["convert", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    import re
-
     assert re.search(message, error)
     assert [p.name for p in tmp_path.iterdir()] == ["labels.csv"]
 
 
-def test_line_ends_and_byte_order_mark_of_windows_change_nothing(home: Path, tmp_path: Path) -> None:
+def test_windows_line_ends_and_byte_order_mark_are_accepted(home: Path, tmp_path: Path) -> None:
     text = (home / "labels.csv").read_text().replace("\n", "\r\n")
     (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     request = convert.Request(
@@ -272,23 +273,23 @@ def test_line_ends_and_byte_order_mark_of_windows_change_nothing(home: Path, tmp
     assert convert.convert(request).card.vocabulary == load_model(converted(home, "b0", 1)).card.vocabulary
 
 
-def test_nothing_is_overwritten_unasked(home: Path, tmp_path: Path, capsys) -> None:
+def test_existing_files_are_not_replaced_without_overwrite(home: Path, tmp_path: Path, capsys) -> None:
     model = str(converted(home, "b0", 1))
     arguments = ["convert", str(checkpoint(home, "b0", 1)), model, "--labels", str(home / "labels.csv")]
-    assert cli.main(arguments) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert main.main(arguments) == 2
+    assert "exists: choose another path" in capsys.readouterr().err
     (tmp_path / "out.labels.csv").write_text("mine")
-    assert cli.main(["export", model, str(tmp_path / "out.pth")]) == 2
-    assert "out.labels.csv is there already" in capsys.readouterr().err
+    assert main.main(["export", model, str(tmp_path / "out.pth")]) == 2
+    assert "out.labels.csv already exists" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["out.labels.csv"]
 
 
-def test_a_conversion_that_pytorch_disagrees_with_is_not_written(home: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(convert, "official_scores", lambda *_: np.zeros((1, CLASSES), np.float32))
+def test_a_conversion_that_differs_from_pytorch_is_not_written(home: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(convert, "reference_scores", lambda *_: np.zeros((1, CLASSES), np.float32))
     request = convert.Request(
         str(checkpoint(home, "b0", 1)), str(tmp_path / "model"), str(home / "labels.csv"), target_length=FRAMES
     )
-    with pytest.raises(PretrainingError, match="away from PyTorch, so it was not written"):
+    with pytest.raises(PretrainingError, match=r"differ from PyTorch by .*, so nothing was written"):
         convert.convert(request)
     assert not (tmp_path / "model").exists()
 
@@ -301,13 +302,13 @@ def test_any_size_number_of_heads_and_classes_is_recognised(variant: int, heads:
     arrays = {
         f"module.{name}": np.empty(0).reshape(0) if not value.dim() else value for name, value in state_dict.items()
     }
-    found = infer(arrays, "static")
-    assert (found.model.name, found.num_classes) == (f"efficientnet-b{variant}", classes)
-    assert (found.model.pooling, found.model.heads) == ("attention" if heads else "mean", max(heads, 1))
-    assert found.model.padding == "static"
+    inferred = infer_architecture(arrays, "static")
+    assert (inferred.model.name, inferred.num_classes) == (f"efficientnet-b{variant}", classes)
+    assert (inferred.model.pooling, inferred.model.heads) == ("attention" if heads else "mean", max(heads, 1))
+    assert inferred.model.padding == "static"
 
 
-def test_padding_is_no_question_for_other_backbones() -> None:
+def test_padding_is_rejected_for_other_backbones() -> None:
     arrays = torch_reference.to_numpy(reference("mobilenet-v2", 1).state_dict())
     with pytest.raises(PretrainingError, match="--padding static is for EfficientNets"):
-        infer(arrays, "static")
+        infer_architecture(arrays, "static")

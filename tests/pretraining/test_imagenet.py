@@ -1,4 +1,4 @@
-"""ImageNet starts: from a file, by name from a server, and what happens when either is wrong."""
+"""ImageNet weights from a file or a download, and errors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ import torch
 from efficientnet_pytorch import EfficientNet
 from flax import nnx
 from sounds import VOCABULARY
+from tolerance import assert_close
 from torch_reference import MobileNet, ResNet
 
 from psla_jax.config import FrontendConfig, ModelConfig, PretrainingConfig
-from psla_jax.models.tagger import AudioTagger, from_config
+from psla_jax.models.factory import from_config
+from psla_jax.models.psla import PSLAModel
 from psla_jax.pretraining import imagenet
-from psla_jax.pretraining.names import PretrainingError, to_state_dict
-from psla_jax.pretraining.start import start_from
+from psla_jax.pretraining.initialize import start_from
+from psla_jax.pretraining.state_dict import PretrainingError, to_state_dict
 
 NAMES = ("efficientnet-b0", "resnet50", "mobilenet-v2")
 STEMS = dict(zip(NAMES, imagenet.STEMS))
@@ -30,7 +32,7 @@ STEMS = dict(zip(NAMES, imagenet.STEMS))
 
 @functools.cache
 def reference(name: str) -> torch.nn.Module:
-    """A backbone for colour images as its library builds it, with a classifier for a thousand kinds of things."""
+    """Returns a backbone for colour images as built by its library, with a classifier of 1000 classes."""
     torch.manual_seed(0)
     if name == "resnet50":
         model: torch.nn.Module = ResNet(channels=3)
@@ -52,7 +54,7 @@ def features(name: str, image: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a file of weights per backbone."""
+    """Returns a folder with a weight file for each backbone."""
     folder = tmp_path_factory.mktemp("imagenet")
     for name in NAMES:
         torch.save(reference(name).state_dict(), folder / f"{name}.pth")
@@ -63,40 +65,40 @@ def config(name: str) -> ModelConfig:
     return ModelConfig(name=name, heads=1)
 
 
-def fresh(name: str = NAMES[0]) -> AudioTagger:
+def new_model(name: str = NAMES[0]) -> PSLAModel:
     return from_config(config(name), len(VOCABULARY), jnp.float32, nnx.Rngs(0))
 
 
-def start(model: AudioTagger, name: str, source: object, stem: str = "sum") -> str:
+def start(model: PSLAModel, name: str, source: object, stem: str = "sum") -> str:
     return start_from(
         model, config(name), PretrainingConfig(source=str(source), stem=stem), VOCABULARY, FrontendConfig()
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_grey_image_gives_what_it_gave_in_colour(folder: Path, name: str) -> None:
-    model = fresh(name)
+def test_a_grey_image_gives_the_same_features_as_in_colour(folder: Path, name: str) -> None:
+    model = new_model(name)
     head = to_state_dict(model.attention)
     assert "arrays loaded" in start(model, name, folder / f"{name}.pth")
     image = np.random.default_rng(0).normal(size=(1, 64, 128)).astype(np.float32)
     with torch.no_grad():
         colour = torch.from_numpy(image).transpose(1, 2)[:, None].expand(-1, 3, -1, -1)
-        wanted = features(name, colour).mean(dim=2).transpose(1, 2).numpy()
-    np.testing.assert_allclose(nnx.jit(model.backbone)(jnp.asarray(image)), wanted, atol=1e-5)
+        expected = features(name, colour).mean(dim=2).transpose(1, 2).numpy()
+    assert_close(nnx.jit(model.backbone)(jnp.asarray(image)), expected, 1e-5)
     for key, value in to_state_dict(model.attention).items():
         np.testing.assert_array_equal(value, head[key])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_stem_can_stay_random_as_in_the_reference(folder: Path, name: str) -> None:
-    model = fresh(name)
-    own = to_state_dict(model.backbone)[STEMS[name]]
+def test_the_stem_can_remain_random_as_in_the_reference(folder: Path, name: str) -> None:
+    model = new_model(name)
+    initial = to_state_dict(model.backbone)[STEMS[name]]
     start(model, name, folder / f"{name}.pth", stem="random")
-    np.testing.assert_array_equal(to_state_dict(model.backbone)[STEMS[name]], own)
+    np.testing.assert_array_equal(to_state_dict(model.backbone)[STEMS[name]], initial)
 
 
-def test_weights_that_do_not_fit_are_refused_and_change_nothing(folder: Path, tmp_path: Path) -> None:
-    model = fresh("efficientnet-b1")
+def test_weights_that_do_not_fit_are_rejected_and_change_nothing(folder: Path, tmp_path: Path) -> None:
+    model = new_model("efficientnet-b1")
     before = to_state_dict(model)
     weights = folder / "efficientnet-b0.pth"
     with pytest.raises(
@@ -114,7 +116,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(folder: Path, tm
 
 @pytest.fixture
 def server(folder: Path, tmp_path: Path, monkeypatch) -> Iterator[Path]:
-    """A local server of the file for B0, under a name of the official form."""
+    """Serves the file for B0 locally, under a name of the official form."""
     source = folder / "efficientnet-b0.pth"
     served = tmp_path / "server"
     served.mkdir()
@@ -131,18 +133,18 @@ def server(folder: Path, tmp_path: Path, monkeypatch) -> Iterator[Path]:
         running.shutdown()
 
 
-def test_by_name_they_are_downloaded_once_verified_and_loaded(server: Path) -> None:
+def test_weights_are_downloaded_once_verified_and_loaded(server: Path) -> None:
     path = imagenet.imagenet_file("efficientnet-b0")
     assert path.read_bytes() == server.read_bytes()
     server.unlink()
     assert imagenet.imagenet_file("efficientnet-b0") == path
-    assert str(path) in start(fresh(), "efficientnet-b0", "imagenet")
+    assert str(path) in start(new_model(), "efficientnet-b0", "imagenet")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PretrainingError, match=r"is damaged.* delete it"):
         imagenet.imagenet_file("efficientnet-b0")
 
 
-def test_without_a_server_the_error_says_which_file_to_put_where(server: Path) -> None:
+def test_a_failed_download_is_an_error_with_the_file_and_its_path(server: Path) -> None:
     server.unlink()
     with pytest.raises(PretrainingError, match=rf"put the file at .*imagenet.*{server.name}.*--pretraining\.source ''"):
         imagenet.imagenet_file("efficientnet-b0")

@@ -1,4 +1,4 @@
-"""The order of an epoch: keyed by (seed, epoch), and distributed as it says."""
+"""Order of an epoch: dependence on (seed, epoch), and distribution of the draws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EPOCHS = 50
 
 
 def orders(weights: np.ndarray | None, num_clips: int = len(WEIGHTS), epochs: int = EPOCHS) -> np.ndarray:
-    """Epochs of one seed, ``(epochs, num_clips)``."""
+    """Returns the orders of several epochs with one seed, ``(epochs, num_clips)``."""
     return np.stack([epoch_order(num_clips, weights, seed=3, epoch=epoch) for epoch in range(epochs)])
 
 
@@ -40,7 +40,7 @@ def test_without_weights_every_clip_comes_once():
     np.testing.assert_array_equal(np.sort(orders(None), axis=1), np.tile(np.arange(400), (EPOCHS, 1)))
 
 
-def test_without_weights_every_order_is_as_likely():
+def test_without_weights_all_orders_are_equally_likely():
     shuffled = orders(None, num_clips=4, epochs=2400)
     counts = np.unique(shuffled, axis=0, return_counts=True)[1]
     assert len(counts) == 24

@@ -1,4 +1,4 @@
-"""Masks and noise: their distributions, and that a draw depends on the clip's key alone."""
+"""Masks and noise: distributions, and dependence on the clip's key alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerance import assert_close
 
 from psla_jax.sampling.specaugment import noise_and_roll, spec_augment
 
@@ -18,20 +19,20 @@ def keys() -> jax.Array:
 
 
 def masked(keys: jax.Array, *, freq_mask: int, time_mask: int) -> np.ndarray:
-    """True where ``spec_augment`` put a 0 into an array of ones."""
+    """Returns True where ``spec_augment`` sets an array of ones to 0."""
     ones = jnp.ones((len(keys), FRAMES, MELS))
     return np.asarray(spec_augment(ones, keys, freq_mask=freq_mask, time_mask=time_mask)) == 0
 
 
 def spans(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start and width of the one run of true values in each row; fails when there are two runs."""
+    """Returns start and width of the run of true values in each row; fails if a row has two runs."""
     edges = np.diff(np.pad(mask.astype(int), ((0, 0), (1, 1))), axis=1)
     assert (edges == 1).sum(1).max() == 1
     return edges.argmax(1), mask.sum(1)
 
 
 def assert_uniform(values: np.ndarray, choices: int) -> None:
-    """Counts of each of ``choices`` values stay within five standard deviations of those of a uniform draw."""
+    """Asserts that the count of every value is within five standard deviations of that of a uniform draw."""
     counts = np.bincount(values, minlength=choices)
     expected = len(values) / choices
     assert len(counts) == choices
@@ -51,15 +52,15 @@ def test_widths_are_uniform_below_the_bound_and_starts_fill_the_rest(keys: jax.A
         rows = mask[:, 0, :]
     starts, widths = spans(rows)
     assert_uniform(widths, bound)
-    some = widths > 0
-    place = starts[some] / (size - widths[some])
-    assert 0 <= place.min() <= place.max() < 1
+    nonempty = widths > 0
+    position = starts[nonempty] / (size - widths[nonempty])
+    assert 0 <= position.min() <= position.max() < 1
     assert abs(widths.mean() - (bound - 1) / 2) < 5 * bound / np.sqrt(12 * CLIPS)
     for width in (1, bound - 1):
         assert_uniform(starts[widths == width], size - width)
 
 
-def test_the_two_masks_of_a_clip_are_drawn_apart(keys: jax.Array) -> None:
+def test_the_two_masks_of_a_clip_are_independent(keys: jax.Array) -> None:
     both = masked(keys, freq_mask=MELS, time_mask=FRAMES)
     in_time, in_frequency = both.all(2), both.all(1)
     np.testing.assert_array_equal(both, in_time[:, :, None] | in_frequency[:, None, :])
@@ -69,11 +70,11 @@ def test_the_two_masks_of_a_clip_are_drawn_apart(keys: jax.Array) -> None:
     assert abs(correlation) < 5 / np.sqrt(CLIPS)
 
 
-def test_a_mask_may_cover_the_whole_axis_but_one(keys: jax.Array) -> None:
+def test_the_widest_mask_leaves_one_value_of_the_axis(keys: jax.Array) -> None:
     assert masked(keys, freq_mask=0, time_mask=FRAMES)[:, :, 0].sum(1).max() == FRAMES - 1
 
 
-def test_the_mask_does_not_look_at_the_values(keys: jax.Array) -> None:
+def test_the_mask_does_not_depend_on_the_values(keys: jax.Array) -> None:
     x = jnp.ones((50, FRAMES, MELS)).at[:, 10:].set(0)
     out = spec_augment(x, keys[:50], freq_mask=10, time_mask=20)
     np.testing.assert_array_equal(out, jnp.where(masked(keys[:50], freq_mask=10, time_mask=20), 0, x))
@@ -84,19 +85,19 @@ def test_a_draw_depends_on_the_key_of_its_clip_alone(keys: jax.Array, function) 
     x = jnp.asarray(np.random.default_rng(0).standard_normal((6, FRAMES, MELS)), jnp.float32)
     together = jax.jit(function)(x, keys[:6])
     order = np.array([4, 0, 5, 2])
-    np.testing.assert_allclose(function(x[order], keys[order]), together[order], atol=1e-6)
-    np.testing.assert_allclose(function(x, keys[:6]), together, atol=1e-6)
+    assert_close(function(x[order], keys[order]), together[order], 1e-6)
+    assert_close(function(x, keys[:6]), together, 1e-6)
     assert np.abs(function(x, keys[6:12]) - together).max() > 1e-3
 
 
-def test_zero_switches_a_mask_off(keys: jax.Array) -> None:
+def test_a_bound_of_zero_disables_a_mask(keys: jax.Array) -> None:
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, FRAMES, MELS)), jnp.bfloat16)
     out = spec_augment(x, keys[:4], freq_mask=0, time_mask=0)
     assert out.dtype == x.dtype
     np.testing.assert_array_equal(out.astype(np.float32), x.astype(np.float32))
 
 
-def test_noise_is_uniform_with_a_level_per_clip_and_rolls_by_ten_back_to_nine_on(keys: jax.Array) -> None:
+def test_noise_is_uniform_with_a_level_per_clip_and_the_shift_is_minus_ten_to_nine(keys: jax.Array) -> None:
     frames = jnp.broadcast_to(jnp.arange(FRAMES, dtype=jnp.float32)[:, None], (CLIPS, FRAMES, MELS))
     out = np.asarray(noise_and_roll(frames, keys))
     whole = np.rint(out - 0.05)

@@ -1,4 +1,4 @@
-"""A small model of every kind, saved once for all tests of tagging."""
+"""Small models of every kind, saved once per session."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 from sounds import VOCABULARY
 
-from psla_jax.checkpoints import ModelCard, save_model
+from psla_jax.audio.frontend import Frontend
 from psla_jax.config import FrontendConfig, ModelConfig
-from psla_jax.frontend import Frontend
-from psla_jax.models import tagger
-from psla_jax.training import split_model
+from psla_jax.models import factory, views
+from psla_jax.models.model_dir import ModelCard, save_model
+from psla_jax.models.state import split_model
 
 FRAMES = 96
-"""Of a window: three steps, 0.975 s."""
+"""Spectrogram frames of a window: three output frames, 0.975 s."""
 KINDS = {
     "attention": ModelConfig("efficientnet-tiny", "attention", 2),
     "other": ModelConfig("efficientnet-tiny", "attention", 2),
@@ -29,32 +29,32 @@ KINDS = {
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """From the name of a kind to the directory of such a model, with random weights that tell sounds apart."""
-    folder, made = tmp_path_factory.mktemp("models"), {}
+    """A function from a key of KINDS to the directory of such a model, whose random weights distinguish sounds."""
+    folder, saved_models = tmp_path_factory.mktemp("models"), {}
 
     def save(kind: str) -> Path:
-        if kind not in made:
+        if kind not in saved_models:
             seed = list(KINDS).index(kind)
-            network = tagger.from_config(KINDS[kind], len(VOCABULARY), np.float32, nnx.Rngs(seed))
-            params, rest = split_model(listened(network))
+            network = factory.from_config(KINDS[kind], len(VOCABULARY), np.float32, nnx.Rngs(seed))
+            params, batch_stats = split_model(with_batch_statistics(network))
             card = ModelCard(KINDS[kind], FrontendConfig(FRAMES), VOCABULARY, {"from": "a test"})
-            save_model(folder / kind, card, louder(params), rest)
-            made[kind] = folder / kind
-        return made[kind]
+            save_model(folder / kind, card, with_larger_head(params), batch_stats)
+            saved_models[kind] = folder / kind
+        return saved_models[kind]
 
     return save
 
 
-def listened(network: nnx.Module) -> nnx.Module:
-    """The network with the batch statistics of some sounds: without them a random one says the same of everything."""
+def with_batch_statistics(network: nnx.Module) -> nnx.Module:
+    """Estimates batch statistics from some sounds; without them, a random network gives equal scores to all inputs."""
     pieces = [melody()[start : start + 15_600] for start in range(0, 80_000, 10_000)]
-    spectrograms = Frontend(FRAMES)(np.stack(pieces), np.full(len(pieces), 15_600))
-    nnx.jit(lambda model, x: tagger.statistics_view(model)(x))(network, spectrograms)
+    spectrograms = Frontend(FRAMES)(np.stack(pieces), np.full(len(pieces), 15_600), zero_mean=False)
+    nnx.jit(lambda model, x: views.statistics_view(model)(x))(network, spectrograms)
     return network
 
 
-def louder(params):
-    """The head's weights larger, so that random scores leave 0.5."""
+def with_larger_head(params):
+    """Scales the weights of the head so that random scores differ from 0.5."""
     return {k: ({**_scaled(v)} if k in ("attention", "classifier") else v) for k, v in params.items()}
 
 
@@ -64,7 +64,7 @@ def _scaled(tree):
 
 @pytest.fixture(scope="session")
 def sound() -> np.ndarray:
-    """Six seconds of tones and noise that come and go, `(samples,)` at 16 kHz."""
+    """Six seconds of intermittent tones and noise, `(samples,)` at 16 kHz."""
     return melody()
 
 

@@ -1,0 +1,165 @@
+"""Evaluation of models and of their ensemble: ``psla evaluate``."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from psla_jax.aggregation.average import RunningEnsemble
+from psla_jax.config import Channel, DataConfig, DistributedConfig
+from psla_jax.data.datafile import Datafile
+from psla_jax.data.datasets import DataError, locate
+from psla_jax.data.loader import batches, evaluation_source
+from psla_jax.evaluation import score_cache
+from psla_jax.evaluation.metrics import Metrics, bootstrap
+from psla_jax.evaluation.predict import score
+from psla_jax.evaluation.scores import Scores, ScoresError
+from psla_jax.evaluation.tables import coverage, ensemble_lines
+from psla_jax.models.model_dir import find_model, load_model, read_card
+from psla_jax.models.state import split_model
+from psla_jax.runtime import distributed
+from psla_jax.runtime.logging import Logger
+from psla_jax.runtime.sharding import Placement
+from psla_jax.vocabulary.vocabulary import Vocabulary, VocabularyError
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arguments of :func:`evaluate_request`; the fields are the options of ``psla evaluate``."""
+
+    models: tuple[str, ...]
+    data: str
+    labels: str = ""
+    batch_size: int = 32
+    channel: Channel = "mean"
+    bootstrap: int = 200
+    trust: bool = False
+    keep_scores: bool = True
+    save: str = ""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Metrics of every model and of their ensemble, the mean of their scores."""
+
+    models: tuple[Metrics, ...]
+    ensemble: Metrics
+
+
+def evaluate(
+    models: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    data: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] = "",
+    batch_size: int = 32,
+    channel: Channel = "mean",
+    bootstrap: int = 200,
+    trust: bool = False,
+    keep_scores: bool = True,
+    save: str | os.PathLike[str] = "",
+) -> EvaluationResult:
+    """Evaluates one or several models and their ensemble on a data set, and prints the reference's summary.
+
+    Args:
+        models: model or run directories; one of them is in memory at a time.
+        data: the datafile.
+        labels: label CSV that fixes the order of the classes; by default the order of the first model.
+        batch_size: number of clips that are scored at a time.
+        channel: channel of stereo files, ``mean`` or ``first``.
+        bootstrap: number of resamples for the confidence interval; 0 disables it.
+        trust: import the Python code that a custom model names.
+        keep_scores: cache the scores, and use cached ones if neither model nor data have changed.
+        save: ``.npz`` file to write the scores (of several models, their mean) to.
+
+    Raises:
+        ValueError: an error class of this package; the message names the model or file and the remedy.
+    """
+    paths = (models,) if isinstance(models, str | os.PathLike) else models
+    names = tuple(os.fspath(path) for path in paths)
+    request = Request(names, os.fspath(data), os.fspath(labels), batch_size, channel, bootstrap)
+    return evaluate_request(replace(request, trust=trust, keep_scores=keep_scores, save=os.fspath(save)))
+
+
+def evaluate_request(request: Request) -> EvaluationResult:
+    """As :func:`evaluate`, also for several processes. Raises PeerError if another process of the command has ended."""
+    with distributed.session(request.distributed):
+        return _evaluate(request)
+
+
+def _evaluate(request: Request) -> EvaluationResult:
+    if not request.models:
+        raise DataError("there is no model to evaluate: name at least one.")
+    if os.path.exists(request.save):
+        raise ScoresError(f"{request.save} already exists, and scores are not overwritten: name another file.")
+    logger = Logger(silent=not distributed.is_primary())
+    placement = Placement.over_all_devices()
+    placement.check_batch_size(DataConfig(batch_size=request.batch_size).batch_size)
+    cards = {path: read_card(find_model(Path(path))) for path in request.models}
+    vocabulary = cards[request.models[0]].vocabulary
+    if request.labels:
+        vocabulary = Vocabulary.read(locate(request.labels, logger.info))
+    orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
+    data = Datafile.read(locate(request.data, logger.info), vocabulary)
+    running, members = RunningEnsemble(), []
+    for path in request.models:
+        compute = functools.partial(_compute_scores, path, orders[path], data, request, placement, logger)
+        if request.keep_scores:
+            note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
+            model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
+            scores = score_cache.cached(model, vocabulary, data, (request.channel,), compute, on_hit)
+        else:
+            scores = compute()
+        running.add(scores)
+        members.append(scores.metrics())
+    combined = running.mean()
+    ensemble = combined.metrics()
+    _log_summary(request, members, ensemble, combined, logger)
+    if request.save and distributed.is_primary():
+        replace(combined, mids=vocabulary.mids).save(Path(request.save))
+        logger.info(f"{request.save}: the scores of {'the ensemble' if len(members) > 1 else 'the model'}, by clip id")
+    return EvaluationResult(tuple(members), ensemble)
+
+
+def _compute_scores(
+    path: str, order: np.ndarray, data: Datafile, request: Request, placement: Placement, logger: Logger
+) -> Scores:
+    """Computes a model's scores; `order` holds the index of every requested class among those of the model."""
+    model = load_model(path, trust=request.trust)
+    graphdef = nnx.graphdef(model.network)
+    weights = placement.replicate(jax.device_get(split_model(model.network)))
+    config = DataConfig(batch_size=request.batch_size, channel=request.channel)
+    source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
+    with logger.progress(f"scoring {path}", source.num_batches) as bar:
+        stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
+        scores = score((graphdef, *weights), model.frontend, stream, placement.shard_batch, data.clip_id)
+    if scores.skipped:
+        logger.info(f"{len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
+    return replace(scores, scores=scores.scores[:, order])
+
+
+def class_order(own: Vocabulary, requested: Vocabulary, path: str) -> np.ndarray:
+    """Returns the index, by mid, of every class of `requested` in `own`; raises VocabularyError if it lacks one."""
+    if missing := [mid for mid in requested.mids if mid not in own]:
+        raise VocabularyError(
+            f"the model {path} lacks {len(missing)} of the {len(requested)} classes, such as {missing[0]!r}: "
+            "name a vocabulary that all models contain with --labels L.csv."
+        )
+    return np.array([own.index(mid) for mid in requested.mids])
+
+
+def _log_summary(request: Request, members: list[Metrics], ensemble: Metrics, scores: Scores, logger: Logger) -> None:
+    """Logs the metrics, and the confidence interval of the ensemble, whose scores are `scores`."""
+    for line in ensemble_lines([str(Path(path)) for path in request.models], members, ensemble):
+        logger.info(line)
+    logger.info(coverage(request.data, ensemble))
+    if request.bootstrap and distributed.is_primary():
+        interval = bootstrap(scores.scores, scores.labels, resamples=request.bootstrap)
+        logger.info(f"95% interval of the last mAP (bootstrap over clips): {interval.low:.4f} to {interval.high:.4f}")

@@ -1,0 +1,117 @@
+"""The commands ``psla train`` and ``psla evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import runpy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tyro.conf import Positional
+
+from psla_jax.cli.arguments import UsageError, parse
+from psla_jax.config import ConfigError, DistributedConfig, RunConfig
+
+
+def train(arguments: list[str]) -> int:
+    """Runs ``psla train CONFIG [--section.field value ...]`` and returns its exit code."""
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if not (name or asks_for_help):
+        raise UsageError("psla train needs a config as its first argument, for example: psla train demo")
+    config = tyro.cli(
+        RunConfig,
+        default=RunConfig() if asks_for_help and find_config(name) is None else read_config(name),
+        args=arguments[1:] if name else arguments,
+        prog=f"psla train {name or 'CONFIG'}",
+        description="Train, evaluate and aggregate a model. CONFIG is a config file, or the name of a config that "
+        "comes with the package. Example: psla train demo --seed 1 --run-dir runs/demo-1",
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+    from psla_jax.training import loop
+
+    loop.train(config)
+    return 0
+
+
+def read_config(name: str) -> RunConfig:
+    """Executes a config file and returns the RunConfig that it assigns to ``config``.
+
+    Args:
+        name: path of the file, or name of a config that comes with the package, such as ``demo``.
+
+    Raises:
+        UsageError, ConfigError: if the file does not exist or has errors; the message names the file.
+    """
+    path = find_config(name)
+    if path is None:
+        raise UsageError(
+            f"there is no config file {name}: name a file, or one of {', '.join(sorted(packaged_configs()))}."
+        )
+    sys.path.insert(0, str(path.resolve().parent))  # A config may import modules beside it, such as a custom model.
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"the config file {path} cannot be run: {type(error).__name__}: {error}.") from error
+    if not isinstance(config, RunConfig):
+        raise UsageError(f"{path} is not a config file: it must assign a RunConfig to the name config.")
+    return config
+
+
+def find_config(name: str) -> Path | None:
+    """Returns the path of a config from a path or from a name in :func:`packaged_configs`; None if there is none."""
+    return Path(name) if Path(name).is_file() else packaged_configs().get(name)
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Returns the configs that come with the package, by name.
+
+    They are in ``psla_jax/configs`` of an installed package, and in ``configs`` beside ``psla_jax`` in a checkout.
+    """
+    package = Path(str(importlib.resources.files("psla_jax")))
+    checkout = [package.parent / "configs"] if (package.parent / "pyproject.toml").is_file() else []
+    return {path.stem: path for folder in [*checkout, package / "configs"] for path in folder.glob("[!_]*.py")}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compute metrics of models and their ensemble. Example: psla evaluate runs/demo --data demo:evaluation"""
+
+    models: Positional[tuple[str, ...]]
+    """Model directories or run directories."""
+    data: str
+    """Datafile of the clips to score."""
+    labels: str = ""
+    """Label CSV with the classes to evaluate, in its order. Empty: the classes of the first model."""
+    batch_size: int = 32
+    """Number of clips scored at a time."""
+    channel: Literal["mean", "first"] = "mean"
+    """Channel of multi-channel files: the mean of all, or the first."""
+    bootstrap: int = 200
+    """Number of resamples for the confidence intervals; 0 disables them."""
+    trust: bool = False
+    """Import the Python code of custom models."""
+    keep_scores: bool = True
+    """Cache the scores, and reuse them as long as neither the model nor the data changes."""
+    save: str = ""
+    """Write the scores of the clips to this .npz file, for psla enhance; for several models, their mean scores."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Distributed evaluation; the options are those of psla train."""
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Runs ``psla evaluate MODEL... --data D.json`` and returns its exit code."""
+    options = parse(Evaluate, arguments, "psla evaluate")
+
+    from psla_jax.aggregation import evaluate_models
+
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    evaluate_models.evaluate_request(evaluate_models.Request(**values))
+    return 0

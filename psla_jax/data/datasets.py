@@ -1,0 +1,133 @@
+"""The data sets of a training run: vocabulary, training set, and validation and evaluation sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psla_jax.config import ConfigError, DataConfig, Loss
+from psla_jax.data.datafile import Datafile
+from psla_jax.data.demo import dataset
+from psla_jax.data.validate.preflight import ClipProblem, find_unreadable_clips
+from psla_jax.vocabulary.vocabulary import Vocabulary
+
+TRAIN, VALIDATION, EVALUATION = "train", "validation", "evaluation"
+DEMO = "demo:"
+"""Prefix of paths to the embedded demo set, such as ``demo:train``."""
+MAX_PROBLEMS_SHOWN = 5
+"""Number of unreadable clips that an error names; the others are counted."""
+
+
+class DataError(ValueError):
+    """Data that a run cannot use; the message names the files and the remedy."""
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """The data sets of a run."""
+
+    vocabulary: Vocabulary
+    train: Datafile
+    held_out: dict[str, Datafile]
+    """The sets to score by name, ``validation`` before ``evaluation``; at least one."""
+    loss: Loss = "bce"
+    """``bce`` or ``ce``: ``optimizer.loss``, with ``auto`` resolved by the training datafile."""
+
+    @property
+    def primary(self) -> str:
+        """Name of the set that is scored after every epoch: validation if there is one, else evaluation."""
+        return next(iter(self.held_out))
+
+    def all(self) -> dict[str, Datafile]:
+        """All sets by name, including the training set."""
+        return {TRAIN: self.train, **self.held_out}
+
+    def identity(self) -> dict[str, Any]:
+        """Hashes and sizes of the datafiles and the vocabulary, to detect whether the data of a run have changed."""
+        vocabulary = hashlib.sha256(json.dumps(self.vocabulary.to_json()).encode()).hexdigest()
+        sets = {name: {"sha256": data.sha256, "clips": len(data)} for name, data in self.all().items()}
+        return {"vocabulary": {"sha256": vocabulary, "classes": len(self.vocabulary)}, **sets}
+
+    def shared(self, directory: Path) -> DataSets:
+        """Returns a copy whose arrays are memory-mapped from `directory`, so that loader processes share them."""
+        held_out = {name: data.share(directory) for name, data in self.held_out.items()}
+        return replace(self, train=self.train.share(directory), held_out=held_out)
+
+
+def locate(path: str, log: Callable[[str], None] | None = None) -> str:
+    """Returns `path`, or for ``demo:NAME`` the path of a file of the embedded demo set, synthesised on first use."""
+    return dataset.locate(path.removeprefix(DEMO), on_start=log) if path.startswith(DEMO) else path
+
+
+def load(config: DataConfig, loss: Loss, log: Callable[[str], None] | None = None) -> DataSets:
+    """Reads the vocabulary and the datafiles of a config's section ``data``; `loss` is ``optimizer.loss``.
+
+    `log` receives a line when the embedded demo set is synthesised.
+
+    Raises:
+        ConfigError, VocabularyError, DatafileError: a required path is empty, or a file cannot be read.
+        DataError: the training set has no label, or the loss is ``ce`` and a clip does not have exactly one label.
+    """
+    for field in ("train", "labels"):
+        if not getattr(config, field):
+            raise ConfigError(f"data.{field} is empty: give a file with --data.{field} FILE.")
+    if not config.validation and not config.evaluation:
+        raise ConfigError("data.validation and data.evaluation are both empty: give at least one of them.")
+    vocabulary = Vocabulary.read(locate(config.labels, log))
+    paths = {name: getattr(config, name) for name in (TRAIN, VALIDATION, EVALUATION)}
+    sets = {name: Datafile.read(locate(path, log), vocabulary) for name, path in paths.items() if path}
+    if not sets[TRAIN].class_counts().any():
+        raise DataError(f"no clip of the training set {sets[TRAIN].source} has a label: label its clips.")
+    train = sets.pop(TRAIN)
+    resolved = ("ce" if train.exclusive else "bce") if loss == "auto" else loss
+    if resolved == "ce":
+        reason = "optimizer.loss ce requires exactly one"
+        if loss == "auto":
+            reason = f'{train.source} declares its classes as exclusive ("classes": "exclusive")'
+        for data in (train, *sets.values()):
+            _require_single_labels(data, reason)
+    return DataSets(vocabulary, train, sets, resolved)
+
+
+def _require_single_labels(data: Datafile, reason: str) -> None:
+    """Raises DataError if a clip does not have exactly one label; the message contains `reason`."""
+    counts = np.diff(data.label_offsets)
+    wrong = np.flatnonzero(counts != 1)
+    if len(wrong):
+        clip = int(wrong[0])
+        raise DataError(
+            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels, but {reason}: correct the labels, or use "
+            "--optimizer.loss bce."
+        )
+
+
+def check_clips(sets: DataSets, config: DataConfig, log: Callable[[str], None]) -> None:
+    """Looks up every clip and reads up to ``data.preflight`` clips of each set, before training.
+
+    `log` receives a line for each clip that will be skipped.
+
+    Raises:
+        DataError: a clip cannot be read and ``data.unreadable`` is ``stop``, or no clip of a set can be read.
+    """
+    for name, data in sets.all().items():
+        problems = find_unreadable_clips(data, limit=config.preflight, channel=config.channel, name=name)
+        if problems and (config.unreadable == "stop" or len(problems) == len(data)):
+            raise DataError(_problem_text(name, data, problems))
+        for problem in problems:
+            log(f"skipped, {name} set: {problem.path} {problem.reason}")
+
+
+def _problem_text(name: str, data: Datafile, problems: list[ClipProblem]) -> str:
+    shown = "; ".join(f"{p.path} {p.reason.rstrip('.')}" for p in problems[:MAX_PROBLEMS_SHOWN])
+    more = f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more" if len(problems) > MAX_PROBLEMS_SHOWN else ""
+    count = "a clip" if len(problems) == 1 else f"{len(problems)} clips"
+    return (
+        f"the {name} set {data.source} has {count} that cannot be used: {shown}{more}. Repair the files, remove them "
+        "from the datafile, or train without them: --data.unreadable skip."
+    )

@@ -1,0 +1,227 @@
+"""Measurements of audio files: format, peak, clipping, bandwidth and a digest of the samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+import soundfile
+
+from psla_jax.audio import decode
+from psla_jax.config import Channel
+from psla_jax.data.datafile import Datafile
+from psla_jax.data.validate.preflight import ClipProblem, check_files
+from psla_jax.runtime.threads import as_completed
+
+CLIPPING_LEVEL = 0.9999
+"""Magnitude from which a sample counts as clipped; the largest 16-bit value is 0.99997."""
+MAX_SECONDS = 3600
+"""Seconds of a file that are measured."""
+READ_TIMEOUT = 120.0
+"""Seconds after which reading a file is abandoned."""
+_BLOCK = 1 << 18
+_BAND = 125.0
+"""Width in hertz of the bands of the spectrum in which a cutoff is searched."""
+_LOWEST_CUTOFF, _HIGHEST_CUTOFF = 2000.0, 0.9
+"""Range of the search for a cutoff: lowest in hertz, highest as a fraction of the Nyquist frequency."""
+_MIN_DROP, _MAX_FLOOR = 25.0, 15.0
+"""Decibels: least drop at a cutoff, and highest level above it relative to the rounding noise of 16 bits."""
+_CORRECTED = re.compile(r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+"""libsndfile's note, in bytes, on a WAV file whose data end before the length in its header."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipMeasurement:
+    """Measurements of one audio file."""
+
+    rate: int
+    """Samples per second."""
+    channels: int
+    samples: int
+    """Samples per channel; beyond :data:`MAX_SECONDS`, as stated in the header."""
+    header_samples: int
+    """Samples per channel as stated in the header."""
+    is_float: bool
+    """Whether samples are stored as floating-point numbers."""
+    finite: bool
+    """Whether all samples are finite."""
+    peak: float
+    """Largest magnitude in any channel; full scale is 1."""
+    mono_peak: float
+    """Largest magnitude after the mixdown to one channel."""
+    clipped: float
+    """Fraction of samples at full scale or beyond."""
+    bandwidth: float
+    """Cutoff frequency of the spectrum in hertz; the Nyquist frequency if there is no sharp cutoff."""
+    digest: bytes
+    """Hash of sample rate and mixed-down samples, independent of the file format."""
+
+
+_TYPES = {"int": "i8", "float": "f8", "bool": "?", "bytes": "S16"}
+ROW = np.dtype([(field.name, _TYPES[str(field.type)]) for field in dataclasses.fields(ClipMeasurement)])
+"""Structured dtype with the fields of :class:`ClipMeasurement`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """Measurements of the clips of a data set."""
+
+    clips: np.ndarray
+    """Indices of the measured clips in the datafile, ascending; int64 ``(measured,)``."""
+    table: np.ndarray
+    """Measurements of these clips; :data:`ROW` ``(measured,)``."""
+    problems: tuple[ClipProblem, ...]
+    """Clips that could not be read, and all clips of the data set whose file is missing or empty."""
+    num_requested: int
+    """Number of clips that were to be read."""
+
+
+def measure_file(path: str | os.PathLike[str], channel: Channel) -> ClipMeasurement:
+    """Measures a file in blocks, without relying on the length in its header.
+
+    Raises:
+        AudioError: the file is missing, is not audio or contains no samples.
+    """
+    with decode.open_audio(path) as file:
+        rate = file.samplerate
+        samples, num_clipped, peak, mono_peak, finite = 0, 0, 0.0, 0.0, True
+        digest, spectrum = hashlib.sha256(str(rate).encode()), _Spectrum(rate)
+        for block in decode.read_blocks(file, _BLOCK):
+            samples += len(block)
+            magnitude = np.abs(block)
+            finite = bool(np.isfinite(magnitude.max()))
+            if not finite:
+                break
+            mono = decode.to_mono(block, channel)
+            peak, mono_peak = max(peak, float(magnitude.max())), max(mono_peak, float(np.abs(mono).max()))
+            num_clipped += int(np.count_nonzero(magnitude >= CLIPPING_LEVEL))
+            digest.update((mono + np.float32(0)).tobytes())  # turns -0, which integer formats lack, into 0
+            spectrum.add(mono)
+            if samples >= MAX_SECONDS * rate:
+                break
+        if not samples:
+            reason = "contains no samples: record or download it again, or remove it from the datafile."
+            raise decode.AudioError(path, reason)
+        return ClipMeasurement(
+            rate=rate,
+            channels=file.channels,
+            samples=max(samples, file.frames) if samples >= MAX_SECONDS * rate else samples,
+            header_samples=_header_samples(file),
+            is_float=file.subtype in ("FLOAT", "DOUBLE"),
+            finite=finite,
+            peak=peak,
+            mono_peak=mono_peak,
+            clipped=num_clipped / (samples * file.channels),
+            bandwidth=spectrum.bandwidth(),
+            digest=digest.digest()[:16],
+        )
+
+
+def _header_samples(file: soundfile.SoundFile) -> int:
+    """Returns the samples per channel stated in the header, which libsndfile corrects for truncated WAV files."""
+    corrected = _CORRECTED.search(file.extra_info)
+    if corrected is None:
+        return file.frames
+    stated, actual = map(int, corrected.groups())
+    # Programs that write to a pipe do not know the length and state the largest possible one.
+    return file.frames * stated // actual if actual < stated < 0x7F000000 else file.frames
+
+
+class _Spectrum:
+    """Mean power spectrum of a file in bands of equal width."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._size = 2 ** min(max(round(np.log2(rate / 8)), 4), 16)
+        # Squared, because the sidelobes of a plain Hann window around a loud tone would look like a cutoff.
+        self._window = np.square(np.hanning(self._size)).astype(np.float32)
+        self._power = np.zeros(self._size // 2 + 1)
+        self._num_windows = 0
+
+    def add(self, mono: np.ndarray) -> None:
+        windows = mono[: len(mono) // self._size * self._size].reshape(-1, self._size)
+        if len(windows):
+            self._num_windows += len(windows)
+            self._power += np.square(np.abs(scipy.fft.rfft(windows * self._window))).sum(axis=0)
+
+    def bandwidth(self) -> float:
+        """Returns the frequency of a sharp drop to the noise floor, as resamplers cause, or else the Nyquist frequency.
+
+        The spectrum of other recordings falls gently and has noise up to the end. A tone does not count as a cutoff,
+        because the drop is measured from the weakest of the bands below it.
+        """
+        nyquist = self._rate / 2
+        band = (np.arange(len(self._power)) * (self._rate / self._size) / _BAND).astype(int)
+        count, first = int(nyquist / _BAND), int(_LOWEST_CUTOFF / _BAND)
+        if not self._power.any() or count < first + 8 or self._rate / self._size > _BAND:
+            return nyquist
+        rounding = self._num_windows * np.square(self._window).sum() * 2.0**-30 / 12
+        level = 10 * np.log10(np.bincount(band, self._power)[:count] / np.bincount(band)[:count] / rounding + 1e-3)
+        cutoffs = np.arange(first, int(_HIGHEST_CUTOFF * count))
+        above = np.array([level[cutoff + 2 :].max() for cutoff in cutoffs])
+        drops = np.array([level[cutoff - 5 : cutoff - 1].min() for cutoff in cutoffs]) - above
+        drops[above > _MAX_FLOOR] = 0
+        return float(cutoffs[drops.argmax()] * _BAND) if drops.max() >= _MIN_DROP else nyquist
+
+
+def evenly_spaced(count: int, limit: int) -> np.ndarray:
+    """Returns up to `limit` evenly spaced indices below `count`; all of them for a limit of 0."""
+    size = min(limit, count) if limit > 0 else count
+    return np.arange(size) * count // max(size, 1)
+
+
+def measure_clips(
+    data: Datafile,
+    clips: Sequence[int] | np.ndarray,
+    *,
+    channel: Channel,
+    workers: int | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Measurements:
+    """Looks up the files of all clips of a data set and measures those with the indices `clips`.
+
+    Both happen in `workers` threads; None or 0 for the number of cores plus 4, at most 32. `advance` receives the
+    number of clips looked up or read since its last call; the sum is ``len(data) + len(clips)``.
+    """
+    threads = workers or min(32, (os.cpu_count() or 1) + 4)
+    problems: dict[int, ClipProblem] = {}
+    blocks = [range(start, min(start + 256, len(data))) for start in range(0, len(data), 256)]
+    for block, missing in as_completed(lambda block: check_files(data, block), blocks, threads, READ_TIMEOUT):
+        missing = [_timed_out(data, i) for i in block] if missing is None else missing
+        problems.update((problem.index, problem) for problem in missing)
+        advance(len(block))
+    readable = np.array([i for i in clips if int(i) not in problems], np.int64)
+    advance(len(clips) - len(readable))
+    table, measured = np.zeros(len(readable), ROW), np.zeros(len(readable), bool)
+    for k, result in as_completed(
+        lambda k: _measure(data, int(readable[k]), channel), range(len(readable)), threads, READ_TIMEOUT
+    ):
+        if isinstance(result, ClipMeasurement):
+            table[k], measured[k] = dataclasses.astuple(result), True
+        else:
+            clip = int(readable[k])
+            problems[clip] = result or _timed_out(data, clip)
+        advance(1)
+    return Measurements(readable[measured], table[measured], tuple(problems[i] for i in sorted(problems)), len(clips))
+
+
+def _timed_out(data: Datafile, clip: int) -> ClipProblem:
+    reason = (
+        f"could not be read within {READ_TIMEOUT:.0f} s, because the disk does not respond or the decoder hangs: copy "
+        "it to another disk, or remove it from the datafile."
+    )
+    return ClipProblem(clip, data.wav(clip), reason)
+
+
+def _measure(data: Datafile, clip: int, channel: Channel) -> ClipMeasurement | ClipProblem:
+    path = data.wav(clip)
+    try:
+        return measure_file(path, channel)
+    except decode.AudioError as error:
+        return ClipProblem(clip, path, error.reason)

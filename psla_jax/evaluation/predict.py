@@ -1,0 +1,77 @@
+"""Scores of a model for a set of clips."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from psla_jax.audio.frontend import Frontend
+from psla_jax.evaluation.scores import Scores, ScoresError
+from psla_jax.runtime import distributed
+from psla_jax.runtime.xla_options import inference_options
+
+ShardBatch = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+"""Transfers a batch to the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_batch`."""
+
+
+@functools.cache
+def scoring_program() -> Callable[..., jax.Array]:
+    """Returns the jitted function ``(graphdef, frontend, params, batch_stats, batch) -> scores (batch, classes)``."""
+    return jax.jit(_score_batch, static_argnums=(0, 1), compiler_options=inference_options())
+
+
+def _score_batch(
+    graphdef: Any, frontend: Frontend, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
+) -> jax.Array:
+    model = nnx.merge(graphdef, params, batch_stats)
+    spectrograms = frontend(batch["waveform"], batch["num_samples"], zero_mean=False)
+    return model(spectrograms).astype(jnp.float32)
+
+
+def score(
+    model: tuple[Any, Any, Any],
+    frontend: Frontend,
+    batches: Iterable[dict[str, np.ndarray]],
+    shard_batch: ShardBatch,
+    clip_id: Callable[[int], str],
+) -> Scores:
+    """Scores every clip of `batches` once; rows without a clip are dropped. Raises ScoresError if there is no batch.
+
+    Args:
+        model: graphdef, parameters and batch statistics, in evaluation view.
+        frontend: converts waveforms to spectrograms.
+        batches: batches of equal size from the data loader, with zero-mean waveforms.
+        shard_batch: transfers a batch to the devices.
+        clip_id: maps the index of a clip to its id, see ``Datafile.clip_id``.
+    """
+    graphdef, params, batch_stats = model
+    pending: list[dict[str, Any]] = []
+    fetched: list[dict[str, np.ndarray]] = []
+    for batch in batches:
+        scores = scoring_program()(graphdef, frontend, params, batch_stats, shard_batch(batch))
+        pending.append({"scores": scores, **{name: batch[name] for name in ("clip", "labels", "valid")}})
+        # One batch stays in flight, so that the device computes while the next one is read.
+        if len(pending) > 1:
+            fetched.append(_fetch(pending.pop(0)))
+    fetched += map(_fetch, pending)
+    if not fetched:
+        raise ScoresError("there is no clip to score: the datafile is empty.")
+    fields = {name: np.concatenate([batch[name] for batch in fetched]) for name in fetched[0]}
+    clip, valid = fields["clip"], fields["valid"] > 0
+    return Scores(
+        np.array([clip_id(int(i)) for i in clip[valid]], dtype=str),
+        fields["scores"][valid],
+        fields["labels"][valid],
+        tuple(clip_id(int(i)) for i in clip[~valid & (clip >= 0)]),
+    )
+
+
+def _fetch(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Transfers a batch to the host, with the rows of all processes in order."""
+    return {name: np.asarray(field) for name, field in distributed.gather(batch).items()}

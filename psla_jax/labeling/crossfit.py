@@ -1,0 +1,177 @@
+"""Cross-fitted label enhancement (``psla crossfit``): every clip is scored by a model that was not trained on it.
+
+A model has fitted the labels of its training clips, including the errors that enhancement is meant to find, so its
+scores of these clips are of little use. The training set is therefore divided into folds; for each fold, a model is
+trained on the other folds with the recipe of the config, and scores the fold.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from psla_jax.config import KINDS, Kind, RunConfig, Threshold
+from psla_jax.data import datafile, datasets
+from psla_jax.data.clip_ids import require_distinct
+from psla_jax.data.datafile import Datafile
+from psla_jax.data.datasets import EVALUATION, DataSets
+from psla_jax.evaluation.scores import Scores
+from psla_jax.evaluation.tables import write_text
+from psla_jax.labeling import enhance
+from psla_jax.runtime.logging import Logger
+from psla_jax.training import loop
+from psla_jax.vocabulary.ontology import Ontology
+from psla_jax.vocabulary.vocabulary import Vocabulary
+
+FOLDS_FILE = "folds.json"
+SCORES_FILE = Path("scores") / "train_crossfit.npz"
+"""Scores of the whole training set, relative to the cross-fit directory."""
+SUFFIX = "-crossfit"
+"""Suffix of the cross-fit directory, appended to the run directory of the config."""
+Member = Literal["ensemble", "average"]
+
+
+class CrossfitError(ValueError):
+    """A cross-fit that cannot be carried out; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Input and output of a cross-fit; the fields are the options of ``psla crossfit``."""
+
+    config: RunConfig
+    ontology: str
+    folds: int = 3
+    model: Member = "ensemble"
+    threshold: tuple[Threshold, ...] = ("mean",)
+    type: tuple[Kind, ...] = KINDS
+    out: str = ""
+    force: bool = False
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the folds, their runs and the scores, beside the run directory of the config."""
+        return Path(self.config.run_dir + SUFFIX)
+
+    def enhancement(self) -> enhance.Request:
+        """Returns the enhancement by the cross-fitted scores."""
+        data = self.config.data
+        return enhance.Request(
+            data.train, str(self.directory / SCORES_FILE), data.labels, self.ontology, self.threshold, self.type,
+            self.out, self.force,
+        )  # fmt: skip
+
+
+def run(request: Request) -> tuple[str, ...]:
+    """Trains and scores all folds, enhances the training set and returns the paths of the enhanced datafiles.
+
+    An interrupted cross-fit can be resumed.
+
+    Raises:
+        ValueError: settings or data cannot be used (a subclass of this package, raised before training starts).
+        TrainingError: the loss of a fold is not finite.
+    """
+    logger = Logger()
+    request.enhancement().resolved().check_overwrite()
+    Ontology.read(datasets.locate(request.ontology, logger.info))
+    data = datasets.load(request.config.data, request.config.optimizer.loss, logger.info)
+    require_distinct(map(data.train.wav, range(len(data.train))), data.train.source)
+    crossfit_scores(request, data, logger)
+    return enhance.run(request.enhancement(), logger)
+
+
+def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
+    """Returns the scores of the training set, each by a model not trained on the clip; writes :data:`SCORES_FILE`."""
+    fold_of_clip = assign_folds(data.train, request.folds, seed=request.config.seed)
+    _prepare_directory(request, data)
+    single = int((data.train.class_counts() == 1).sum())
+    if single:
+        logger.info(f"{single} classes have one training clip, which is scored by a model not trained on the class")
+    folds = [_train_fold(request, data, fold_of_clip, fold, logger) for fold in range(request.folds)]
+    scores = _merge(folds, data.train, data.vocabulary)
+    scores.save(request.directory / SCORES_FILE)
+    return scores
+
+
+def assign_folds(data: Datafile, folds: int, *, seed: int) -> np.ndarray:
+    """Returns the fold of every clip, ``(clips,)``; folds are similar in size and in the number of each class.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): starting with the rarest class, each clip of a
+    class is assigned to the fold with the fewest clips of the class.
+
+    Raises:
+        CrossfitError: there are fewer than two folds, or more folds than clips.
+    """
+    if not 2 <= folds <= len(data):
+        raise CrossfitError(f"folds is {folds}: use 2 or more, up to the {len(data):,} clips of {data.source}.")
+    members: list[list[int]] = [[] for _ in range(data.num_classes + 1)]
+    for clip in np.random.default_rng([seed, folds]).permutation(len(data)).tolist():
+        for index in data.labels(clip).tolist() or [data.num_classes]:
+            members[index].append(clip)
+    fold_of_clip = np.full(len(data), -1)
+    counts = np.zeros((folds, data.num_classes + 1), np.int64)  # The last column counts clips without labels.
+    sizes = np.zeros(folds, np.int64)
+    for index in [*np.argsort(data.class_counts(), kind="stable"), data.num_classes]:
+        for clip in members[index]:
+            if fold_of_clip[clip] < 0:
+                fold_of_clip[clip] = fold = int(np.lexsort((sizes, counts[:, index]))[0])
+                labels = data.labels(clip)
+                counts[fold, labels if len(labels) else -1] += 1
+                sizes[fold] += 1
+    return fold_of_clip
+
+
+def _prepare_directory(request: Request, data: DataSets) -> None:
+    """Creates the cross-fit directory, or checks that an existing one has the same folds."""
+    settings = {"folds": request.folds, "seed": request.config.seed, "train": data.train.sha256}
+    file = request.directory / FOLDS_FILE
+    try:
+        existing = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    except ValueError:
+        existing = "not JSON"
+    if existing is None and request.directory.is_dir() and any(request.directory.iterdir()):
+        problem = f"holds files but no cross-fit ({FOLDS_FILE} is missing): choose another --run-dir."
+        raise CrossfitError(f"{request.directory} {problem}")
+    if existing not in (None, settings):
+        raise CrossfitError(
+            f"{request.directory} holds a cross-fit with other folds, another seed or other training data: choose "
+            "another --run-dir, or restore the previous settings."
+        )
+    request.directory.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(settings, indent=1) + "\n")
+
+
+def _train_fold(request: Request, data: DataSets, fold_of_clip: np.ndarray, fold: int, logger: Logger) -> Scores:
+    """Trains on the other folds and scores this one as the evaluation set, on which nothing is selected."""
+    name = f"fold_{fold + 1}"
+    parts = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
+    paths = {part: str(request.directory / f"{name}_{part}.json") for part in parts}
+    mids = data.vocabulary.mids
+    for part, selected in parts.items():
+        clips = np.flatnonzero(selected).tolist()
+        records = ((data.train.wav(clip), [mids[i] for i in data.train.labels(clip)]) for clip in clips)
+        datafile.write(paths[part], records)
+    train, held_out = (f"{selected.sum():,}" for selected in parts.values())
+    logger.info(f"fold {fold + 1} of {request.folds}: {train} clips to train on, {held_out} to score")
+    directory = request.directory / name
+    fold_data = replace(request.config.data, train=paths["train"], evaluation=paths["held_out"])
+    loop.train(replace(request.config, run_dir=str(directory), data=fold_data))
+    return Scores.load(directory / "scores" / f"{EVALUATION}_{request.model}.npz")
+
+
+def _merge(folds: list[Scores], data: Datafile, vocabulary: Vocabulary) -> Scores:
+    """Returns the scores of all folds in the order of the datafile."""
+    clips = np.concatenate([fold.clips for fold in folds])
+    position = {data.clip_id(clip): clip for clip in range(len(data))}
+    order = np.argsort([position[clip] for clip in clips.tolist()])
+    return Scores(
+        clips[order],
+        np.concatenate([fold.scores for fold in folds])[order],
+        np.concatenate([fold.labels for fold in folds])[order],
+        tuple(clip for fold in folds for clip in fold.skipped),
+        vocabulary.mids,
+    )

@@ -1,0 +1,11 @@
+"""Variables of a model as nested dictionaries of arrays."""
+
+from __future__ import annotations
+
+from flax import nnx
+
+
+def split_model(model: nnx.Module) -> tuple[dict, dict]:
+    """Returns the parameters, and the other variables (batch statistics), as nested dictionaries of arrays."""
+    params, batch_stats = nnx.state(model, nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

@@ -1,0 +1,60 @@
+"""Training, evaluation and statistics views of a model. All views of a model share its variables."""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from psla_jax.models.layers import BatchNorm, ModelError
+
+
+def train_view(model: nnx.Module, *, frozen: bool = False, remat: bool = False) -> nnx.Module:
+    """Returns the training view: it normalises by the batch, updates running statistics, and drops branches.
+
+    With `frozen`, the backbone (:func:`backbone_attribute`) stays in its evaluation view. With `remat`, the blocks of
+    the backbone are evaluated again in the backward pass.
+    """
+    view = nnx.view(model, deterministic=False, use_running_average=False, remat=remat, raise_if_not_found=False)
+    if frozen:
+        name = backbone_attribute(view)
+        setattr(view, name, eval_view(getattr(view, name)))
+    return view
+
+
+def backbone_attribute(model: nnx.Module) -> str:
+    """Returns the name of the attribute with a model's backbone: ``effnet`` or ``model``, also of a custom model.
+
+    Raises:
+        ModelError: if the model has neither.
+    """
+    for name in ("effnet", "model"):
+        if hasattr(model, name):
+            return name
+    raise ModelError(
+        f"{type(model).__name__} has no backbone that could be frozen or trained at a separate learning rate: give it "
+        "an attribute named model, or leave pretraining.freeze and pretraining.backbone_rate out."
+    )
+
+
+def eval_view(model: nnx.Module) -> nnx.Module:
+    """Returns the evaluation view: it normalises by the running statistics and is deterministic."""
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
+def statistics_view(model: nnx.Module) -> nnx.Module:
+    """Returns a deterministic view whose call sets the running statistics to those of its batch."""
+    view = nnx.view(model, deterministic=True, use_running_average=False, raise_if_not_found=False)
+    for _, module in nnx.iter_modules(view):
+        if isinstance(module, BatchNorm | nnx.BatchNorm):
+            module.momentum = 0.0
+    return view
+
+
+def apply(model: nnx.Module, spectrograms: jax.Array, valid: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+    """Returns a model's scores in float32, passing ``valid`` and ``rngs`` if its call has such parameters."""
+    parameters = inspect.signature(type(model).__call__).parameters
+    arguments = {name: value for name, value in (("valid", valid), ("rngs", rngs)) if name in parameters}
+    return model(spectrograms, **arguments).astype(jnp.float32)

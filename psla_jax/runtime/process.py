@@ -1,0 +1,89 @@
+"""Process-wide settings that make programs faster and change no result: huge pages, and JAX's compilation cache.
+
+``PSLA_HUGE_PAGES=0`` and ``JAX_ENABLE_COMPILATION_CACHE=false`` turn them off.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from psla_jax.runtime.cache import cache_directory, private_directory
+
+SWITCH = "PSLA_HUGE_PAGES"
+RESTARTED = "restarted"
+"""Value of ``PSLA_HUGE_PAGES`` in a process that was restarted with huge pages."""
+TUNABLES, ORIGINAL_TUNABLES = "GLIBC_TUNABLES", "PSLA_ORIGINAL_GLIBC_TUNABLES"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+RETAIN_FREED_MEMORY = "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=268435456"
+"""Keeps freed memory in the process. With huge pages, memory that is returned and requested again must be cleared two
+megabytes at a time, which made reading a clip take half as long again."""
+HUGE_PAGE_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+MIN_COMPILE_SECONDS = 0.1
+"""Compilations that take at least this long are written to JAX's cache."""
+
+
+def may_use_accelerator() -> bool:
+    """Returns whether JAX would compute on a device other than the CPU, judged without importing JAX."""
+    if platforms := os.environ.get("JAX_PLATFORMS", ""):
+        return platforms.split(",")[0] != "cpu"
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    return plugins or bool(entry_points(group="jax_plugins"))
+
+
+def huge_pages_help() -> bool:
+    """Returns whether restarting this process would give it huge pages that it lacks now.
+
+    XLA allocates its working memory on a CPU, gigabytes of it, anew for every step. With pages of 4 kB, a third of the
+    step is spent in page faults. glibc uses huge pages only if told before the process starts.
+    """
+    if os.environ.get(SWITCH) in ("0", RESTARTED) or HUGE_PAGES in os.environ.get(TUNABLES, ""):
+        return False
+    try:
+        on_request = "[madvise]" in HUGE_PAGE_SETTING.read_text()
+    except OSError:
+        return False
+    return on_request and platform.libc_ver()[0] == "glibc" and not may_use_accelerator()
+
+
+def restart_with_huge_pages() -> None:
+    """Restarts the command in this process with huge pages, where they help, and does not return then.
+
+    The restarted process removes the setting from its environment again, so that loader workers do not inherit it.
+    """
+    if os.environ.get(SWITCH) == RESTARTED:
+        del os.environ[SWITCH]
+        os.environ.pop(TUNABLES, None)
+        if original := os.environ.pop(ORIGINAL_TUNABLES, ""):
+            os.environ[TUNABLES] = original
+    elif huge_pages_help():
+        original = os.environ.get(TUNABLES, "")
+        # In a list of tunables the last value of a name counts, so the user's own settings win.
+        tunables = ":".join(filter(None, [HUGE_PAGES, RETAIN_FREED_MEMORY, original]))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        environment = os.environ | {TUNABLES: tunables, ORIGINAL_TUNABLES: original, SWITCH: RESTARTED}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def configure_libraries() -> None:
+    """Silences the logs of libraries whose errors this package reports itself, and turns on JAX's compilation cache.
+
+    Compiled programs are kept in the user's cache directory unless the environment names another one or none.
+    """
+    import jax
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)  # Orbax logs every exception that it raises, with stack traces.
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        directory = cache_directory() / "xla"
+        try:
+            private_directory(directory)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)

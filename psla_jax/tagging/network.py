@@ -1,0 +1,194 @@
+"""Compiled programs that apply a model to batches of windows; at most two batch sizes per model."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export
+
+from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
+from psla_jax.models.cpu_kernels import per_clip_is_faster
+from psla_jax.models.model_dir import Model
+from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_frames
+from psla_jax.models.psla import PSLAModel
+from psla_jax.runtime import sharding
+from psla_jax.runtime.cache import cached, source_digest
+from psla_jax.runtime.xla_options import inference_options
+from psla_jax.tagging.windows import OUTPUT_STRIDE
+
+Policy = Literal["pad", "repeat", "mask"]
+CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
+"""Largest number of windows per batch on CPUs and on other devices; a CPU with few cores takes windows one by one."""
+
+
+class ModelOutput(NamedTuple):
+    """Output of a compiled model for a batch of windows."""
+
+    scores: Any
+    """``(batch, classes)``."""
+    frames: Any = None
+    """``(batch, frames, classes)``: score of every output frame; None for heads without frame scores."""
+    attention: Any = None
+    """``(batch, frames, classes)``: attention of every output frame as a multiple of a uniform weight, or None."""
+    features: Any = None
+    """``(batch, frames, channels)``; None for custom models."""
+
+
+def _analyse(
+    graphdef: Any, frontend: Frontend, masked: bool, weights: Any, waveforms: jax.Array, lengths: jax.Array
+) -> ModelOutput:
+    """Computes all outputs of a model from waveforms that are zero-mean and zero-padded to the window."""
+    network = nnx.merge(graphdef, *weights)
+    spectrograms = frontend(waveforms, lengths, zero_mean=False)
+    if not isinstance(network, PSLAModel):
+        return ModelOutput(network(spectrograms).astype(jnp.float32))
+    features = network.backbone(spectrograms)
+    sound_mask = _sound_mask(lengths, features.shape[1])
+    mask = sound_mask if masked else None
+    scores = network.head(features, mask)
+    if isinstance(network.head, LinearPooling):
+        return ModelOutput(scores, features=features)
+    frames, attention = network.head.frame_outputs(features, mask)
+    return ModelOutput(scores, _gate_by_attention(frames, attention, sound_mask), attention, features)
+
+
+def _gate_by_attention(scores: jax.Array, attention: jax.Array, mask: jax.Array) -> jax.Array:
+    """Scales frame scores by the class's attention relative to its mean over the frames, capped at 1.
+
+    Training constrains the classification only where there is attention. Elsewhere it is arbitrary, and the scores of
+    frequent classes stay high throughout. All arrays but the mask are `(batch, frames, classes)`.
+    """
+    average = mean_over_frames(attention, mask)[:, None]
+    return scores * jnp.minimum(1.0, attention / jnp.maximum(average, EPSILON))
+
+
+def _sound_mask(lengths: jax.Array, num_frames: int) -> jax.Array:
+    """1 for the output frames that contain sound, at least one per window; `(batch, frames)`."""
+    frames = jnp.where(lengths < FRAME_LENGTH, 0, 1 + (lengths - FRAME_LENGTH) // FRAME_SHIFT)
+    return (jnp.arange(num_frames) < jnp.maximum(1, -(-frames // OUTPUT_STRIDE))[:, None]).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A loaded model as compiled programs. Thread-safe: calls change nothing but the table of programs."""
+
+    model: Model
+    policy: Policy
+    batch_size: int
+    on_compile: Callable[[str], None] = field(repr=False)
+    """Called with a description before a program is compiled, and with an empty string afterwards."""
+    _programs: dict[int, Any] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        """The graph definition and the weights: parameters and other variables."""
+        graphdef, params, batch_stats = nnx.split(self.model.network, nnx.Param, ...)  # type: ignore[misc]
+        return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
+
+    @functools.cached_property
+    def frontend(self) -> Frontend:
+        """The model's frontend, from waveforms to spectrograms."""
+        return self.model.frontend
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the head scores every output frame."""
+        network = self.model.network
+        return isinstance(network, PSLAModel) and not isinstance(network.head, LinearPooling)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the head weights output frames by attention."""
+        network = self.model.network
+        return isinstance(network, PSLAModel) and isinstance(network.head, Attention | MultiHeadAttention)
+
+    @property
+    def num_features(self) -> int:
+        """Number of channels of an embedding; 0 if the model provides none."""
+        network = self.model.network
+        return network.backbone.num_features if isinstance(network, PSLAModel) else 0
+
+    @property
+    def num_frames(self) -> int:
+        """Number of output frames of a full window."""
+        return -(-self.frontend.target_length // OUTPUT_STRIDE)
+
+    def __call__(self, windows: Sequence[np.ndarray]) -> ModelOutput:
+        """Starts the computation for up to `batch_size` windows ``(samples,)``; rows beyond the windows are padding."""
+        size = 1 if len(windows) == 1 else self.batch_size
+        waveforms = np.zeros((size, self.frontend.num_samples), np.float32)
+        lengths = np.zeros(size, np.int32)
+        for row, samples in enumerate(windows):
+            samples = samples[: self.frontend.num_samples] - samples.mean()
+            if self.policy == "repeat":
+                samples = np.resize(samples, self.frontend.num_samples)
+            waveforms[row, : len(samples)], lengths[row] = samples, len(samples)
+        with self._lock:
+            if size not in self._programs:
+                self._programs[size] = self._compiled(size)
+        return self._programs[size](self._parts[1], waveforms, lengths)
+
+    @property
+    def _filled(self) -> ModelOutput:
+        """The fields of this model's output that are not None."""
+        features = 0 if isinstance(self.model.network, PSLAModel) else None
+        return ModelOutput(0, 0, 0, features) if self.has_frames else ModelOutput(0, features=features)
+
+    def _arguments(self, size: int) -> tuple[Any, Any, Any]:
+        """Weights, waveforms and lengths as abstract arguments of a program."""
+        waveforms = jax.ShapeDtypeStruct((size, self.frontend.num_samples), jnp.float32)
+        return self._parts[1], waveforms, jax.ShapeDtypeStruct((size,), jnp.int32)
+
+    def _compiled(self, size: int) -> Any:
+        """Compiles the program for a batch of that size, from StableHLO in the user's cache if it is there.
+
+        Tracing and lowering a large network takes seconds; a cached ``jax.export`` artifact needs neither. JAX's own
+        cache then has the compiled program. Custom models are always traced, since their code may change.
+        """
+        outputs = jax.tree.structure(self._filled)
+        weights, waveforms, lengths = self._arguments(size)
+        structure = jax.tree.structure(weights)
+
+        def flat(leaves: list[jax.Array], waveforms: jax.Array, lengths: jax.Array) -> list[jax.Array]:
+            weights = jax.tree.unflatten(structure, leaves)
+            masked = self.policy == "mask"
+            return jax.tree.leaves(_analyse(self._parts[0], self.frontend, masked, weights, waveforms, lengths))
+
+        arguments = (sharding.abstract_arrays(jax.tree.leaves(weights)), waveforms, lengths)
+
+        def make_artifact() -> bytes:
+            self.on_compile("compiling (cached for the next start)")
+            return bytes(export.export(jax.jit(flat))(*arguments).serialize())
+
+        program = flat
+        if ":" not in self.model.card.model.name:
+            program = export.deserialize(bytearray(cached("exported", self._cache_key(size), make_artifact))).call
+        compiled = jax.jit(program, compiler_options=inference_options()).lower(*arguments).compile()
+        self.on_compile("")
+        return lambda weights, *inputs: jax.tree.unflatten(outputs, compiled(jax.tree.leaves(weights), *inputs))
+
+    def _cache_key(self, size: int) -> str:
+        """Returns everything that determines the traced program, as text."""
+        card = self.model.card
+        settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        machine = jax.default_backend(), jax.device_count(), os.cpu_count()
+        model = card.model, card.frontend, len(card.vocabulary), self.policy, size
+        return repr((source_digest(), jax.__version__, flax.__version__, settings, machine, model))
+
+
+def default_batch_size() -> int:
+    """Returns the largest number of windows per batch on this device."""
+    if jax.default_backend() != "cpu":
+        return BATCH_SIZE
+    return 1 if per_clip_is_faster() else CPU_BATCH_SIZE

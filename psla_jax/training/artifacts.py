@@ -1,0 +1,130 @@
+"""Models and scores of a run, by name, in the subdirectories ``models/`` and ``scores/`` of its run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from psla_jax.aggregation.average import reestimate
+from psla_jax.config import RunConfig, flatten
+from psla_jax.data.datasets import DataSets
+from psla_jax.data.loader import Batch, EvaluationSource, TrainSource, batches, evaluation_source, plain_source
+from psla_jax.evaluation.predict import score
+from psla_jax.evaluation.scores import Scores
+from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, save_model
+from psla_jax.models.self_test import self_test_record, self_test_scores
+from psla_jax.models.state import split_model
+from psla_jax.runtime import distributed
+from psla_jax.runtime.logging import Logger
+from psla_jax.runtime.preemption import StopHandler
+from psla_jax.training.step import Trainer
+
+Weights = tuple[Any, Any]
+"""Parameters and batch statistics."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunArtifacts:
+    """Saves, loads and computes the models and scores of a run.
+
+    Attributes:
+        trainer: model structure, frontend and devices.
+        model: model of the run's structure, with its initial weights.
+        stop: ends a pass over the data when a signal was received.
+    """
+
+    directory: Path
+    config: RunConfig
+    data: DataSets
+    trainer: Trainer
+    model: nnx.Module
+    logger: Logger
+    stop: StopHandler
+
+    def save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
+        """Writes a model directory. A finished model also has safetensors weights and its scores of the test signal."""
+        model, frontend, vocabulary = self.config.model, self.config.frontend, self.data.vocabulary
+        origin = {"seed": self.config.seed, "data": self.data.identity(), "config": flatten(self.config)}
+        checked = {}
+        if finished:
+            network = nnx.merge(float32_graphdef(model, len(vocabulary)), *jax.device_get(weights))
+            checked = self_test_record(self_test_scores(network, frontend), vocabulary)
+        card = ModelCard(model, frontend, vocabulary, {**notes, **origin}, golden=checked)
+        save_model(self.directory / "models" / name, card, *weights, safetensors=finished)
+
+    def has_model(self, name: str) -> bool:
+        """Returns whether that model was saved."""
+        return (self.directory / "models" / name / DESCRIPTION).is_file()
+
+    def weights(self, name: str) -> Weights:
+        """Loads the weights of a saved model onto all devices."""
+        like = split_model(self.model)
+        return load_weights(self.directory / "models" / name, *like, sharding=self.trainer.placement.replicated)
+
+    def scores_path(self, kind: str, name: str) -> Path:
+        """Returns the file of a model's scores on a data set."""
+        return self.directory / "scores" / f"{kind}_{name}.npz"
+
+    def scores(self, kind: str, name: str) -> Scores:
+        """Returns the scores of a saved model on a data set; computes and saves them if they are missing."""
+        # On a network disk one process may see a file later than another, so all do what one of them has to.
+        if distributed.any_process(not self.scores_path(kind, name).is_file()):
+            scores = self.score(kind, self.weights(name), f"{name} on the {kind} set")
+            self.save_scores(kind, name, scores)
+            return scores
+        return Scores.load(self.scores_path(kind, name))
+
+    def save_scores(self, kind: str, name: str, scores: Scores) -> None:
+        """Writes the scores of a model on a data set."""
+        if distributed.is_primary():
+            scores.save(self.scores_path(kind, name))
+
+    def delete_scores(self, *names: str) -> None:
+        """Deletes the scores of models that are about to be trained again: on GPUs, results differ in the last bits."""
+        if distributed.is_primary():
+            for kind in self.data.held_out:
+                for name in names:
+                    self.scores_path(kind, name).unlink(missing_ok=True)
+        distributed.barrier("scores deleted")
+
+    def score(self, kind: str, weights: Weights, description: str) -> Scores:
+        """Computes the scores of given weights on a data set."""
+        data = self.data.held_out[kind]
+        source = evaluation_source(data, self.config.data, num_samples=self.trainer.frontend.num_samples)
+        placement = self.trainer.placement
+        model = (self.trainer.graphdef, *placement.replicate(weights))
+        with self._stream(source, description) as stream:
+            scores = score(model, self.trainer.frontend, stream, placement.shard_batch, data.clip_id)
+        if scores.skipped:
+            examples = ", ".join(scores.skipped[:5])
+            self.logger.info(f"{kind} set: {len(scores.skipped)} clips cannot be read: {examples}")
+        return dataclasses.replace(scores, mids=self.data.vocabulary.mids)
+
+    def reestimate_batch_stats(self, weights: Weights) -> Weights:
+        """Returns the same parameters with batch statistics that one pass over the training set gives."""
+        frontend, placement, config = self.trainer.frontend, self.trainer.placement, self.config
+        source = plain_source(self.data.train, config.data, num_samples=frontend.num_samples, seed=config.seed)
+        params, batch_stats = placement.replicate(weights)
+        model = (self.trainer.graphdef, params, batch_stats)
+        with self._stream(source, "re-estimating batch statistics") as stream:
+            return params, reestimate(model, frontend, stream, placement.shard_batch)
+
+    @contextlib.contextmanager
+    def _stream(self, source: EvaluationSource | TrainSource, description: str) -> Iterator[Iterator[Batch]]:
+        """Yields this process's part of the batches with a progress bar; ends between batches when asked to stop."""
+        rows = self.trainer.placement.rows(source.batch_size)
+        stream = batches(source, threads=max(2, self.config.data.workers), rows=rows)
+        with self.logger.progress(description, source.num_batches) as bar:
+            yield self._until_stopped(bar.track(stream))
+
+    def _until_stopped(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in stream:
+            self.stop.check_all_processes()
+            yield batch

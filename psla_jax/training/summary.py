@@ -1,0 +1,119 @@
+"""The end of a run: best model, weight averages and checkpoint ensemble, with their metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from psla_jax.aggregation.average import average, ensemble
+from psla_jax.data.datasets import EVALUATION
+from psla_jax.evaluation import tables
+from psla_jax.evaluation.metrics import Metrics, bootstrap, d_prime
+from psla_jax.evaluation.scores import Scores
+from psla_jax.evaluation.tables import ACCURACY, EpochRow, ModelSummary
+from psla_jax.models.model_dir import AVERAGE, BEST, PLAIN_AVERAGE
+from psla_jax.runtime import distributed
+from psla_jax.training.artifacts import RunArtifacts
+from psla_jax.training.run_directory import SUMMARY
+
+SINGLE_WITHOUT_VALIDATION = 5
+"""Number of last epochs whose mean metrics are the "single model" without a validation set, as in the reference for
+AudioSet."""
+ENSEMBLE = "ensemble"
+AGGREGATES = (AVERAGE, PLAIN_AVERAGE, ENSEMBLE)
+"""Names of the models and scores that are made from the epochs."""
+
+
+def epoch_name(epoch: int) -> str:
+    """Returns the name of the model and scores of an epoch, counted from 1."""
+    return f"epoch_{epoch:03d}"
+
+
+def summarise(artifacts: RunArtifacts, rows: list[EpochRow]) -> list[ModelSummary]:
+    """Averages, ensembles and scores the epochs of a training, writes the result files and prints the table."""
+    measured = [_single(artifacts, rows)]
+    held_out = artifacts.data.held_out
+    for name, label in _averages(artifacts):
+        measured.append(_measure(artifacts, label, {kind: artifacts.scores(kind, name) for kind in held_out}))
+    measured.append(_measure(artifacts, f"checkpoint ensemble ({len(rows)} epochs)", _ensembles(artifacts, len(rows))))
+    if distributed.is_primary():
+        _write(artifacts, measured)
+        tables.print_summary(artifacts.logger.console, measured, f"summary of {artifacts.directory}")
+    distributed.barrier("summarised")
+    return measured
+
+
+def _single(artifacts: RunArtifacts, rows: list[EpochRow]) -> ModelSummary:
+    """Returns the metrics of the best epoch on the validation set; without one, the mean over the last epochs."""
+    if artifacts.data.primary == EVALUATION:
+        last = range(max(len(rows) - SINGLE_WITHOUT_VALIDATION, 0) + 1, len(rows) + 1)
+        members = [artifacts.scores(EVALUATION, epoch_name(e)).metrics() for e in last]
+        _save_best(artifacts, len(rows))
+        return ModelSummary(f"single (mean of epochs {last[0]}-{last[-1]})", {EVALUATION: _mean_metrics(members)}, {})
+    by_accuracy = artifacts.config.optimizer.loss == "ce"  # Small sets have ties in accuracy, which mAP breaks.
+    merits = [(row.get(ACCURACY, 0.0) if by_accuracy else 0.0, row["mAP"]) for row in rows]
+    best = 1 + merits.index(max(merits))
+    _save_best(artifacts, best)
+    scores = {kind: artifacts.scores(kind, epoch_name(best)) for kind in artifacts.data.held_out}
+    return _measure(artifacts, f"best single (epoch {best})", scores)
+
+
+def _save_best(artifacts: RunArtifacts, epoch: int) -> None:
+    artifacts.save_model(BEST, artifacts.weights(epoch_name(epoch)), {"epochs": [epoch]}, finished=True)
+
+
+def _averages(artifacts: RunArtifacts) -> list[tuple[str, str]]:
+    """Saves the weight averages and returns the name and the label in the summary of each."""
+    config = artifacts.config
+    first, last = config.aggregation.first, config.aggregation.last
+    label = f"weight average (epochs {first}-{last})"
+    plain = average(artifacts.weights(epoch_name(e)) for e in range(first, last + 1))
+    notes = {"epochs": list(range(first, last + 1))}
+    # A frozen backbone has the same batch statistics in every epoch.
+    if not config.aggregation.reestimate or config.pretraining.freeze:
+        artifacts.save_model(AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)
+        return [(AVERAGE, label)]
+    artifacts.save_model(PLAIN_AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)
+    reestimated = artifacts.reestimate_batch_stats(plain)
+    artifacts.save_model(AVERAGE, reestimated, {**notes, "statistics": "re-estimated"}, finished=True)
+    return [(AVERAGE, f"{label}, statistics re-estimated"), (PLAIN_AVERAGE, f"{label}, plain")]
+
+
+def _ensembles(artifacts: RunArtifacts, epochs: int) -> dict[str, Scores]:
+    combined = {}
+    for kind in artifacts.data.held_out:
+        combined[kind] = ensemble(artifacts.scores(kind, epoch_name(e)) for e in range(1, epochs + 1))
+        artifacts.save_scores(kind, ENSEMBLE, combined[kind])
+    return combined
+
+
+def _measure(artifacts: RunArtifacts, name: str, scores: dict[str, Scores]) -> ModelSummary:
+    resamples = artifacts.config.bootstrap if distributed.is_primary() else 0
+    intervals = {k: bootstrap(s.scores, s.labels, resamples=resamples) for k, s in scores.items() if resamples}
+    return ModelSummary(name, {k: s.metrics() for k, s in scores.items()}, intervals)
+
+
+def _write(artifacts: RunArtifacts, measured: list[ModelSummary]) -> None:
+    names = ["best_single_result", "wa_result", *["wa_plain_result"] * (len(measured) - 3), "ensemble_result"]
+    for name, row in zip(names, measured):
+        tables.write_csv(artifacts.directory / f"{name}.csv", list(row.columns()), [row.columns()])
+    text = json.dumps({row.name: row.to_json() for row in measured}, indent=1)
+    tables.write_text(artifacts.directory / SUMMARY, text + "\n")
+    artifacts.logger.debug(text)
+
+
+def read_rows(path: Path) -> list[EpochRow]:
+    """Reads the rows of a ``result.csv``."""
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    return [dict(zip(header.split(","), map(float, line.split(",")))) for line in lines]
+
+
+def _mean_metrics(members: list[Metrics]) -> Metrics:
+    """Returns the mean of each metric over epochs; d' is computed from the mean AUC."""
+    names = ("mAP", "mAUC", "precision", "recall", "accuracy", "per_class_ap", "per_class_auc")
+    mean: dict[str, Any] = {name: np.mean([getattr(m, name) for m in members], axis=0) for name in names}
+    return dataclasses.replace(members[-1], **mean, d_prime=d_prime(float(mean["mAUC"])))

@@ -1,0 +1,189 @@
+"""The command ``psla tag``."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+from sounds import VOCABULARY
+
+from psla_jax.cli import main
+from psla_jax.config import FrontendConfig, ModelConfig
+from psla_jax.models import factory
+from psla_jax.models.model_dir import ModelCard, save_model
+from psla_jax.models.state import split_model
+from psla_jax.tagging.tag_files import ResultWriter
+
+MODEL = ModelConfig("efficientnet-tiny", "attention", 2)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A model, and a folder of five recordings: one is unreadable, and one is longer than a window."""
+    folder = tmp_path_factory.mktemp("home")
+    network = factory.from_config(MODEL, len(VOCABULARY), np.float32, nnx.Rngs(0))
+    save_model(folder / "model", ModelCard(MODEL, FrontendConfig(96), VOCABULARY, {}), *split_model(network))
+    rng = np.random.default_rng(0)
+    (folder / "in" / "sub").mkdir(parents=True)
+    for name, seconds in (("a.wav", 0.5), ("b.flac", 0.9), ("d.wav", 3.0), ("sub/e.wav", 0.7)):
+        soundfile.write(folder / "in" / name, rng.normal(0, 0.1, round(22_050 * seconds)), 22_050)
+    (folder / "in" / "c.wav").write_text("no sound")
+    return folder
+
+
+def tag(home, *arguments: str) -> int:
+    return main.main(["tag", *map(str, arguments), "--model", str(home / "model"), "--threshold", "0.1"])
+
+
+def test_a_folder_is_written_in_every_format_and_its_unreadable_file_is_one_line(home, tmp_path, capsys):
+    out = tmp_path
+    outputs = ["--json", out / "t.json", "--csv", out / "t.csv", "--rttm", out / "t.rttm", "--audacity", out / "labels"]
+    assert tag(home, home / "in", *outputs, "--embeddings", out / "embeddings") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        f"psla: {home / 'in' / 'c.wav'} cannot be read as audio (Format not recognised): convert it to WAV or FLAC, or "
+        "leave it out.",
+        "1 of 5 recordings could not be tagged",
+    ]
+    lines = [json.loads(line) for line in (out / "t.json").read_text().splitlines()]
+    assert [line["clip"] for line in lines] == [
+        str(home / "in" / n) for n in ("a.wav", "b.flac", "c.wav", "d.wav", "sub/e.wav")
+    ]
+    assert [("error" in line, "events" in line) for line in lines] == [
+        (False, False), (False, False), (True, False), (False, True), (False, False),
+    ]  # fmt: skip
+    assert [line.get("duration") for line in lines] == [0.5, 0.9, None, 3.0, 0.7]
+    with open(out / "t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["clip"] for row in rows} == {line["clip"] for line in lines if "error" not in line}
+    short = [row for row in rows if row["clip"].endswith("a.wav")]
+    assert [float(row["score"]) for row in short] == [t["score"] for t in lines[0]["tags"]]
+    assert [(row["onset"], row["offset"]) for row in short] == [("0.000", "0.500")] * 4
+    assert len((out / "t.rttm").read_text().splitlines()) == len(rows)
+    assert sorted(p.name for p in (out / "labels").rglob("*.txt")) == [
+        f"{n}.txt" for n in ("a.wav", "b.flac", "d.wav", "e.wav")
+    ]
+    with np.load(out / "embeddings" / "sub" / "e.wav.npz") as file:
+        assert file["frames"].shape == (3, 320)
+
+
+def test_a_resumed_run_writes_the_same_file_as_an_uninterrupted_one(home, tmp_path, monkeypatch, capsys):
+    # Scores are equal bit for bit only if the same program computes them, whatever windows are computed together.
+    single = (home / "in", "--batch-size", "1")
+    assert tag(home, *single, "--csv", tmp_path / "whole.csv") == 1
+    append, clips = ResultWriter.append, []
+
+    def interrupted(self, clip, texts, **options):
+        clips.append(clip)
+        if len(clips) == 4:
+            raise KeyboardInterrupt
+        append(self, clip, texts, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultWriter, "append", interrupted)
+        assert tag(home, *single, "--csv", tmp_path / "t.csv") == 130
+    assert (tmp_path / "t.csv.progress").exists()
+    capsys.readouterr()
+    assert tag(home, *single, "--csv", tmp_path / "t.csv") == 1, "the unreadable file was done before the interruption"
+    errors = capsys.readouterr().err
+    assert "3 of 5 recordings are done: resuming" in errors
+    assert "1 of 5 recordings could not be tagged" in errors
+    assert (tmp_path / "t.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "whole.csv"]
+
+
+def test_standard_output(home, capsys):
+    assert tag(home, home / "in" / "a.wav", "--top", "2") == 0
+    shown = capsys.readouterr().out
+    assert "0:00.5" in shown
+    assert sum(name in shown for name in VOCABULARY.names) == 2
+    assert tag(home, home / "in" / "a.wav", home / "in" / "d.wav", "--csv", "-", "--classes", "noise") == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert {row["mid"] for row in rows} == {"/t/noise"}
+    assert len({row["clip"] for row in rows}) == 2
+
+
+def test_plots_of_a_folder(home, tmp_path, capsys):
+    assert tag(home, home / "in", "--plot", tmp_path / "plots", "--top", "2") == 1
+    assert capsys.readouterr().out == ""
+    files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert files == [f"plots/{name}.png" for name in ("a.wav", "b.flac", "d.wav", "sub/e.wav")]
+    assert tag(home, home / "in", "--plot", tmp_path / "plots") == 2
+    assert "plots already exists" in capsys.readouterr().err
+
+
+def test_plots_without_matplotlib_are_refused_before_any_work(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main.main(["tag", str(home / "in"), "--model", "nowhere", "--plot", str(tmp_path / "plots")]) == 2
+    errors = capsys.readouterr().err
+    assert "pip install 'psla_jax[plot]'" in errors
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+INVALID = {
+    "missing file": (["nowhere.wav"], 1, "nowhere.wav is missing"),
+    "no audio": (["empty"], 2, "empty contains no audio"),
+    "class": (["in/a.wav", "--classes", "Nose"], 2, "did you mean 'noise'"),
+    "ontology": (["in/a.wav", "--ontology", "none.json"], 2, "none.json cannot be read"),
+    "threshold": (["in/a.wav", "--min-gap", "-1"], 2, "min_gap is -1.0"),
+    "overlap": (["in/a.wav", "--overlap", "1"], 2, "overlap is 1.0"),
+    "smooth": (["in/a.wav", "--smooth", "2"], 2, "smooth is 2"),
+    "top": (["in/a.wav", "--top", "0"], 2, "--top is 0"),
+    "two on standard output": (["in/a.wav", "--csv", "-", "--json", "-"], 2, "would mix on standard output"),
+    "folder on standard output": (["in/a.wav", "--plot", "-"], 2, "--plot is -, but a folder cannot be written to"),
+    "same file": (["in/a.wav", "--csv", "x.txt", "--json", "./x.txt"], 2, "--json and --csv are both x.txt"),
+    "file and folder": (["in/a.wav", "--csv", "x", "--plot", "x"], 2, "--csv and --plot are both x"),
+    "audio as ontology": (["in/a.wav", "--ontology", "in/b.flac"], 2, "ontology.json (it is not text): download"),
+    "existing output": (["in/a.wav", "--csv", "in/b.flac"], 2, "b.flac already exists"),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_arguments_are_reported_in_one_sentence(home, capsys, monkeypatch, case):
+    monkeypatch.chdir(home)
+    (home / "empty").mkdir(exist_ok=True)
+    arguments, code, message = INVALID[case]
+    assert tag(home, *arguments) == code
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert errors.startswith("psla: ")
+
+
+def test_an_incomplete_model_is_reported_in_one_sentence(home, capsys, tmp_path):
+    shutil.copytree(home / "model", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "weights")
+    (tmp_path / "model" / "weights.safetensors").unlink()
+    assert main.main(["tag", str(home / "in" / "a.wav"), "--model", str(tmp_path / "model")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_processes_divide_a_folder(home, tmp_path, capsys):
+    """The parts of two processes contain the rows of a single process, and the CSV header once."""
+    single = (home / "in", "--batch-size", "1")
+    assert tag(home, *single, "--csv", tmp_path / "one.csv", "--json", tmp_path / "one.json") == 1
+    outputs = ("--csv", tmp_path / "two.csv", "--json", tmp_path / "two.json", "--embeddings", tmp_path / "e")
+    capsys.readouterr()
+    codes, errors = [], []
+    for index in (1, 0):
+        codes.append(tag(home, *single, *outputs, "--distributed.processes", "2", "--distributed.index", index))
+        errors.append(capsys.readouterr().err)
+    assert codes == [0, 1], "the unreadable recording is the third one"
+    for kind in ("csv", "json"):
+        parts = [(tmp_path / f"two.{kind}.part{index}of2").read_text().splitlines() for index in (0, 1)]
+        rows = (tmp_path / f"one.{kind}").read_text().splitlines()
+        assert sorted(parts[0] + parts[1]) == sorted(rows)
+        assert parts[0][0] == rows[0]
+        assert f"cat {tmp_path}/two.{kind}.part*of2 > {tmp_path}/two.{kind}" in errors[0]
+        assert f"wrote {tmp_path}/two.json.part1of2, {tmp_path}/two.csv.part1of2; " in errors[0]
+    files = {f"{name}.part{index}of2" for name in ("two.csv", "two.json") for index in (0, 1)}
+    assert {path.name for path in tmp_path.iterdir()} == {"e", "one.csv", "one.json", *files}
+    assert len(list((tmp_path / "e").rglob("*.npz"))) == 4

@@ -1,0 +1,181 @@
+"""Tables of recordings: columns, separators, files, splits and errors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from servers import one_sentence
+
+from psla_jax.data.prepare.collection import Clip, Collection, CollectionError
+from psla_jax.data.prepare.table import Columns, read
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """Creates empty audio files; only their names matter here."""
+    for name in ("a.wav", "b.wav", "c.wav", "sub/d.flac", "sub/deep/e.WAV", "twice/x.wav", "again/x.wav"):
+        (tmp_path / "audio" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "audio" / name).touch()
+    return tmp_path
+
+
+def table(home: Path, *lines: str, **options) -> Collection:
+    (home / "list.csv").write_text("\n".join(lines) + "\n", encoding=options.pop("encoding", "utf-8"))
+    return read(str(home / "list.csv"), str(home / "audio"), progress=False, **options)
+
+
+def labels(collection: Collection) -> list[tuple[str, ...]]:
+    return [clip.labels for clip in collection.clips]
+
+
+def error_message(home: Path, *lines: str, **options) -> str:
+    with pytest.raises(CollectionError) as caught:
+        table(home, *lines, **options)
+    return one_sentence(caught.value)
+
+
+def test_a_plain_table(home):
+    made = table(home, "filename,label", "a.wav,dog", "b.wav,cat", "sub/d.flac,dog")
+    audio = home / "audio"
+    assert made.clips == (
+        Clip(str(audio / "a.wav"), ("dog",)),
+        Clip(str(audio / "b.wav"), ("cat",)),
+        Clip(str(audio / "sub" / "d.flac"), ("dog",)),
+    )
+    assert (made.exclusive, made.excluded) == (True, ())
+    assert made.layout == "table with the columns filename and label, one label per clip"
+
+
+@pytest.mark.parametrize(
+    ("header", "layout"),
+    [("fname,labels", "fname and labels"), ("FILE,Class", "FILE and Class"), ("path,category", "path and category"),
+     ("file_name,target", "file_name and target"), ("slice_file_name,class", "slice_file_name and class"),
+     ("wav,tags", "wav and tags"), ("file_name, target", "file_name and target")],
+)  # fmt: skip
+def test_common_column_names_are_recognised_in_any_case(home, header, layout):
+    made = table(home, header, "a.wav,dog", "b.wav,cat")
+    assert labels(made) == [("dog",), ("cat",)]
+    assert layout in made.layout
+
+
+def test_class_names_are_preferred_to_numbers_and_columns_can_be_selected(home):
+    lines = ["id,filename,target,category,origin,who", "1,a.wav,0,dog,b.wav,ann", "2,b.wav,1,cat,c.wav,bob"]
+    assert labels(table(home, *lines)) == [("dog",), ("cat",)]
+    assert labels(table(home, *lines, columns=Columns(label="target"))) == [("0",), ("1",)]
+    made = table(home, *lines, columns=Columns(file="origin", label="who"))
+    assert [(Path(clip.path).name, clip.labels) for clip in made.clips] == [("b.wav", ("ann",)), ("c.wav", ("bob",))]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ('"dog,barking"', "cat", [("dog", "barking"), ("cat",)]),
+        ("dog; barking ;", "cat", [("dog", "barking"), ("cat",)]),
+        ("dog|barking|dog", "cat", [("dog", "barking"), ("cat",)]),
+        ('"dog, old;barking"', '"cat, old"', [("dog, old", "barking"), ("cat, old",)]),
+        ('"a;b|c,d"', "e", [("a;b", "c,d"), ("e",)]),
+        ('"dog,barking"', "", [("dog", "barking"), ()]),
+    ],
+)
+def test_separators_of_labels_are_detected(home, first, second, expected):
+    made = table(home, "file,labels", f"a.wav,{first}", f"b.wav,{second}")
+    assert labels(made) == expected
+    assert not made.exclusive
+
+
+def test_the_separator_of_labels_can_be_selected(home):
+    made = table(home, "file,label", 'a.wav,"Male speech, man speaking"', "b.wav,Music", separator="")
+    assert labels(made) == [("Male speech, man speaking",), ("Music",)]
+    assert made.exclusive
+    assert labels(table(home, "file,label", 'a.wav,"x;y,z"', "b.wav,Music", separator=",")) == [
+        ("x;y", "z"),
+        ("Music",),
+    ]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_cells_may_be_separated_by_semicolon_or_tab(home, mark):
+    lines = [line.replace("/", mark) for line in ("file/label", 'a.wav/"dog, old"', "b.wav/cat")]
+    assert labels(table(home, *lines, separator="")) == [("dog, old",), ("cat",)]
+
+
+def test_files_are_found_in_subfolders_by_name_and_without_extension(home):
+    made = table(home, "file,label", "e.WAV,a", "d,b", "elsewhere\\c.wav,c", f"{home}/audio/b.wav,d")
+    names = ["sub/deep/e.WAV", "sub/d.flac", "c.wav", "b.wav"]
+    assert [clip.path for clip in made.clips] == [str(home / "audio" / name) for name in names]
+
+
+def test_the_default_folder_is_that_of_the_table(home):
+    (home / "audio" / "list.csv").write_text("file,label\na.wav,x\nsub/d.flac,y\n")
+    made = read(str(home / "audio" / "list.csv"), progress=False)
+    assert [clip.path for clip in made.clips] == [str(home / "audio" / name) for name in ("a.wav", "sub/d.flac")]
+
+
+def test_missing_files_and_clips_without_label_are_excluded_with_the_reason(home):
+    made = table(home, "file,label", "a.wav,x", "gone.wav,y", "b.wav,", "c.wav,z")
+    assert labels(made) == [("x",), ("z",)]
+    missing, unlabelled = made.excluded
+    assert (missing.path, unlabelled.path) == (str(home / "audio" / "gone.wav"), str(home / "audio" / "b.wav"))
+    assert "is missing (line 3 of" in missing.reason
+    assert "has no label in line 4: add one" in unlabelled.reason
+    assert "gone.wav is missing (line 2" in error_message(home, "file,label", "gone.wav,y")
+    assert "gone.wav is missing (line 3" in error_message(home, "file,label", "b.wav,", "gone.wav,x")
+
+
+def test_common_names_of_parts_are_recognised(home):
+    made = table(home, "file,label,split", "a.wav,x,Train", "b.wav,x,dev", "c.wav,x,testing")
+    assert [clip.part for clip in made.clips] == ["train", "validation", "evaluation"]
+    assert "split by its column split" in made.layout
+
+
+def test_one_fold_is_for_evaluation(home):
+    lines = ["file,label,fold", "a.wav,x,1", "b.wav,x,2", "c.wav,x,10"]
+    made = table(home, *lines)
+    assert [clip.part for clip in made.clips] == ["train", "train", "evaluation"]
+    assert made.layout.endswith("fold 10 of 1, 2, 10 is for evaluation")
+    named = [line.replace(",x,", ",x,fold") for line in lines]
+    assert [clip.part for clip in table(home, *named, fold="2").clips] == ["train", "evaluation", "train"]
+
+
+MISTAKES = {
+    "no column of files": (["sound,label", "a.wav,x"], {}, "has none of the columns filename, file_name"),
+    "no column of labels": (["file,value", "a.wav,x"], {}, "only file, value: name one with --label-column"),
+    "named column": (
+        ["file,label", "a.wav,x"],
+        {"columns": Columns(split="part")},
+        "no column 'part', only file, label",
+    ),
+    "header alone": (["file,label"], {}, "lists no clip"),
+    "empty": ([""], {}, "lists no clip"),
+    "short line": (["file,label", "a.wav,x", "b.wav"], {}, "line 3 of .* has 1 cells and the header 2"),
+    "comma without quotes": (["file,label", "a.wav,x,y"], {}, "line 2 of .* has 3 cells and the header 2: put cells"),
+    "no file": (["file,label", ",x"], {}, "line 2 of .* names no file: fill in its file"),
+    "a file twice": (["file,label", "a.wav,x", "b.wav,x", "./a.wav,y"], {}, "lines 2 and 4 of .* both name"),
+    "a name twice": (["file,label", "x.wav,x"], {}, "names x.wav, which matches 2 files, such as .*again.*twice"),
+    "odd split": (["file,label,split", "a.wav,x,train", "b.wav,x,maybe"], {}, "line 2 of .* has the split 'train'"),
+    "split not filled in": (["file,label,fold", "a.wav,x,1", "b.wav,x,"], {}, "line 3 of .* has the fold ''"),
+    "no such fold": (
+        ["file,label,fold", "a.wav,x,1", "b.wav,x,2"],
+        {"fold": "3"},
+        "has the folds 1, 2, but --fold is 3",
+    ),
+    "one fold": (["file,label,fold", "a.wav,x,1", "b.wav,x,1"], {}, "has only the fold 1"),
+    "no folds": (["file,label", "a.wav,x"], {"fold": "1"}, "has no column of folds, but --fold is 1"),
+    "split, not folds": (["file,label,split", "a.wav,x,train"], {"fold": "1"}, "has no folds, but --fold is 1"),
+    "Latin-1": (["file,label", "a.wav,Vögel"], {"encoding": "latin-1"}, "is not in UTF-8: save it as CSV UTF-8"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_errors_of_one_sentence(home, mistake):
+    lines, options, expected = MISTAKES[mistake]
+    message = error_message(home, *lines, **options)
+    assert re.search(expected, message), message
+    assert "list.csv" in message
+
+
+def test_a_missing_table_is_an_error(tmp_path):
+    with pytest.raises(CollectionError, match=r"the table .*none\.csv cannot be read \(No such file"):
+        read(str(tmp_path / "none.csv"))

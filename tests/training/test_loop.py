@@ -1,0 +1,468 @@
+"""Runs from datafiles to the summary: their files, exact resumption, and errors."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import sounds
+from flax import nnx
+from tolerance import assert_close, assert_trees_close
+
+from psla_jax.config import AggregationConfig, FrontendConfig, ModelConfig, OptimizerConfig, PretrainingConfig
+from psla_jax.data import datasets
+from psla_jax.data.datasets import DataError
+from psla_jax.evaluation.predict import Scores
+from psla_jax.models.factory import from_config
+from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, save_model
+from psla_jax.models.state import split_model
+from psla_jax.runtime.preemption import Stopped
+from psla_jax.training import loop
+from psla_jax.training.artifacts import RunArtifacts
+from psla_jax.training.checkpointing import RunCheckpoints
+from psla_jax.training.monitor import TrainingMonitor
+from psla_jax.training.run_directory import RunError
+from psla_jax.training.step import TrainingError
+
+RESULTS = ("result.csv", "best_single_result.csv", "wa_result.csv", "wa_plain_result.csv", "ensemble_result.csv")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return sounds.make(tmp_path_factory.mktemp("sounds"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """An uninterrupted run; the others are compared with it."""
+    config = sounds.config(data, tmp_path_factory.mktemp("runs") / "whole")
+    return config, loop.train(config)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    for name in (*RESULTS, "summary.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    for model in ("epoch_003", "average", "best"):
+        trees = [split_model(load_model(d / "models" / model, trust=True).network) for d in (one, other)]
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def test_a_run_leaves_the_references_tables(whole_run):
+    config, _ = whole_run
+    directory = Path(config.run_dir)
+    rows = table(directory / "result.csv")
+    assert list(rows[0]) == [
+        "epoch",
+        "mAP",
+        "mAUC",
+        "precision",
+        "recall",
+        "d_prime",
+        "train_loss",
+        "valid_loss",
+        "ensemble_mAP",
+        "ensemble_mAUC",
+        "learning_rate",
+        "accuracy",
+    ]  # fmt: skip - the last one because every clip has exactly one label
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-2, 1e-2, 5e-3])
+    for name in RESULTS[1:]:
+        assert list(table(directory / name)[0]) == [
+            "validation_mAP", "validation_mAUC", "validation_accuracy",
+            "evaluation_mAP", "evaluation_mAUC", "evaluation_accuracy",
+        ]  # fmt: skip
+    assert table(directory / "best_single_result.csv")[0]["validation_mAP"] == max(row["mAP"] for row in rows)
+
+
+def test_the_figures_are_those_of_the_scores(whole_run):
+    config, measured = whole_run
+    directory = Path(config.run_dir)
+    per_epoch = [Scores.load(directory / "scores" / f"evaluation_epoch_{e:03d}.npz") for e in (1, 2, 3)]
+    combined = Scores.load(directory / "scores" / "evaluation_ensemble.npz")
+    assert_close(combined.scores, np.mean([s.scores for s in per_epoch], axis=0), 1e-6)
+    assert measured[-1].sets["evaluation"].mAP == combined.metrics().mAP
+    assert combined.clips.tolist() == [
+        str(p) for p in sorted(Path(config.data.evaluation).parent.glob("evaluation*.wav"))
+    ]
+    metrics = measured[0].sets["evaluation"]
+    assert (metrics.num_classes, metrics.num_scored) == (4, 3)
+    low, high = measured[0].intervals["evaluation"].low, measured[0].intervals["evaluation"].high
+    assert low <= metrics.mAP <= high
+
+
+def test_the_weight_average_is_the_mean_of_its_epochs_with_statistics_of_its_own(whole_run):
+    models = Path(whole_run[0].run_dir) / "models"
+    trees = {
+        name: split_model(load_model(models / name, trust=True).network)
+        for name in ("epoch_002", "epoch_003", "average", "plain_average")
+    }
+    mean = jax.tree.map(lambda a, b: (np.float64(a) + b) / 2, trees["epoch_002"], trees["epoch_003"])
+    assert_trees_close(trees["plain_average"], mean, 1e-6)
+    jax.tree.map(np.testing.assert_array_equal, trees["average"][0], trees["plain_average"][0])
+    assert np.any(trees["average"][1]["norm"]["mean"] != trees["plain_average"][1]["norm"]["mean"])
+
+
+def test_the_run_directory_stands_for_its_average(whole_run):
+    model = load_model(whole_run[0].run_dir, trust=True)
+    assert model.card.notes["epochs"] == [2, 3]
+    assert model.card.notes["statistics"] == "re-estimated"
+    assert model.card.vocabulary == sounds.VOCABULARY
+    assert model.frontend.target_length == 40
+
+
+def test_a_finished_run_started_again_changes_nothing(whole_run, tmp_path):
+    config, measured = whole_run
+    directory = Path(config.run_dir)
+    before = {name: (directory / name).read_bytes() for name in (*RESULTS, "summary.json")}
+    again = loop.train(config)
+    assert [m.to_json() for m in again] == [m.to_json() for m in measured]
+    assert before == {name: (directory / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize(("stop_at", "every"), [(2, 0), (5, 2), (9, 3)])
+def test_an_interrupted_run_goes_on_exactly(whole_run, data, tmp_path, monkeypatch, stop_at, every):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_every=every)
+    add = TrainingMonitor.add
+
+    def interrupted(self, step, batch, metrics):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        add(self, step, batch, metrics)
+
+    monkeypatch.setattr(TrainingMonitor, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    monkeypatch.setattr(TrainingMonitor, "add", add)
+    loop.train(config)
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tmp_path):
+    config = sounds.config(data, tmp_path / "run")
+    fields = dataclasses.replace(config.data, validation="")
+    measured = loop.train(
+        dataclasses.replace(config, data=fields, aggregation=AggregationConfig(first=2, last=3, reestimate=False))
+    )
+    rows = table(tmp_path / "run" / "result.csv")
+    assert [m.name for m in measured] == [
+        "single (mean of epochs 1-3)", "weight average (epochs 2-3)", "checkpoint ensemble (3 epochs)",
+    ]  # fmt: skip
+    assert measured[0].sets["evaluation"].mAP == pytest.approx(np.mean([float(r["mAP"]) for r in rows]), rel=1e-6)
+    assert not (tmp_path / "run" / "models" / "plain_average").exists()
+    assert list(table(tmp_path / "run" / "wa_result.csv")[0]) == [
+        "evaluation_mAP",
+        "evaluation_mAUC",
+        "evaluation_accuracy",
+    ]
+
+
+def test_cross_entropy_trains_single_labels_and_refuses_others(data, tmp_path):
+    config = sounds.config(data, tmp_path / "run")
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss="ce"))
+    measured = loop.train(config)
+    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())[measured[0].name]["evaluation"]["accuracy"]
+    assert accuracy == measured[0].sets["evaluation"].accuracy
+    clips = json.loads((data / "train.json").read_text())["data"]
+    clips[3]["labels"] = "/t/low,/t/noise"
+    (tmp_path / "two.json").write_text(json.dumps({"data": clips}))
+    two = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "two.json")))
+    with pytest.raises(DataError, match=r"train03\.wav 2 labels, but optimizer\.loss ce requires exactly one"):
+        loop.train(two)
+
+
+def exclusive(data: Path, folder: Path, change=lambda clips: None) -> Path:
+    """The same datafiles, which say that their classes exclude each other."""
+    folder.mkdir()
+    shutil.copy(data / "labels.csv", folder)
+    for split in sounds.SIZES:
+        clips = json.loads((data / f"{split}.json").read_text())["data"]
+        change(clips)
+        (folder / f"{split}.json").write_text(json.dumps({"classes": "exclusive", "data": clips}))
+    return folder
+
+
+def test_the_loss_follows_from_what_the_data_say(data, tmp_path, capsys):
+    config = sounds.config(exclusive(data, tmp_path / "data"), tmp_path / "run")
+    assert config.optimizer.loss == "auto"
+    measured = loop.train(config)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["optimizer"]["loss"] == "ce"
+    shown = capsys.readouterr().out
+    assert "the loss is cross-entropy, and the best epoch is the most accurate" in shown
+    assert "accuracy" in next(line for line in shown.splitlines() if line.startswith("epoch 1/3"))
+    rows = table(tmp_path / "run" / "result.csv")
+    for row in rows:
+        scores = Scores.load(tmp_path / "run" / "scores" / f"validation_epoch_{int(row['epoch']):03d}.npz")
+        right = np.argmax(scores.scores, axis=1) == np.argmax(scores.labels, axis=1)
+        assert float(row["accuracy"]) == pytest.approx(right.mean())
+    # It goes on with either name of the loss, and not with another one.
+    for loss in ("auto", "ce"):
+        again = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=loss))
+        assert [m.to_json() for m in loop.train(again)] == [m.to_json() for m in measured]
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss="bce"))
+    with pytest.raises(RunError, match=r"optimizer\.loss: 'ce' -> 'bce'"):
+        loop.train(other)
+    # The most accurate epoch is the best one, mAP decides among equals.
+    figures = [("0.5", "0.9"), ("0.8", "0.1"), ("0.8", "0.2")]
+    for row, (accuracy, mean) in zip(rows, figures):
+        row.update(accuracy=accuracy, mAP=mean)
+    with open(tmp_path / "run" / "result.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert loop.train(config)[0].name == "best single (epoch 3)"
+
+
+def test_without_a_word_of_the_data_the_loss_is_that_of_tags(whole_run):
+    config, _ = whole_run
+    kept = json.loads((Path(config.run_dir) / "config.json").read_text())
+    assert (config.optimizer.loss, kept["optimizer"]["loss"]) == ("auto", "bce")
+
+
+def test_data_that_contradict_themselves_are_refused(data, tmp_path):
+    for number, labels in enumerate(("/t/low,/t/noise", "")):
+        spoilt = exclusive(
+            data, tmp_path / f"data{number}", lambda clips, labels=labels: clips[3].update(labels=labels)
+        )
+        with pytest.raises(DataError, match=r"03\.wav . labels, but .* declares its classes as exclusive.*loss bce"):
+            loop.train(sounds.config(spoilt, tmp_path / "run"))
+
+
+def test_a_clip_lost_during_training_is_set_aside_and_reported(tmp_path, monkeypatch):
+    data = sounds.make(tmp_path / "sounds")
+    check = datasets.check_clips
+
+    def then_lose_one(*arguments):
+        check(*arguments)
+        (data / "train04.wav").unlink()
+        (data / "evaluation03.wav").write_bytes(b"nothing")
+
+    monkeypatch.setattr(datasets, "check_clips", then_lose_one)
+    config = sounds.config(data, tmp_path / "run")
+    plain = dataclasses.replace(config.sampling, balanced=False)
+    measured = loop.train(dataclasses.replace(config, sampling=plain))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("set aside in this epoch") >= 3
+    assert "train04.wav is missing" in log
+    assert "evaluation03.wav" in log
+    assert measured[0].sets["evaluation"].num_clips == sounds.SIZES["evaluation"] - 1
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the batch of the seventh step a recording of nothing but NaN."""
+    fetch, calls = TrainingMonitor.fetch, []
+
+    def spoilt(self, stream):
+        batch = fetch(self, stream)
+        calls.append(None)
+        return {**batch, "waveform": batch["waveform"] * np.float32("nan")} if len(calls) == 7 else batch
+
+    monkeypatch.setattr(TrainingMonitor, "fetch", spoilt)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoint(data, tmp_path):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_every=1)
+    with pytest.raises(TrainingError, match=r"the loss is nan.* at step 6.*nonfinite skip: .*train\d\d\.wav"):
+        loop.train(config)
+    saved = [int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == 6
+    assert len(table(tmp_path / "run" / "result.csv")) == 1
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_step_that_is_not_finite_can_be_skipped_and_is_counted(data, tmp_path, capsys):
+    config = sounds.config(data, tmp_path / "run")
+    loop.train(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, nonfinite="skip")))
+    shown = capsys.readouterr().out
+    assert re.search(r"the loss is nan and the norm of the gradient nan at step 6, which is skipped; .*train", shown)
+    assert "1 steps of this epoch were skipped" in shown
+    assert all(np.isfinite(float(row["train_loss"])) for row in table(tmp_path / "run" / "result.csv"))
+
+
+def test_parameters_that_explode_stop_the_run(data, tmp_path):
+    config = sounds.config(data, tmp_path / "run")
+    wild = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e38, epochs=3, warmup_steps=0))
+    with pytest.raises(TrainingError, match="the loss is nan and the norm of the gradient nan at step"):
+        loop.train(wild)
+
+
+def test_a_run_directory_of_another_config_is_refused_with_the_fields(whole_run):
+    config, _ = whole_run
+    other = dataclasses.replace(config, seed=3, sampling=dataclasses.replace(config.sampling, mixup=0.0))
+    with pytest.raises(RunError, match=r"another config \(seed: 0 -> 3; sampling\.mixup: 0\.5 -> 0\.0\).*--run-dir"):
+        loop.train(other)
+
+
+def test_a_run_directory_of_other_data_is_refused(data, tmp_path):
+    copy = sounds.make(tmp_path / "sounds")
+    config = sounds.config(copy, tmp_path / "run")
+    loop.train(config)
+    edited = json.loads((copy / "train.json").read_text())
+    edited["data"][0]["labels"] = "/t/noise"
+    (copy / "train.json").write_text(json.dumps(edited))
+    with pytest.raises(RunError, match=r"started on other data \(changed: train\).*--data\.edited accept"):
+        loop.train(config)
+    accepting = dataclasses.replace(config, data=dataclasses.replace(config.data, edited="accept"))
+    loop.train(accepting)
+    assert "train was edited since this run was started" in (tmp_path / "run" / "log.txt").read_text()
+    loop.train(config)  # What was accepted is what the run is on now.
+    edited["data"].pop()
+    (copy / "train.json").write_text(json.dumps(edited))
+    with pytest.raises(RunError, match=r"with 26 clips \(train\), and there are 25 now, which makes it another run"):
+        loop.train(accepting)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_after_the_step_with_everything_saved(
+    whole_run, data, tmp_path, monkeypatch, capfd, number, code
+):
+    config = sounds.config(data, tmp_path / "run")
+    add = TrainingMonitor.add
+
+    def told(self, step, batch, metrics):
+        add(self, step, batch, metrics)
+        if step == 5:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)  # A thread records the signal.
+
+    monkeypatch.setattr(TrainingMonitor, "add", told)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"step 6 is saved: start the command again to resume") as caught:
+        loop.train(config)
+    assert caught.value.code == code
+    assert signal.getsignal(number) is before
+    assert "finishing this step and saving" in capfd.readouterr().err
+    assert max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) == 6
+    monkeypatch.setattr(TrainingMonitor, "add", add)
+    loop.train(config)
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+def test_a_signal_while_scoring_ends_the_run_with_the_epoch_saved(whole_run, data, tmp_path, monkeypatch):
+    config = sounds.config(data, tmp_path / "run")
+    score = RunArtifacts.score
+
+    def told(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        return score(self, *arguments)
+
+    monkeypatch.setattr(RunArtifacts, "score", told)
+    with pytest.raises(Stopped, match="all work so far is saved"):
+        loop.train(config)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()] == ["4"]
+    monkeypatch.setattr(RunArtifacts, "score", score)
+    loop.train(config)
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "lost"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(whole_run, data, tmp_path, damage, capsys):
+    shutil.copytree(whole_run[0].run_dir, tmp_path / "run")
+    (tmp_path / "run" / "result.csv").unlink()  # so that the run is unfinished
+    newest = tmp_path / "run" / "checkpoints" / "12"
+    largest = max((p for p in newest.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "lost":
+        largest.unlink()
+    else:
+        largest.write_bytes(content if damage == "flipped" else content[: len(content) // 3])
+    loop.train(sounds.config(data, tmp_path / "run"))
+    assert re.search(
+        r"checkpoint .*12 (is damaged|cannot be read).*resuming from the previous checkpoint, of step 8",
+        capsys.readouterr().out,
+    )
+    assert (tmp_path / "run" / "checkpoints" / "damaged_12").is_dir()
+    assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_anew(whole_run, data, tmp_path):
+    shutil.copytree(whole_run[0].run_dir, tmp_path / "run")
+    (tmp_path / "run" / "result.csv").unlink()
+    for step in ("8", "12"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step / "model")
+    with pytest.raises(CheckpointError, match=r"no earlier one: restore .* or delete it to train from the beginning"):
+        loop.train(sounds.config(data, tmp_path / "run"))
+
+
+def test_a_checkpoint_is_saved_by_the_clock_too(data, tmp_path, monkeypatch):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), checkpoint_minutes=1e-6)
+    saved, save = [], RunCheckpoints.save
+    monkeypatch.setattr(RunCheckpoints, "save", lambda self, step, *rest: (saved.append(step), save(self, step, *rest)))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=4))
+    one = dataclasses.replace(config.optimizer, epochs=2)
+    loop.train(dataclasses.replace(config, optimizer=one, aggregation=AggregationConfig(first=1, last=1)))
+    assert saved[:3] == [5, 7, 12]  # Not after every step: a request is fulfilled some steps later.
+
+
+def test_a_directory_that_is_no_run_is_left_alone(data, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(RunError, match=r"photos holds files but no run"):
+        loop.train(sounds.config(data, tmp_path / "photos"))
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_unreadable_clips_stop_a_run_before_it_starts_or_are_left_out_on_request(tmp_path):
+    data = sounds.make(tmp_path / "sounds")
+    (data / "train02.wav").write_bytes(b"")
+    config = sounds.config(data, tmp_path / "run")
+    with pytest.raises(DataError, match=r"train02\.wav.*--data\.unreadable skip"):
+        loop.train(config)
+    assert not (tmp_path / "run").exists()
+    loop.train(dataclasses.replace(config, data=dataclasses.replace(config.data, unreadable="skip")))
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_fine_tuning_starts_from_a_run_and_can_leave_its_backbone_as_it_is(data, tmp_path):
+    architecture = ModelConfig(name="efficientnet-tiny", heads=1)
+    network = from_config(architecture, 4, np.float32, nnx.Rngs(5))
+    average = tmp_path / "first" / "models" / "average"
+    save_model(average, ModelCard(architecture, FrontendConfig(), sounds.VOCABULARY, {}), *split_model(network))
+    tuned = dataclasses.replace(
+        sounds.config(data, tmp_path / "tuned"),
+        model=architecture,
+        optimizer=OptimizerConfig(learning_rate=1e-2, epochs=1, warmup_steps=0),
+        aggregation=AggregationConfig(first=1, last=1),
+        pretraining=PretrainingConfig(str(tmp_path / "first"), freeze=True),
+    )
+    rows = loop.train(tuned)
+    # There is nothing to re-estimate: one row for the average.
+    assert [row.name.split(" (")[0] for row in rows] == ["best single", "weight average", "checkpoint ensemble"]
+    log = (tmp_path / "tuned" / "log.txt").read_text()
+    assert "head: 4 of 4 classes copied by mid, 0 new" in log
+    before, after = (load_model(tmp_path / name).network for name in ("first", "tuned"))
+    jax.tree.map(np.testing.assert_array_equal, split_model(before.backbone), split_model(after.backbone))
+    assert np.any(split_model(before.head)[0]["cla"]["kernel"] != split_model(after.head)[0]["cla"]["kernel"])
+
+
+@pytest.mark.parametrize(("seconds", "slow"), [(0.0, False), (1.1, True)])
+def test_a_loader_that_lets_the_steps_wait_is_told_of(data: Path, seconds: float, slow: bool):
+    def stream():
+        time.sleep(seconds)
+        yield {}
+
+    monitor = TrainingMonitor(datasets.load(sounds.config(data, Path("unused")).data, "bce").train, set())
+    assert monitor.fetch(stream()) == {}
+    line, shown = monitor.loader_report()
+    assert shown is slow
+    assert ("psla pack" in line) is slow

@@ -1,0 +1,325 @@
+"""The training step: losses and schedule against PyTorch, and the same result however the batch is laid out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from tiny import build
+from tolerance import assert_close, assert_trees_close
+
+from psla_jax.config import (
+    ConfigError,
+    DataConfig,
+    FrontendConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+    RunConfig,
+    SamplingConfig,
+)
+from psla_jax.models import views
+from psla_jax.runtime.sharding import Placement
+from psla_jax.training.losses import binary_cross_entropy, cross_entropy
+from psla_jax.training.optimizer import adam, learning_rate, make_optimizer
+from psla_jax.training.step import Trainer, augment, make_trainer
+
+CLASSES, BATCH, FRAMES = 5, 8, 40
+
+
+def config(**optimizer_fields: object) -> RunConfig:
+    fields = {"learning_rate": 1e-2, "epochs": 30, "warmup_steps": 0, **optimizer_fields}
+    return RunConfig(
+        data=DataConfig(batch_size=BATCH),
+        frontend=FrontendConfig(target_length=FRAMES),
+        model=ModelConfig(name="tiny:build"),
+        sampling=SamplingConfig(freq_mask=24, time_mask=10),
+        optimizer=OptimizerConfig(**fields),  # type: ignore[arg-type]
+    )
+
+
+def trainer(devices: int = 1, **optimizer_fields: object) -> Trainer:
+    model = build(CLASSES, nnx.Rngs(0))
+    return make_trainer(config(**optimizer_fields), model, 10, Placement.over(jax.devices()[:devices]))
+
+
+def batch(clips: int = BATCH, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    samples = 400 + 160 * (FRAMES - 1)
+    return {
+        "waveform": rng.normal(0, 0.1, (clips, samples)).astype(np.float32),
+        "num_samples": np.full(clips, samples, np.int32),
+        "labels": (rng.random((clips, CLASSES)) < 0.3).astype(np.float32),
+        "valid": np.ones(clips, np.float32),
+    }
+
+
+def run(which: Trainer, steps: int = 3, **changes: np.ndarray) -> tuple[list[float], dict]:
+    state = which.init(build(CLASSES, nnx.Rngs(0)))
+    losses = []
+    for number in range(steps):
+        placed = which.placement.shard_batch({**batch(seed=number), **changes})
+        state, metrics = which.step(state, placed, np.int32(number))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.device_get({k: state[k] for k in ("params", "batch_stats", "progress")})
+
+
+def assert_same_state(one: dict, other: dict, tolerance: float) -> None:
+    """Compares parameters absolutely: Adam's updates have the size of the learning rate, 1e-2, not of the gradients."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=0), one["params"], other["params"])
+    assert_trees_close(one["batch_stats"], other["batch_stats"], tolerance)
+    assert_trees_close(one["progress"], other["progress"], tolerance)
+
+
+@pytest.fixture(scope="module")
+def plain_run() -> tuple[list[float], dict]:
+    return run(trainer())
+
+
+def test_binary_cross_entropy_is_torchs_on_clamped_scores():
+    rng = np.random.default_rng(0)
+    scores = rng.random((6, CLASSES)).astype(np.float32)
+    scores[0, :3] = 0.0, 1.0, 1.0001
+    labels = rng.random((6, CLASSES)).astype(np.float32)
+    clamped = torch.clamp(torch.from_numpy(scores), 1e-7, 1 - 1e-7)
+    wanted = torch.nn.functional.binary_cross_entropy(clamped, torch.from_numpy(labels), reduction="none").mean(1)
+    assert_close(binary_cross_entropy(jnp.asarray(scores), labels), wanted, 1e-5)
+
+
+def test_cross_entropy_is_torchs_with_soft_targets():
+    rng = np.random.default_rng(0)
+    scores = rng.random((6, CLASSES)).astype(np.float32) + 0.01
+    labels = np.eye(CLASSES, dtype=np.float32)[rng.integers(CLASSES, size=6)]
+    mixed = 0.7 * labels + 0.3 * labels[::-1]
+    logits = torch.log(torch.from_numpy(scores))
+    wanted = torch.nn.functional.cross_entropy(logits, torch.from_numpy(mixed), reduction="none")
+    assert_close(cross_entropy(jnp.asarray(scores), mixed), wanted, 1e-5)
+
+
+def test_schedule_follows_the_reference_after_warm_up():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.Adam([parameter], lr=1e-3)
+    reference = torch.optim.lr_scheduler.MultiStepLR(adam, list(range(10, 1000, 5)), gamma=0.5)
+    ours = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup_steps=0, decay_start=10, decay_every=5), 7)
+    for epoch in range(30):
+        for step in (0, 6):
+            assert float(ours(epoch * 7 + step)) == pytest.approx(adam.param_groups[0]["lr"], rel=1e-6)
+        adam.step()
+        reference.step()
+
+
+def test_warm_up_rises_linearly_with_every_step_and_never_is_zero():
+    ours = learning_rate(OptimizerConfig(learning_rate=1e-3, warmup_steps=1000, decay_start=30), 100)
+    assert [float(ours(s)) for s in (0, 1, 499, 999, 1500)] == pytest.approx([1e-6, 2e-6, 5e-4, 1e-3, 1e-3], rel=1e-5)
+
+
+def test_optimizer_is_torchs_adam_with_coupled_decay():
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=20).astype(np.float32)
+    theirs = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    # A decay far above the recipe's, so that its coupling shows.
+    reference = torch.optim.Adam([theirs], lr=1e-3, betas=(0.95, 0.999), eps=1e-8, weight_decay=0.1)
+    transform = adam(OptimizerConfig(learning_rate=1e-3, warmup_steps=0, weight_decay=0.1), 100)
+    ours = jnp.asarray(start)
+    state = transform.init(ours)
+    for _ in range(20):
+        gradient = rng.normal(size=20).astype(np.float32)
+        theirs.grad = torch.from_numpy(gradient)
+        reference.step()
+        updates, state = transform.update(jnp.asarray(gradient), state, ours)
+        ours = ours + updates
+    assert_close(ours, theirs.detach().numpy(), 1e-6)
+
+
+def test_the_backbone_can_be_frozen_or_learn_at_its_own_rate():
+    """Against plain Adam on a tree of two groups."""
+    params = {"model": {"kernel": jnp.ones(3), "bias": jnp.ones(1)}, "head": {"kernel": jnp.ones(2)}}
+    gradients = jax.tree.map(lambda x: 0.5 * x, params)
+    settings = OptimizerConfig(learning_rate=1e-2, warmup_steps=0)
+
+    def updates(backbone: str, **fields) -> dict:
+        transform = make_optimizer(settings, PretrainingConfig(source="x", **fields), 10, backbone)
+        return transform.update(gradients, transform.init(params), params)[0]
+
+    plain = updates("")
+    slow, frozen = updates("model", backbone_rate=0.1), updates("model", freeze=True)
+    assert_trees_close(slow["model"], jax.tree.map(lambda x: 0.1 * x, plain["model"]), 1e-6)
+    assert_trees_close(slow["head"], plain["head"], 1e-6)
+    jax.tree.map(np.testing.assert_array_equal, frozen["model"], jax.tree.map(np.zeros_like, plain["model"]))
+    assert_trees_close(frozen["head"], plain["head"], 1e-6)
+
+
+def test_steps_lower_the_loss_and_sum_the_epochs_mean(plain_run):
+    losses, state = plain_run
+    same_batch, _ = run(trainer(), steps=8, **batch())
+    assert same_batch[-1] < same_batch[0]
+    assert state["progress"]["count"] == 3 * BATCH
+    assert state["progress"]["loss"] / (3 * BATCH) == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits(plain_run):
+    losses, state = run(trainer())
+    assert losses == plain_run[0]
+    jax.tree.map(np.testing.assert_array_equal, state, plain_run[1])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_devices_share_the_work_and_change_nothing(plain_run, devices):
+    losses, state = run(trainer(devices))
+    assert losses == pytest.approx(plain_run[0], abs=1e-5)
+    assert_same_state(state, plain_run[1], 1e-3)
+
+
+EIGHT = """
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import json, test_step
+print(json.dumps(test_step.run(test_step.trainer(8))[0]))
+"""
+
+
+def test_eight_devices_give_the_losses_of_one(plain_run):
+    places = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path])
+    environment = os.environ | {"PYTHONPATH": places}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain_run[0], abs=1e-5)
+
+
+def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
+    """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have."""
+    which = trainer(4)
+    state = which.init(build(CLASSES, nnx.Rngs(0)))
+    program = which.lower(state, which.placement.shard_batch(batch())).compile().as_text()
+    travels = r" = (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
+    found = [match.groups() for match in re.finditer(travels + r"(?:-start)?\(", program)]
+    assert {kind for _, kind in found} == {"all-reduce"}
+    shapes = [shape for result, _ in found for shape in re.findall(r"f32\[([\d,]*)\]", result)]
+    numbers = sum(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+    gradients = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    channels = sum(leaf.size for leaf in jax.tree.leaves(state["batch_stats"])) // 2
+    # Per channel two sums forward and up to four backward, and scalars: losses and counts of clips.
+    assert gradients // 2 < numbers <= gradients + 6 * channels + 16
+
+
+def test_blocks_that_are_not_known_cannot_be_computed_again():
+    with pytest.raises(ConfigError, match="the blocks of tiny:build are not known"):
+        trainer(remat=True)
+
+
+def test_batch_statistics_are_global_over_devices():
+    _, one = run(trainer(1), steps=1)
+    _, four = run(trainer(4), steps=1)
+    assert_trees_close(one["batch_stats"], four["batch_stats"], 1e-5)
+
+
+def test_an_unfilled_batch_is_a_smaller_batch():
+    """Rows without a clip leave loss, gradient and batch statistics as if they were not there."""
+    which = dataclasses.replace(trainer(), config=dataclasses.replace(config(), sampling=NO_AUGMENTATION))
+    model = model_without_drop_connect()
+    full, partial = batch(), batch()
+    partial["valid"][5:] = 0
+    partial["waveform"][5:] = 7.0
+    small = {k: v[:5] for k, v in full.items()}
+    results = []
+    for data in (partial, small):
+        state, metrics = which.step(which.init(model), which.placement.shard_batch(data), np.int32(0))
+        results.append(jax.device_get((metrics["loss"], state)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert_same_state(results[0][1], results[1][1], 1e-5)
+
+
+NO_AUGMENTATION = SamplingConfig(mixup=0, freq_mask=0, time_mask=0)
+
+
+def model_without_drop_connect() -> nnx.Module:
+    model = build(CLASSES, nnx.Rngs(0))
+    model.drop.rate = 0.0
+    return model
+
+
+def test_microbatches_give_the_gradient_of_the_whole_batch():
+    """With statistics frozen (an affine model) the sum over microbatches is exact; here it is a model without any."""
+    results = []
+    for parts in (1, 2, 4):
+        run_config = dataclasses.replace(config(accumulate=parts), sampling=NO_AUGMENTATION)
+        model = Linear(nnx.Rngs(0))
+        which = make_trainer(run_config, model, 10, Placement.over(jax.devices()[:2]))
+        data = batch()
+        data["valid"][6:] = 0
+        state, metrics = which.step(which.init(model), which.placement.shard_batch(data), np.int32(0))
+        results.append(jax.device_get((metrics, state)))
+    for metrics, state in results[1:]:
+        assert_trees_close(metrics, results[0][0], 1e-5)
+        assert_same_state(state, results[0][1], 1e-5)
+
+
+class Linear(nnx.Module):
+    """A model that takes neither ``valid`` nor ``rngs``: any module of that shape can be trained."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.linear = nnx.Linear(128, CLASSES, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(self.linear(x.mean(axis=1)))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_with_one_that_they_do():
+    place = Placement.over(jax.devices()[:4])
+    with pytest.raises(ConfigError, match=r"data.batch_size is 10, which 4 devices do not divide: use 8"):
+        place.check_batch_size(10)
+    with pytest.raises(ConfigError, match=r"12 in 2 microbatches .* use 8"):
+        place.check_batch_size(12, 2)
+    place.check_batch_size(16, 2)
+
+
+def test_augmentation_masks_before_normalisation_and_depends_on_the_step_alone():
+    which = trainer()
+    data = {k: jnp.asarray(v) for k, v in batch().items()}
+    sampling = SamplingConfig(mixup=0, freq_mask=48, time_mask=20)
+    one, again, other = (augment(which.frontend, sampling, data, jax.random.key(k)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert np.any(np.asarray(one) != np.asarray(other))
+    plain = which.frontend(data["waveform"], data["num_samples"], zero_mean=False)
+    masked = np.asarray(one) != np.asarray(plain)
+    assert masked.any()
+    np.testing.assert_allclose(np.asarray(one)[masked], 4.6476 / 4.5699, rtol=1e-5)
+
+
+def test_bfloat16_computes_the_backbone_and_keeps_parameters_in_float32():
+    run_config = dataclasses.replace(config(compute="bfloat16"), sampling=NO_AUGMENTATION)
+    model = model_without_drop_connect()
+    for conv in (model.stem, model.depthwise, model.project):
+        conv.dtype = jnp.bfloat16
+    which = make_trainer(run_config, model, 10, Placement.over(jax.devices()[:1]))
+    exact = dataclasses.replace(trainer(), config=run_config)
+    losses = []
+    for one in (which, exact):
+        state, metrics = one.step(
+            one.init(model_without_drop_connect()), one.placement.shard_batch(batch()), np.int32(0)
+        )
+        losses.append(float(metrics["loss"]))
+        assert {x.dtype for x in jax.tree.leaves(state["params"])} == {jnp.dtype(jnp.float32)}
+        assert {x.dtype for x in jax.tree.leaves(state["batch_stats"])} == {jnp.dtype(jnp.float32)}
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert losses[0] != losses[1]
+
+
+def test_views_share_their_variables():
+    model = build(CLASSES, nnx.Rngs(0))
+    view = views.train_view(model)
+    before = np.asarray(model.norm.mean[...])
+    views.apply(view, jnp.ones((2, FRAMES, 128)), jnp.ones(2), nnx.Rngs(drop=0))
+    assert np.any(np.asarray(model.norm.mean[...]) != before)
+    assert model.norm.use_running_average
