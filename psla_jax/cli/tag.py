@@ -154,7 +154,7 @@ def build_tagger(options: DetectionOptions, batch_size: int = 0) -> tuple[Tagger
     rules = Rules(_threshold(options, None), options.release, options.smooth, options.min_gap, options.min_duration)
     tagger = load_tagger(
         options.model, trust=options.trust, calibrated=not options.raw, policy=options.policy or DEFAULT_POLICY,
-        overlap=options.overlap, rules=rules, channel=options.channel, batch_size=batch_size,
+        overlap=options.overlap, rules=rules, channel=options.channel, batch_size=batch_size, cache_programs=True,
     )  # fmt: skip
     if options.threshold is None and tagger.calibration is not None:
         rules = dataclasses.replace(rules, threshold=tagger.calibration.event_thresholds)

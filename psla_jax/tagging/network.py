@@ -87,6 +87,8 @@ class CompiledModel:
     batch_size: int
     on_compile: Callable[[str], None] = field(repr=False)
     """Called with a description before a program is compiled, and with an empty string afterwards."""
+    cache_programs: bool = False
+    """Whether traced programs are cached on disk; only for processes in which no code of this package is replaced."""
     _programs: dict[int, Any] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -151,7 +153,7 @@ class CompiledModel:
         return self._parts[1], waveforms, jax.ShapeDtypeStruct((size,), jnp.int32)
 
     def _compiled(self, size: int) -> Any:
-        """Compiles the program for a batch of that size, from StableHLO in the user's cache if it is there.
+        """Compiles the program for a batch of that size, with `cache_programs` from StableHLO in the user's cache.
 
         Tracing and lowering a large network takes seconds; a cached ``jax.export`` artifact needs neither. JAX's own
         cache then has the compiled program. Custom models are always traced, since their code may change.
@@ -171,9 +173,13 @@ class CompiledModel:
             self.on_compile("compiling (cached for the next start)")
             return bytes(export.export(jax.jit(flat))(*arguments).serialize())
 
-        program = flat
-        if ":" not in self.model.card.model.name:
-            program = export.deserialize(bytearray(cached("exported", self._cache_key(size), make_artifact))).call
+        caching = self.cache_programs and jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+        if caching and ":" not in self.model.card.model.name:
+            artifact = cached("exported", self._cache_key(size), make_artifact)
+            program: Callable[..., Any] = export.deserialize(bytearray(artifact)).call
+        else:
+            self.on_compile("compiling")
+            program = flat
         compiled = jax.jit(program, compiler_options=inference_options()).lower(*arguments).compile()
         self.on_compile("")
         return lambda weights, *inputs: jax.tree.unflatten(outputs, compiled(jax.tree.leaves(weights), *inputs))

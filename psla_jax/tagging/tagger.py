@@ -57,6 +57,9 @@ class Options:
     """Channel of a multi-channel recording: the mean of all channels, or the first."""
     batch_size: int = 0
     """Maximum number of windows per batch; 0 chooses by the device."""
+    cache_programs: bool = False
+    """Cache traced programs in the user's cache directory, as ``psla tag`` does: the next process starts a second
+    sooner. Do not use it where code of this package is replaced at run time: its programs would be cached too."""
 
     def __post_init__(self) -> None:
         times = ("head", "windows")
@@ -154,7 +157,10 @@ class Tagger:
         self._class_orders = [_class_order(models[0], other) for other in models]
         self.on_compile = on_compile or (lambda text: None)
         policy, size = self.options.policy, self.options.batch_size or default_batch_size()
-        self._models = [CompiledModel(model, policy, size, lambda text: self.on_compile(text)) for _, model in models]
+        self._models = [
+            CompiledModel(model, policy, size, lambda text: self.on_compile(text), self.options.cache_programs)
+            for _, model in models
+        ]
         self.cutters()  # Raises WindowError for an invalid overlap.
 
     def __repr__(self) -> str:

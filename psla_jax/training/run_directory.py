@@ -92,15 +92,22 @@ def _delete_temporary_files(directory: Path) -> None:
 def exclusive(directory: Path) -> Iterator[None]:
     """Creates the run directory if needed, and locks it for this training. The lock ends with the process.
 
-    Raises RunError if another training has locked it.
+    The primary process locks it for all. Raises RunError, or PeerError in the other processes, if another training has
+    locked it.
     """
-    if not distributed.is_primary():
-        distributed.barrier("locked")
+    lock = FileLock(directory / LOCK, timeout=0)
+    with distributed.agree():
+        if distributed.is_primary():
+            _acquire(lock, directory)
+    try:
         yield
-        return
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     owner = directory / LOCK_OWNER
-    lock = FileLock(directory / LOCK, timeout=0)
     try:
         with contextlib.suppress(RuntimeError):  # filelock raises one where the file system has no locks.
             lock.acquire()
@@ -110,9 +117,4 @@ def exclusive(directory: Path) -> Iterator[None]:
             f"{directory} is in use by another training{name}: wait until it has ended, or choose another directory "
             "with --run-dir."
         ) from error
-    try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        distributed.barrier("locked")
-        yield
-    finally:
-        lock.release()
+    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")

@@ -17,6 +17,7 @@ from tolerance import assert_close
 import psla_jax
 from psla_jax.aggregation.evaluate_models import evaluate
 from psla_jax.audio.decode import AudioError, write_pcm16
+from psla_jax.audio.frontend import Frontend
 from psla_jax.data import datafile
 from psla_jax.evaluation.predict import Scores
 from psla_jax.models.model_dir import CheckpointError, load_model
@@ -246,7 +247,7 @@ def test_two_programs_serve_any_length_and_are_cached(saved, sound, tmp_path, mo
     scores = []
     for expected in ([True, False, True, False], [False, False]):
         messages: list[str] = []
-        tagger = psla_jax.load(saved("attention"), batch_size=4)
+        tagger = psla_jax.load(saved("attention"), batch_size=4, cache_programs=True)
         tagger.on_compile = messages.append
         for length in (500, 3_000, 15_600, 16_000, 33_333, 61_234, 96_000):
             scores.append(tagger.tag(sound[:length], 16_000).scores)
@@ -257,10 +258,24 @@ def test_two_programs_serve_any_length_and_are_cached(saved, sound, tmp_path, mo
 
 def test_a_damaged_cached_program_is_traced_again(saved, sound, tmp_path, monkeypatch):
     monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
-    scores = psla_jax.load(saved("attention")).tag(sound, 16_000).scores
+    scores = psla_jax.load(saved("attention"), cache_programs=True).tag(sound, 16_000).scores
     for file in (tmp_path / "exported").iterdir():
         file.write_bytes(file.read_bytes()[:-100])
-    assert_close(psla_jax.load(saved("attention")).tag(sound, 16_000).scores, scores, 1e-6)
+    assert_close(psla_jax.load(saved("attention"), cache_programs=True).tag(sound, 16_000).scores, scores, 1e-6)
+
+
+def test_code_that_is_replaced_at_run_time_counts_in_a_library(saved, sound, tmp_path, monkeypatch):
+    """A program in the cache must not hide it: caching is off unless it is asked for, and with JAX's own cache."""
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
+    scores = psla_jax.load(saved("attention"), cache_programs=True).tag(sound, 16_000).scores
+    monkeypatch.setattr(Frontend, "normalise", lambda self, x: x * 0.0)
+    assert np.abs(psla_jax.load(saved("attention")).tag(sound, 16_000).scores - scores).max() > 1e-3
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        changed = psla_jax.load(saved("attention"), cache_programs=True).tag(sound, 16_000).scores
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert np.abs(changed - scores).max() > 1e-3
 
 
 def test_files_are_tagged_in_order_and_an_unreadable_one_does_not_stop_the_others(saved, sound, tmp_path):
