@@ -35,7 +35,7 @@ def train(arguments: list[str]) -> int:
 
     from psla_jax.training import loop
 
-    loop.train(config)
+    loop.train(config, cache_programs=True)
     return 0
 
 

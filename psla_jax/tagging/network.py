@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import export
 
 from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.models.cpu_kernels import per_clip_is_faster
 from psla_jax.models.model_dir import Model
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_frames
 from psla_jax.models.psla import PSLAModel
-from psla_jax.runtime import sharding
-from psla_jax.runtime.cache import cached, source_digest
+from psla_jax.runtime import exported
 from psla_jax.runtime.xla_options import inference_options
 from psla_jax.tagging.windows import OUTPUT_STRIDE
 
@@ -158,39 +154,19 @@ class CompiledModel:
         Tracing and lowering a large network takes seconds; a cached ``jax.export`` artifact needs neither. JAX's own
         cache then has the compiled program. Custom models are always traced, since their code may change.
         """
-        outputs = jax.tree.structure(self._filled)
-        weights, waveforms, lengths = self._arguments(size)
-        structure = jax.tree.structure(weights)
-
-        def flat(leaves: list[jax.Array], waveforms: jax.Array, lengths: jax.Array) -> list[jax.Array]:
-            weights = jax.tree.unflatten(structure, leaves)
-            masked = self.policy == "mask"
-            return jax.tree.leaves(_analyse(self._parts[0], self.frontend, masked, weights, waveforms, lengths))
-
-        arguments = (sharding.abstract_arrays(jax.tree.leaves(weights)), waveforms, lengths)
-
-        def make_artifact() -> bytes:
-            self.on_compile("compiling (cached for the next start)")
-            return bytes(export.export(jax.jit(flat))(*arguments).serialize())
-
-        caching = self.cache_programs and jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-        if caching and ":" not in self.model.card.model.name:
-            artifact = cached("exported", self._cache_key(size), make_artifact)
-            program: Callable[..., Any] = export.deserialize(bytearray(artifact)).call
+        function = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
+        card, arguments, compiler_options = self.model.card, self._arguments(size), inference_options()
+        if self.cache_programs and exported.enabled() and ":" not in card.model.name:
+            announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
+            key = "tag", card.model, card.frontend, self.policy
+            compiled = exported.compile_cached(
+                function, arguments, self._filled, key, on_trace=announce, compiler_options=compiler_options
+            )
         else:
             self.on_compile("compiling")
-            program = flat
-        compiled = jax.jit(program, compiler_options=inference_options()).lower(*arguments).compile()
+            compiled = jax.jit(function, compiler_options=compiler_options).lower(*arguments).compile()
         self.on_compile("")
-        return lambda weights, *inputs: jax.tree.unflatten(outputs, compiled(jax.tree.leaves(weights), *inputs))
-
-    def _cache_key(self, size: int) -> str:
-        """Returns everything that determines the traced program, as text."""
-        card = self.model.card
-        settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # type: ignore[attr-defined]
-        machine = jax.default_backend(), jax.device_count(), os.cpu_count()
-        model = card.model, card.frontend, len(card.vocabulary), self.policy, size
-        return repr((source_digest(), jax.__version__, flax.__version__, settings, machine, model))
+        return compiled
 
 
 def default_batch_size() -> int:

@@ -50,8 +50,13 @@ SAVE = 64
 """Control code that requests a checkpoint. A signal's number, which is never 64, requests to stop."""
 
 
-def train(config: RunConfig) -> list[ModelSummary]:
+def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSummary]:
     """Trains, evaluates and aggregates a model; resumes if its run directory holds an unfinished run.
+
+    Args:
+        config: the config of the run.
+        cache_programs: cache the traced step, so that the next process starts sooner, see
+            :func:`psla_jax.training.step.make_trainer`.
 
     Returns:
         The rows of the summary: best single model, weight average(s), checkpoint ensemble.
@@ -64,10 +69,10 @@ def train(config: RunConfig) -> list[ModelSummary]:
         Stopped: the process received a signal, and has saved its work.
     """
     with distributed.session(config.distributed):
-        return _train(config)
+        return _train(config, cache_programs)
 
 
-def _train(config: RunConfig) -> list[ModelSummary]:
+def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     placement = Placement.over_all_devices()
     placement.check_batch_size(config.data.batch_size, config.optimizer.accumulate)
     directory = Path(config.run_dir)
@@ -86,19 +91,21 @@ def _train(config: RunConfig) -> list[ModelSummary]:
         edited_sets = require_compatible()
         run_directory.write_metadata(directory, config, data)
         with StopHandler() as stop:
-            run = open_run(directory, config, data, placement, stop)
+            run = open_run(directory, config, data, placement, stop, cache_programs)
             for name in edited_sets:
                 run.logger.info(f"{name} was edited since this run was started, which data.edited accepts")
             run.fit()
             return run.summarise()
 
 
-def open_run(directory: Path, config: RunConfig, data: DataSets, placement: Placement, stop: StopHandler) -> Run:
+def open_run(
+    directory: Path, config: RunConfig, data: DataSets, placement: Placement, stop: StopHandler, cache_programs: bool
+) -> Run:
     """Builds model and trainer for a run directory with metadata."""
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    trainer = make_trainer(config, model, steps, placement)
+    trainer = make_trainer(config, model, steps, placement, cache_programs=cache_programs)
     logger = Logger(directory / LOG, silent=not distributed.is_primary())
     return Run(RunArtifacts(directory, config, data.shared(directory / ".index"), trainer, model, logger, stop), steps)
 

@@ -8,7 +8,8 @@ are those of the global batch.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from psla_jax.config import ConfigError, RunConfig, SamplingConfig
 from psla_jax.models import views
 from psla_jax.models.psla import PSLAModel
 from psla_jax.models.state import split_model
+from psla_jax.runtime import exported
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.xla_options import training_options
 from psla_jax.sampling.specaugment import noise_and_roll, spec_augment
@@ -60,6 +62,10 @@ class Trainer:
     optimizer: optax.GradientTransformation
     placement: Placement
     backbone: str = ""
+    steps_per_epoch: int = 1
+    cache_programs: bool = False
+    """Whether the traced step of a single device is cached on disk; only where no code of this package is replaced."""
+    _cached_step: list[Callable[..., Any]] = field(default_factory=list, repr=False)
 
     def init(self, model: nnx.Module) -> State:
         """Returns the state before the first step, on the devices."""
@@ -76,7 +82,25 @@ class Trainer:
         `number` counts the steps from 0 over the whole run; random draws depend on it and on the seed. Returns the new
         state, and the metrics ``loss`` and ``gradient_norm`` (and the largest control code, if given).
         """
-        return self.jitted_step(state, batch, self.seed, number)
+        arguments = state, batch, self.seed, number
+        if not self.cache_programs:
+            return self.jitted_step(*arguments)
+        if not self._cached_step:
+            self._cached_step.append(self._compile_cached(*arguments))
+        return self._cached_step[0](*arguments)
+
+    def _compile_cached(self, state: State, batch: Batch, seed: np.uint32, number: np.int32) -> Callable[..., Any]:
+        config = self.config
+        sections = config.model, config.frontend, config.sampling, config.optimizer, config.pretraining
+        return exported.compile_cached(
+            self._step,
+            (state, batch, seed, number),
+            (state, dict.fromkeys(("loss", "gradient_norm"), 0)),
+            ("train", *sections, self.steps_per_epoch),
+            donate=1,
+            out_shardings=self.placement.replicated,
+            compiler_options=training_options(),
+        )
 
     def lower(self, state: State, batch: Batch) -> jax.stages.Lowered:
         """Returns the lowered step for such a state and batch."""
@@ -159,8 +183,13 @@ def _skip_unless(finite: jax.Array, new: State, old: State) -> State:
     return {**chosen, "progress": {**chosen["progress"], "skipped": skipped}}
 
 
-def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, placement: Placement) -> Trainer:
+def make_trainer(
+    config: RunConfig, model: nnx.Module, steps_per_epoch: int, placement: Placement, *, cache_programs: bool = False
+) -> Trainer:
     """Returns the trainer of a run on the devices of `placement`; `model` gives the structure, not the weights.
+
+    With `cache_programs`, the traced step is cached in the user's cache directory, as ``psla train`` does, for built-in
+    models on a single device. Do not use it where code of this package is replaced at run time.
 
     Raises:
         ConfigError: the number of devices does not divide the batch, or the model has no blocks to rematerialise.
@@ -176,4 +205,5 @@ def make_trainer(config: RunConfig, model: nnx.Module, steps_per_epoch: int, pla
     backbone = views.backbone_attribute(model) if separate else ""
     optimizer = make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone)
     frontend = Frontend.from_config(config.frontend)
-    return Trainer(config, frontend, nnx.graphdef(model), optimizer, placement, backbone)
+    caching = cache_programs and exported.enabled() and placement.mesh.size == 1 and ":" not in config.model.name
+    return Trainer(config, frontend, nnx.graphdef(model), optimizer, placement, backbone, steps_per_epoch, caching)

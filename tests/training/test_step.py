@@ -31,6 +31,7 @@ from psla_jax.config import (
     SamplingConfig,
 )
 from psla_jax.models import views
+from psla_jax.models.factory import from_config
 from psla_jax.runtime.sharding import Placement
 from psla_jax.training.losses import binary_cross_entropy, cross_entropy
 from psla_jax.training.optimizer import adam, learning_rate, make_optimizer
@@ -195,6 +196,36 @@ def test_eight_devices_give_the_losses_of_one(plain_run):
     environment = os.environ | {"PYTHONPATH": places}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain_run[0], abs=1e-5)
+
+
+def test_a_cached_step_is_that_of_the_process_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its numbers are those of the step that is not cached; nothing is traced where it is found, whatever the seed."""
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
+    small = ModelConfig(name="efficientnet-tiny", heads=1)
+    traces, step = [], Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, *arguments: (traces.append(1), step(self, *arguments))[1])
+
+    def train(cache_programs: bool, seed: int = 0) -> tuple[list[float], dict]:
+        run_config = dataclasses.replace(config(), model=small, seed=seed)
+        model = from_config(small, CLASSES, jnp.float32, nnx.Rngs(0))
+        placement = Placement.over(jax.devices()[:1])
+        which = make_trainer(run_config, model, 10, placement, cache_programs=cache_programs)
+        state, losses = which.init(model), []
+        for number in range(3):
+            state, metrics = which.step(state, placement.shard_batch(batch(seed=number)), np.int32(number))
+            losses.append(float(metrics["loss"]))
+        return losses, jax.device_get({k: state[k] for k in ("params", "batch_stats", "progress")})
+
+    first, again = train(True), train(True)
+    assert len(traces) == 1
+    assert again[0] == first[0]
+    jax.tree.map(np.testing.assert_array_equal, again[1], first[1])
+    assert train(True, seed=1)[0] != first[0]
+    assert len(traces) == 1
+    plain = train(False)
+    assert len(traces) == 2
+    assert plain[0] == pytest.approx(first[0], rel=1e-5)
+    assert_same_state(plain[1], first[1], 1e-3)
 
 
 def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
