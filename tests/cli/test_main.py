@@ -241,7 +241,7 @@ def test_an_unknown_field_is_bad_usage(home, capsys):
 def test_an_interrupt_says_how_to_resume(home, capsys, monkeypatch):
     from psla_jax.training import loop
 
-    def interrupted(config):
+    def interrupted(config, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train", interrupted)
