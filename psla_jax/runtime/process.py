@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -68,6 +69,12 @@ def restart_with_huge_pages() -> None:
         sys.stderr.flush()
         environment = os.environ | {TUNABLES: tunables, ORIGINAL_TUNABLES: original, SWITCH: RESTARTED}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def release_freed_memory() -> None:
+    """Returns freed memory, for example that of the compiler, to the operating system (glibc only)."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def configure_libraries() -> None:

@@ -24,6 +24,7 @@ from psla_jax.models import views
 from psla_jax.models.psla import PSLAModel
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
+from psla_jax.runtime.process import release_freed_memory
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.xla_options import training_options
 from psla_jax.sampling.specaugment import noise_and_roll, spec_augment
@@ -65,7 +66,7 @@ class Trainer:
     steps_per_epoch: int = 1
     cache_programs: bool = False
     """Whether the traced step of a single device is cached on disk; only where no code of this package is replaced."""
-    _cached_step: list[Callable[..., Any]] = field(default_factory=list, repr=False)
+    _compiled_step: list[Callable[..., Any]] = field(default_factory=list, repr=False)
 
     def init(self, model: nnx.Module) -> State:
         """Returns the state before the first step, on the devices."""
@@ -83,11 +84,18 @@ class Trainer:
         state, and the metrics ``loss`` and ``gradient_norm`` (and the largest control code, if given).
         """
         arguments = state, batch, self.seed, number
-        if not self.cache_programs:
-            return self.jitted_step(*arguments)
-        if not self._cached_step:
-            self._cached_step.append(self._compile_cached(*arguments))
-        return self._cached_step[0](*arguments)
+        if not self._compiled_step:
+            self._compiled_step.append(self._compile(*arguments))
+            # Compiling takes more memory than a step, and both together would be the peak of the process.
+            release_freed_memory()
+        return self._compiled_step[0](*arguments)
+
+    def _compile(self, *arguments: Any) -> Callable[..., Any]:
+        """Returns the step after compiling it for such arguments."""
+        if self.cache_programs:
+            return self._compile_cached(*arguments)
+        self.jitted_step.lower(*arguments).compile()  # The jitted function finds this program when it is called.
+        return self.jitted_step
 
     def _compile_cached(self, state: State, batch: Batch, seed: np.uint32, number: np.int32) -> Callable[..., Any]:
         config = self.config

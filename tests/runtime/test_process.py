@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -78,3 +79,21 @@ def test_compiled_programs_are_cached_where_the_environment_says_or_privately(tm
     assert done.stdout.split() == [str(tmp_path / (configured or "xla"))]
     if not configured:
         assert stat.S_IMODE((tmp_path / "xla").stat().st_mode) == 0o700
+
+
+def test_freed_memory_is_returned_to_the_operating_system() -> None:
+    program = """
+import re
+from pathlib import Path
+from psla_jax.runtime.process import release_freed_memory
+resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+blocks = [bytes(100_000) for _ in range(2000)]
+del blocks
+before = resident()
+release_freed_memory()
+print(before - resident())
+"""
+    environment = os.environ | {process.TUNABLES: process.RETAIN_FREED_MEMORY, "PYTHONMALLOC": "malloc"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    if platform.libc_ver()[0] == "glibc":
+        assert int(run.stdout) > 100  # MB, of the 190 that were allocated
