@@ -27,8 +27,12 @@ class Placement:
 
     @classmethod
     def over(cls, devices: Sequence[jax.Device]) -> Placement:
-        """Returns the placement on a mesh of these devices."""
-        return cls(jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices))
+        """Returns the placement on a mesh of these devices, those of one process beside each other.
+
+        ``jax.make_mesh`` would refuse devices with different ``slice_index``, which GPUs of several hosts have.
+        """
+        ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+        return cls(Mesh(np.array(ordered), ("data",), axis_types=(AxisType.Auto,)))
 
     @classmethod
     def over_all_devices(cls) -> Placement:
