@@ -86,7 +86,8 @@ def test_freed_memory_is_returned_to_the_operating_system() -> None:
 import re
 from pathlib import Path
 from psla_jax.runtime.process import release_freed_memory
-resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+status = Path("/proc/self/status")
+resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", status.read_text())[1]) >> 10 if status.exists() else 0
 blocks = [bytes(100_000) for _ in range(2000)]
 del blocks
 before = resident()
@@ -95,5 +96,5 @@ print(before - resident())
 """
     environment = os.environ | {process.TUNABLES: process.RETAIN_FREED_MEMORY, "PYTHONMALLOC": "malloc"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":  # Other C libraries have no such call, and nothing happens.
         assert int(run.stdout) > 100  # MB, of the 190 that were allocated

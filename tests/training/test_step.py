@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -198,12 +199,34 @@ def test_eight_devices_give_the_losses_of_one(plain_run):
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(plain_run[0], abs=1e-5)
 
 
-def test_a_cached_step_is_that_of_the_process_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_compilers_memory_is_released_before_the_first_step(monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+
+    def compiled(*arguments: object) -> Callable[..., tuple]:
+        calls.append("compile")
+        return lambda *arguments: (calls.append("step"), {})
+
+    which = trainer()
+    monkeypatch.setattr(Trainer, "_compile", compiled)
+    monkeypatch.setattr("psla_jax.training.step.release_freed_memory", lambda: calls.append("release"))
+    for number in range(2):
+        which.step({}, {}, np.int32(number))
+    assert calls == ["compile", "release", "step", "step"]
+
+
+def test_a_cached_step_is_that_of_the_process_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     """Its numbers are those of the step that is not cached; nothing is traced where it is found, whatever the seed."""
     monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
     small = ModelConfig(name="efficientnet-tiny", heads=1)
     traces, step = [], Trainer._step
-    monkeypatch.setattr(Trainer, "_step", lambda self, *arguments: (traces.append(1), step(self, *arguments))[1])
+
+    def counted_step(self: Trainer, *arguments: jax.Array) -> tuple:
+        traces.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", counted_step)
 
     def train(cache_programs: bool, seed: int = 0) -> tuple[list[float], dict]:
         run_config = dataclasses.replace(config(), model=small, seed=seed)
@@ -222,8 +245,10 @@ def test_a_cached_step_is_that_of_the_process_that_made_it(tmp_path: Path, monke
     jax.tree.map(np.testing.assert_array_equal, again[1], first[1])
     assert train(True, seed=1)[0] != first[0]
     assert len(traces) == 1
-    plain = train(False)
+    with jax.log_compiles():
+        plain = train(False)
     assert len(traces) == 2
+    assert caplog.text.count("Finished XLA compilation of jit(counted_step)") == 1
     assert plain[0] == pytest.approx(first[0], rel=1e-5)
     assert_same_state(plain[1], first[1], 1e-3)
 
