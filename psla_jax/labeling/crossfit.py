@@ -19,6 +19,7 @@ from psla_jax.data import datafile, datasets
 from psla_jax.data.clip_ids import require_distinct
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import EVALUATION, DataSets
+from psla_jax.data.folds import assign_folds, records
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import write_text
 from psla_jax.labeling import enhance
@@ -86,7 +87,9 @@ def run(request: Request) -> tuple[str, ...]:
 
 def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     """Returns the scores of the training set, each by a model not trained on the clip; writes :data:`SCORES_FILE`."""
-    fold_of_clip = assign_folds(data.train, request.folds, seed=request.config.seed)
+    labels = [data.train.labels(clip).tolist() for clip in range(len(data.train))]
+    classes, seed = len(data.vocabulary), request.config.seed
+    fold_of_clip = assign_folds(labels, request.folds, num_classes=classes, seed=seed)
     _prepare_directory(request, data)
     single = int((data.train.class_counts() == 1).sum())
     if single:
@@ -95,34 +98,6 @@ def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     scores = _merge(folds, data.train, data.vocabulary)
     scores.save(request.directory / SCORES_FILE)
     return scores
-
-
-def assign_folds(data: Datafile, folds: int, *, seed: int) -> np.ndarray:
-    """Returns the fold of every clip, ``(clips,)``; folds are similar in size and in the number of each class.
-
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): starting with the rarest class, each clip of a
-    class is assigned to the fold with the fewest clips of the class.
-
-    Raises:
-        CrossfitError: there are fewer than two folds, or more folds than clips.
-    """
-    if not 2 <= folds <= len(data):
-        raise CrossfitError(f"folds is {folds}: use 2 or more, up to the {len(data):,} clips of {data.source}.")
-    members: list[list[int]] = [[] for _ in range(data.num_classes + 1)]
-    for clip in np.random.default_rng([seed, folds]).permutation(len(data)).tolist():
-        for index in data.labels(clip).tolist() or [data.num_classes]:
-            members[index].append(clip)
-    fold_of_clip = np.full(len(data), -1)
-    counts = np.zeros((folds, data.num_classes + 1), np.int64)  # The last column counts clips without labels.
-    sizes = np.zeros(folds, np.int64)
-    for index in [*np.argsort(data.class_counts(), kind="stable"), data.num_classes]:
-        for clip in members[index]:
-            if fold_of_clip[clip] < 0:
-                fold_of_clip[clip] = fold = int(np.lexsort((sizes, counts[:, index]))[0])
-                labels = data.labels(clip)
-                counts[fold, labels if len(labels) else -1] += 1
-                sizes[fold] += 1
-    return fold_of_clip
 
 
 def _prepare_directory(request: Request, data: DataSets) -> None:
@@ -150,11 +125,9 @@ def _train_fold(request: Request, data: DataSets, fold_of_clip: np.ndarray, fold
     name = f"fold_{fold + 1}"
     parts = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
     paths = {part: str(request.directory / f"{name}_{part}.json") for part in parts}
-    mids = data.vocabulary.mids
     for part, selected in parts.items():
-        clips = np.flatnonzero(selected).tolist()
-        records = ((data.train.wav(clip), [mids[i] for i in data.train.labels(clip)]) for clip in clips)
-        datafile.write(paths[part], records)
+        clips = records(data.train, data.vocabulary, np.flatnonzero(selected).tolist())
+        datafile.write(paths[part], clips, exclusive=data.train.exclusive)
     train, held_out = (f"{selected.sum():,}" for selected in parts.values())
     logger.info(f"fold {fold + 1} of {request.folds}: {train} clips to train on, {held_out} to score")
     directory = request.directory / name
