@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +88,11 @@ class CollectionOptions:
     """Share of clips to select the best epoch on; None: 0.1, or 0 if the data set has a predefined split."""
     evaluation: float = 0.1
     """Share of clips to evaluate on, if the data set has no predefined split."""
+    folds: tuple[int, ...] | None = None
+    """Write folds for psla crossval: without a number, those of the data set itself (ESC-50, UrbanSound8K, or a column
+    fold of the table); with a number, as many stratified ones."""
     seed: int = 0
-    """Random seed of the split."""
+    """Random seed of the split and of the folds."""
     force: bool = False
     """Whether to replace existing files."""
 
@@ -107,10 +112,11 @@ def prepare_folder(arguments: list[str]) -> int:
     """psla prepare folder DIR"""
     options = parse(PrepareFolder, arguments, "psla prepare folder")
 
-    from psla_jax.data.prepare import folder
+    from psla_jax.data.prepare import folder, folds
 
     collection = folder.read(options.directory, fold=options.fold)
-    return _prepare_collection(collection, options, Path(options.directory).resolve().name)
+    own_folds = functools.partial(folds.of_folder, options.directory)
+    return _prepare_collection(collection, options, Path(options.directory).resolve().name, own_folds)
 
 
 @dataclass(frozen=True)
@@ -142,19 +148,32 @@ def prepare_csv(arguments: list[str]) -> int:
     """psla prepare csv FILE.csv"""
     options = parse(PrepareCSV, arguments, "psla prepare csv")
 
-    from psla_jax.data.prepare import table
+    from psla_jax.data.prepare import folds, table
 
     columns = table.Columns(options.file_column, options.label_column, options.split_column)
     separator = _SEPARATORS[options.separator]
     collection = table.read(options.table, options.audio, columns=columns, separator=separator, fold=options.fold)
-    return _prepare_collection(collection, options, Path(options.table).stem)
+    own_folds = functools.partial(folds.of_table, options.table, columns)
+    return _prepare_collection(collection, options, Path(options.table).stem, own_folds)
 
 
-def _prepare_collection(recordings: Collection, options: CollectionOptions, name: str) -> int:
-    from psla_jax.data.prepare import collection
+def _prepare_collection(
+    recordings: Collection, options: CollectionOptions, name: str, own_folds: Callable[[list[str]], dict[str, str]]
+) -> int:
+    from psla_jax.data.prepare import collection, folds
 
+    folding = None
+    if options.folds is not None:
+        groups = {clip.path: getattr(clip, "group", "") for clip in recordings.clips}
+        folding = folds.choose(options.folds, own_folds(list(groups)), groups, seed=options.seed, name=name)
     settings = {field: getattr(options, field) for field in ("validation", "evaluation", "seed", "force")}
-    return _print_report(collection.prepare(recordings, options.out or str(Path("data") / name), **settings))
+    prepared = collection.prepare(recordings, options.out or str(Path("data") / name), **settings)
+    _print_report(prepared)
+    if folding is None:
+        folds.remove(os.path.dirname(prepared.config))
+    else:
+        print(printable(folds.write(prepared, folding, exclusive=recordings.exclusive)))
+    return 0
 
 
 def _print_report(prepared: Any) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from psla_jax.data.datafile import Datafile
 from psla_jax.vocabulary.vocabulary import Vocabulary
+
+FOLDER = "folds"
+"""Folder of the datafiles of the folds, beside the training datafile."""
+_FILE = re.compile(r"fold_(\d+)\.json")
 
 
 class FoldError(ValueError):
@@ -78,3 +84,9 @@ def records(data: Datafile, vocabulary: Vocabulary, clips: Iterable[int]) -> Ite
     """Yields absolute path and mids of clips of a datafile, for :func:`psla_jax.data.datafile.write`."""
     for clip in clips:
         yield data.wav(clip), [vocabulary.mids[i] for i in data.labels(clip)]
+
+
+def fold_files(folder: Path) -> list[Path]:
+    """Returns the datafiles of the folds in a folder, ``fold_1.json`` and so on, in the order of their numbers."""
+    numbers = {path: number[1] for path in folder.glob("*.json") if (number := _FILE.fullmatch(path.name))}
+    return sorted(numbers, key=lambda path: int(numbers[path]))
