@@ -106,6 +106,24 @@ def test_the_figures_are_those_of_the_scores(whole_run):
     assert low <= metrics.mAP <= high
 
 
+def test_every_row_of_the_summary_has_its_results_per_class(whole_run):
+    config, measured = whole_run
+    directory = Path(config.run_dir)
+    stems = ("best", "average", "plain_average", "ensemble")
+    files = {f"{kind}_{stem}.csv" for kind in ("validation", "evaluation") for stem in stems}
+    assert {path.name for path in (directory / "per_class").iterdir()} == files
+    assert {path.name for path in (directory / "confusion").iterdir()} == files
+    for stem, row in zip(stems, measured):
+        rows = table(directory / "per_class" / f"evaluation_{stem}.csv")
+        assert [each["class"] for each in rows] == list(sounds.VOCABULARY.names)
+        assert [each["positives"] for each in rows] == ["4", "4", "3", "0"]
+        assert rows[3]["AP"] == ""
+        assert np.mean([float(each["AP"]) for each in rows[:3]]) == pytest.approx(row.sets["evaluation"].mAP)
+        confusion = table(directory / "confusion" / f"evaluation_{stem}.csv")
+        right = sum(int(each[each["true class"]]) for each in confusion)
+        assert right / 11 == pytest.approx(row.sets["evaluation"].accuracy)
+
+
 def test_the_weight_average_is_the_mean_of_its_epochs_with_statistics_of_its_own(whole_run):
     models = Path(whole_run[0].run_dir) / "models"
     trees = {
@@ -165,6 +183,11 @@ def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tm
     ]  # fmt: skip
     assert measured[0].sets["evaluation"].mAP == pytest.approx(np.mean([float(r["mAP"]) for r in rows]), rel=1e-6)
     assert not (tmp_path / "run" / "models" / "plain_average").exists()
+    single, average = (
+        table(tmp_path / "run" / "per_class" / f"evaluation_{stem}.csv") for stem in ("single", "average")
+    )
+    assert np.mean([float(row["AP"]) for row in single[:3]]) == pytest.approx(measured[0].sets["evaluation"].mAP)
+    assert [bool(row["threshold"]) for row in (single[0], average[0])] == [False, True]
     assert list(table(tmp_path / "run" / "wa_result.csv")[0]) == [
         "evaluation_mAP",
         "evaluation_mAUC",
