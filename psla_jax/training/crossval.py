@@ -125,6 +125,11 @@ def crossval(config: RunConfig, folds: Sequence[str] = (), *, cache_programs: bo
 
 def read_folds(config: RunConfig, paths: Sequence[str], logger: Logger) -> FoldedData:
     """Reads the folds; see :func:`crossval` for the arguments and errors."""
+    if config.optimizer.patience:
+        raise FoldError(
+            f"optimizer.patience is {config.optimizer.patience}: without a validation set, training would end by the "
+            "results on the fold that the model is evaluated on, so use 0."
+        )
     if config.data.validation:
         logger.info("data.validation is not used: every fold is trained on all clips of the other folds")
     if len(paths) == 1:

@@ -15,11 +15,12 @@ from psla_jax.data.datasets import EVALUATION
 from psla_jax.evaluation import per_class, tables
 from psla_jax.evaluation.metrics import Metrics, bootstrap, d_prime
 from psla_jax.evaluation.scores import Scores
-from psla_jax.evaluation.tables import ACCURACY, EpochRow, ModelSummary
+from psla_jax.evaluation.tables import EpochRow, ModelSummary
 from psla_jax.models.model_dir import AVERAGE, BEST, PLAIN_AVERAGE
 from psla_jax.runtime import distributed
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.run_directory import SUMMARY
+from psla_jax.training.selection import averaged_epochs, best_epoch
 
 SINGLE_WITHOUT_VALIDATION = 5
 """Number of last epochs whose mean metrics are the "single model" without a validation set, as in the reference for
@@ -38,7 +39,7 @@ def summarise(artifacts: RunArtifacts, rows: list[EpochRow]) -> list[ModelSummar
     """Averages, ensembles and scores the epochs of a training, writes the result files and prints the table."""
     measured = [_single(artifacts, rows)]
     held_out = artifacts.data.held_out
-    for name, label in _averages(artifacts):
+    for name, label in _averages(artifacts, len(rows)):
         measured.append(_measure(artifacts, name, label, {kind: artifacts.scores(kind, name) for kind in held_out}))
     label = f"checkpoint ensemble ({len(rows)} epochs)"
     measured.append(_measure(artifacts, ENSEMBLE, label, _ensembles(artifacts, len(rows))))
@@ -58,9 +59,7 @@ def _single(artifacts: RunArtifacts, rows: list[EpochRow]) -> ModelSummary:
         _save_best(artifacts, len(rows))
         _write_per_class(artifacts, f"{EVALUATION}_{SINGLE}", members, mean)
         return ModelSummary(f"single (mean of epochs {last[0]}-{last[-1]})", {EVALUATION: mean}, {})
-    by_accuracy = artifacts.config.optimizer.loss == "ce"  # Small sets have ties in accuracy, which mAP breaks.
-    merits = [(row.get(ACCURACY, 0.0) if by_accuracy else 0.0, row["mAP"]) for row in rows]
-    best = 1 + merits.index(max(merits))
+    best = best_epoch(rows, artifacts.config.optimizer)
     _save_best(artifacts, best)
     scores = {kind: artifacts.scores(kind, epoch_name(best)) for kind in artifacts.data.held_out}
     return _measure(artifacts, BEST, f"best single (epoch {best})", scores)
@@ -70,10 +69,15 @@ def _save_best(artifacts: RunArtifacts, epoch: int) -> None:
     artifacts.save_model(BEST, artifacts.weights(epoch_name(epoch)), {"epochs": [epoch]}, finished=True)
 
 
-def _averages(artifacts: RunArtifacts) -> list[tuple[str, str]]:
+def _averages(artifacts: RunArtifacts, trained: int) -> list[tuple[str, str]]:
     """Saves the weight averages and returns the name and the label in the summary of each."""
     config = artifacts.config
-    first, last = config.aggregation.first, config.aggregation.last
+    first, last = averaged_epochs(config.aggregation, config.optimizer.epochs, trained)
+    if last != config.aggregation.last:
+        artifacts.logger.info(
+            f"epochs {config.aggregation.first}-{config.aggregation.last} were to be averaged, but training ended "
+            f"after epoch {trained}: the weight average is that of the same share of its epochs, {first}-{last}"
+        )
     label = f"weight average (epochs {first}-{last})"
     plain = average(artifacts.weights(epoch_name(e)) for e in range(first, last + 1))
     notes = {"epochs": list(range(first, last + 1))}

@@ -163,6 +163,10 @@ def test_unusable_folds_are_rejected_before_training(data, tmp_path, capsys, mon
     assert "same file name" in complaint(capsys, arguments(data, tmp_path, "--folds", first, f"{tmp_path}/fold_1.json"))
     empty = sounds.make(tmp_path / "empty", train=3, validation=1, evaluation=1)
     assert "folds holds 0 folds: write two or more with psla prepare" in complaint(capsys, arguments(empty, tmp_path))
+    stopping = complaint(capsys, arguments(data, tmp_path, "--optimizer.patience", "3"))
+    assert (
+        "optimizer.patience is 3: without a validation set, training would end by the results on the fold" in stopping
+    )
     assert "config as its first argument" in complaint(capsys, ["crossval", "--seed", "1"])
 
 

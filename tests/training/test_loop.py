@@ -171,6 +171,62 @@ def test_an_interrupted_run_goes_on_exactly(whole_run, data, tmp_path, monkeypat
     assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
 
 
+@pytest.fixture
+def second_is_best(monkeypatch):
+    """Makes the scores of the first epoch the worst and those of the second the best; yields the steps taken."""
+    score, add, steps = RunArtifacts.score, TrainingMonitor.add, []
+
+    def changed(self, kind, weights, description):
+        scores = score(self, kind, weights, description)
+        known = {"epoch 1": 1 - scores.labels, "epoch 2": scores.labels}
+        return dataclasses.replace(scores, scores=known.get(description.split(":")[0], scores.scores))
+
+    def counted(self, step, batch, metrics):
+        steps.append(step)
+        add(self, step, batch, metrics)
+
+    monkeypatch.setattr(RunArtifacts, "score", changed)
+    monkeypatch.setattr(TrainingMonitor, "add", counted)
+    return steps
+
+
+def test_early_stopping_ends_a_run_for_good(data, tmp_path, monkeypatch, capsys, second_is_best):
+    config = sounds.config(data, tmp_path / "run")
+    optimizer = dataclasses.replace(config.optimizer, epochs=10, patience=2)
+    config = dataclasses.replace(config, optimizer=optimizer, aggregation=AggregationConfig(first=6, last=10))
+    save_scores = RunArtifacts.save_scores
+
+    def killed(self, kind, name, scores):
+        if name == "epoch_004":
+            raise KeyboardInterrupt
+        save_scores(self, kind, name, scores)
+
+    monkeypatch.setattr(RunArtifacts, "save_scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    monkeypatch.setattr(RunArtifacts, "save_scores", save_scores)
+    measured = loop.train(config)
+    assert second_is_best == list(range(16))
+    assert [m.name.split(",")[0] for m in measured] == [
+        "best single (epoch 2)", "weight average (epochs 3-4)", "weight average (epochs 3-4)",
+        "checkpoint ensemble (4 epochs)",
+    ]  # fmt: skip
+    rows = table(tmp_path / "run" / "result.csv")
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3])
+    assert load_model(tmp_path / "run", trust=True).card.notes["epochs"] == [3, 4]
+    said = "training ended early, after epoch 4 of 10: epoch 2 is still the best (optimizer.patience is 2)"
+    assert capsys.readouterr().out.count(said) == 1
+    assert [m.to_json() for m in loop.train(config)] == [m.to_json() for m in measured]
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "epochs 6-10 were to be averaged, but training ended after epoch 4: " in shown
+    assert second_is_best == list(range(16))
+    # With more patience, the same run goes on.
+    more = dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, patience=3))
+    assert loop.train(more)[-1].name == "checkpoint ensemble (5 epochs)"
+    assert second_is_best == list(range(20))
+
+
 def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tmp_path):
     config = sounds.config(data, tmp_path / "run")
     fields = dataclasses.replace(config.data, validation="")
