@@ -85,10 +85,10 @@ def _differences(first: ModelCard, other: ModelCard) -> list[str]:
 def _reestimated(model: Model, weights: Sequence, data: Datafile, request: Request, logger: Logger) -> Any:
     """Re-estimates the batch statistics of the averaged weights in one pass over a training set."""
     placement = Placement.over_all_devices()
-    placement.check_batch_size(request.batch_size)
     config = DataConfig(batch_size=request.batch_size, channel=request.channel)
     source = plain_source(data, config, num_samples=model.frontend.num_samples, seed=0)
     placed = jax.device_put(tuple(weights), placement.replicated)
     with logger.progress("re-estimating batch statistics", source.num_batches) as bar:
         graphdef = nnx.graphdef(model.network)
-        return reestimate((graphdef, *placed), model.frontend, bar.track(batches(source)), placement.shard_batch)
+        stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
+        return reestimate((graphdef, *placed), model.frontend, stream, placement.shard_rows)

@@ -101,7 +101,7 @@ class RunArtifacts:
         placement = self.trainer.placement
         model = (self.trainer.graphdef, *placement.replicate(weights))
         with self._stream(source, description) as stream:
-            scores = score(model, self.trainer.frontend, stream, placement.shard_batch, data.clip_id)
+            scores = score(model, self.trainer.frontend, stream, placement.shard_rows, data.clip_id)
         if scores.skipped:
             examples = ", ".join(scores.skipped[:5])
             self.logger.info(f"{kind} set: {len(scores.skipped)} clips cannot be read: {examples}")
@@ -114,7 +114,7 @@ class RunArtifacts:
         params, batch_stats = placement.replicate(weights)
         model = (self.trainer.graphdef, params, batch_stats)
         with self._stream(source, "re-estimating batch statistics") as stream:
-            return params, reestimate(model, frontend, stream, placement.shard_batch)
+            return params, reestimate(model, frontend, stream, placement.shard_rows)
 
     @contextlib.contextmanager
     def _stream(self, source: EvaluationSource | TrainSource, description: str) -> Iterator[Iterator[Batch]]:
