@@ -72,6 +72,7 @@ def _load_compatible(first: Model, path: str, request: Request) -> nnx.Module:
 def _differences(first: ModelCard, other: ModelCard) -> list[str]:
     """Returns the settings in which two models differ, apart from those that only affect training."""
     differences = [] if first.vocabulary == other.vocabulary else ["their classes"]
+    differences += [] if first.exclusive == other.exclusive else ["whether their classes are exclusive"]
     for section in ("model", "frontend"):
         expected, actual = (dataclasses.asdict(getattr(card, section)) for card in (first, other))
         differences += [

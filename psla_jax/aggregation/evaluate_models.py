@@ -139,7 +139,8 @@ def _compute_scores(
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with logger.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
-        scores = score((graphdef, *weights), model.frontend, stream, placement.shard_rows, data.clip_id)
+        network, shard, exclusive = (graphdef, *weights), placement.shard_rows, model.card.exclusive
+        scores = score(network, model.frontend, stream, shard, data.clip_id, exclusive=exclusive)
     if scores.skipped:
         logger.info(f"{len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
     return replace(scores, scores=scores.scores[:, order])
