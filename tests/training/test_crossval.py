@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sounds
+import starting
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
@@ -137,6 +138,20 @@ def test_an_interrupted_crossval_is_resumed_without_training_a_finished_fold_aga
     assert "3 folds, 24 clips; mean +- sample standard deviation over the folds" in shown
     assert "only 3 of 4 classes" in shown
     assert "Nothing is selected on a fold" in shown
+
+
+def test_processes_share_every_fold(data, tmp_path):
+    short = ["--optimizer.epochs", "1", "--aggregation.last", "1"]
+    folds = [str(data / "folds" / f"{name}.json") for name in FOLDS[:2]]
+    _, _, *options = arguments(data, tmp_path, *short, "--folds", *folds)
+    parts = starting.start_together(tmp_path, 2, *options, command="crossval")
+    assert [part.wait(timeout=300) for part in parts] == [0, 0], (tmp_path / "out0.txt").read_text()
+    summary = json.loads((tmp_path / "run-crossval" / "crossval.json").read_text())
+    ensemble = summary["models"]["checkpoint ensemble (1 epochs)"]["accuracy"]
+    scores = [tmp_path / "run-crossval" / name / "scores" / "evaluation_ensemble.npz" for name in FOLDS[:2]]
+    assert ensemble["folds"] == [Scores.load(path).metrics().accuracy for path in scores]
+    assert ensemble["mean"] == pytest.approx(np.mean(ensemble["folds"]))
+    assert "fold" not in (tmp_path / "out1.txt").read_text()
 
 
 def complaint(capsys: pytest.CaptureFixture, command: list[str]) -> str:
