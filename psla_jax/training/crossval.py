@@ -41,7 +41,8 @@ PROTOCOL = (
     "are fixed by the config."
 )
 SPREAD = "sample standard deviation over the folds"
-_METRICS = (ACCURACY, "mAP", "mAUC", "d_prime")
+_METRICS = {ACCURACY: ACCURACY, "mAP": "mAP", "mAUC": "AUC", "d_prime": "d'"}
+"""Metrics of the summary, with their titles in the table on the screen."""
 _COUNTS = ("num_clips", "num_scored")
 
 
@@ -132,6 +133,8 @@ def read_folds(config: RunConfig, paths: Sequence[str], logger: Logger) -> Folde
         )
     if config.data.validation:
         logger.info("data.validation is not used: every fold is trained on all clips of the other folds")
+    if (source := config.pretraining.source) not in ("", "imagenet"):
+        logger.info(f"all folds start from {source}: results are too good if it was trained on clips of the folds")
     if len(paths) == 1:
         raise FoldError(f"{paths[0]} is a single fold: name at least two with --folds.")
     folder = Path(datasets.locate(config.data.train, logger.info)).parent / FOLDER
@@ -221,7 +224,7 @@ def _print(console: Console, title: str, results: Sequence[ModelResult]) -> None
     table = Table(title=title, title_justify="left")
     table.add_column("model", overflow="fold")
     for metric in metrics:
-        table.add_column(metric, justify="right", no_wrap=True)
+        table.add_column(_METRICS[metric], justify="right", no_wrap=True)
     for result in results:
         estimates = [result.estimate(metric) for metric in metrics]
         table.add_row(result.name, *(f"{e.mean:.4f} +- {e.std:.4f}" for e in estimates))

@@ -140,6 +140,17 @@ def test_an_interrupted_crossval_is_resumed_without_training_a_finished_fold_aga
     assert "Nothing is selected on a fold" in shown
 
 
+def test_weights_that_may_know_the_folds_are_named(data, tmp_path, capsys, monkeypatch):
+    def stop(config, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stop)
+    assert main.main(arguments(data, tmp_path, "--pretraining.source", "runs/other")) == 130
+    assert (
+        "start from runs/other: results are too good if it was trained on clips of the folds" in capsys.readouterr().out
+    )
+
+
 def test_processes_share_every_fold(data, tmp_path):
     short = ["--optimizer.epochs", "1", "--aggregation.last", "1"]
     folds = [str(data / "folds" / f"{name}.json") for name in FOLDS[:2]]
