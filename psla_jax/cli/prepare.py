@@ -89,8 +89,8 @@ class CollectionOptions:
     evaluation: float = 0.1
     """Share of clips to evaluate on, if the data set has no predefined split."""
     folds: tuple[int, ...] | None = None
-    """Write folds for psla crossval: without a number, those of the data set itself (ESC-50, UrbanSound8K, or a column
-    fold of the table); with a number, as many stratified ones."""
+    """Write folds for psla crossval: without a number, those of the data set itself (ESC-50, UrbanSound8K, folders fold1,
+    fold2 ..., or a column fold of the table); with a number, as many stratified ones."""
     seed: int = 0
     """Random seed of the split and of the folds."""
     force: bool = False
@@ -115,8 +115,7 @@ def prepare_folder(arguments: list[str]) -> int:
     from psla_jax.data.prepare import folder, folds
 
     collection = folder.read(options.directory, fold=options.fold)
-    own_folds = functools.partial(folds.of_folder, options.directory)
-    return _prepare_collection(collection, options, Path(options.directory).resolve().name, own_folds)
+    return _prepare_collection(collection, options, Path(options.directory).resolve().name, folds.of_folders)
 
 
 @dataclass(frozen=True)
@@ -164,15 +163,16 @@ def _prepare_collection(
 
     folding = None
     if options.folds is not None:
-        groups = {clip.path: getattr(clip, "group", "") for clip in recordings.clips}
-        folding = folds.choose(options.folds, own_folds(list(groups)), groups, seed=options.seed, name=name)
+        own = own_folds([clip.path for clip in recordings.clips])
+        folding = folds.choose(options.folds, own, seed=options.seed, name=name)
     settings = {field: getattr(options, field) for field in ("validation", "evaluation", "seed", "force")}
     prepared = collection.prepare(recordings, options.out or str(Path("data") / name), **settings)
     _print_report(prepared)
     if folding is None:
         folds.remove(os.path.dirname(prepared.config))
     else:
-        print(printable(folds.write(prepared, folding, exclusive=recordings.exclusive)))
+        groups = getattr(prepared, "groups", {})
+        print(printable(folds.write(prepared, folding, groups, exclusive=recordings.exclusive)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from psla_jax.data.prepare.walk import printable_path
 
 _TABLES = (os.path.join("meta", "esc50.csv"), os.path.join("metadata", "UrbanSound8K.csv"))
 """Tables of ESC-50 and UrbanSound8K, which have a column of folds."""
+_FOLDER = re.compile(r"(?:fold|split)[ _-]?(\d+)", re.IGNORECASE)
 Record = tuple[str, tuple[str, ...]]
 """Path and mids of a clip."""
 
@@ -29,12 +31,12 @@ class Folding:
     """Fold of each clip in the data set itself, by absolute path; empty if it has no folds."""
     number: int
     """Number of folds to make; 0 for the folds in `own`."""
-    groups: Mapping[str, str]
-    """Group of each clip by absolute path, empty for none. The clips of a group get the same fold."""
     seed: int
 
-    def assign(self, clips: Sequence[Record]) -> list[str]:
-        """Returns the name of the fold of every clip.
+    def assign(self, clips: Sequence[Record], groups: Mapping[str, str]) -> list[str]:
+        """Returns the name of the fold of every clip; made folds keep the clips of a group together.
+
+        `groups` holds the group of each clip by absolute path, where it has one.
 
         Raises:
             CollectionError: the data set does not specify the fold of a clip.
@@ -50,11 +52,11 @@ class Folding:
             return [self.own[path] for path, _ in clips]
         index = {mid: i for i, mid in enumerate(sorted({mid for _, mids in clips for mid in mids}))}
         labels = [[index[mid] for mid in mids] for _, mids in clips]
-        groups = [self.groups.get(path, "") for path, _ in clips]
-        assigned = assign_folds(labels, self.number, num_classes=len(index), seed=self.seed, groups=groups)
+        names = [groups.get(path, "") for path, _ in clips]
+        assigned = assign_folds(labels, self.number, num_classes=len(index), seed=self.seed, groups=names)
         return [str(1 + fold) for fold in assigned]
 
-    def notes(self, clips: Sequence[Record], folds: Sequence[str]) -> list[str]:
+    def notes(self, clips: Sequence[Record], groups: Mapping[str, str], folds: Sequence[str]) -> list[str]:
         """Returns sentences about properties of the folds that limit what their results mean."""
         notes = []
         if self.own and self.number:
@@ -62,7 +64,7 @@ class Folding:
                 "the data set has folds of its own, which published results are for and which may keep the parts of a "
                 "recording together; these are other ones: --folds without a number uses its own"
             )
-        group_of = ((self.groups.get(path, ""), fold) for (path, _), fold in zip(clips, folds))
+        group_of = ((groups.get(path, ""), fold) for (path, _), fold in zip(clips, folds))
         divided = [group for group, among in _folds_of(group_of).items() if group and len(among) > 1]
         if divided:
             inflation = "so that models are evaluated on what they were trained on"
@@ -82,10 +84,18 @@ def _folds_of(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
     return folds
 
 
-def of_folder(directory: str, paths: Sequence[str]) -> dict[str, str]:
-    """Returns the fold of each clip of ESC-50 or UrbanSound8K by path; empty for any other folder."""
-    tables = (os.path.join(os.path.abspath(directory), name) for name in _TABLES)
-    return next((of_table(path, table.Columns(), paths) for path in tables if os.path.isfile(path)), {})
+def of_folders(paths: Sequence[str]) -> dict[str, str]:
+    """Returns the fold of each clip by path: from the table of ESC-50 or UrbanSound8K, or from folders named by folds.
+
+    Empty for any other data set.
+    """
+    common = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    tables = (str(folder / name) for folder in (common, *common.parents[:2]) for name in _TABLES)
+    if path := next(filter(os.path.isfile, tables), ""):
+        return of_table(path, table.Columns(), paths)
+    folders = {path: _FOLDER.fullmatch(Path(path).relative_to(common).parts[0]) for path in paths}
+    folds = {path: number[1] for path, number in folders.items() if number}
+    return folds if len(folds) == len(paths) else {}
 
 
 def of_table(path: str, columns: table.Columns, paths: Sequence[str]) -> dict[str, str]:
@@ -96,9 +106,7 @@ def of_table(path: str, columns: table.Columns, paths: Sequence[str]) -> dict[st
     return {clip: numbers[position] for clip, position in zip(paths, positions) if position >= 0}
 
 
-def choose(
-    requested: Sequence[int], own: Mapping[str, str], groups: Mapping[str, str], *, seed: int, name: str
-) -> Folding:
+def choose(requested: Sequence[int], own: Mapping[str, str], *, seed: int, name: str) -> Folding:
     """Returns the folds that ``--folds`` requests: its numbers are empty for the data set's own folds, or one number.
 
     Raises:
@@ -111,13 +119,16 @@ def choose(
         raise CollectionError(
             f"{printable_path(name)} has no folds of its own: give the number of folds to make, as in --folds 5."
         )
-    return Folding(own, sum(requested), groups, seed)
+    return Folding(own, sum(requested), seed)
 
 
-def write(prepared: Prepared, folding: Folding, *, exclusive: bool) -> str:
-    """Writes a datafile per fold with the clips of all parts; returns lines for the screen. Raises as `assign`."""
+def write(prepared: Prepared, folding: Folding, groups: Mapping[str, str], *, exclusive: bool) -> str:
+    """Writes a datafile per fold with the clips of all parts; returns lines for the screen.
+
+    Arguments and errors are those of :meth:`Folding.assign`.
+    """
     clips = sorted(record for path in prepared.datafiles.values() for record in datafile.records(path))
-    names = folding.assign(clips)
+    names = folding.assign(clips, groups)
     remove(os.path.dirname(prepared.config))
     folder = Path(prepared.config).parent / FOLDER
     folder.mkdir(exist_ok=True)
@@ -126,7 +137,7 @@ def write(prepared: Prepared, folding: Folding, *, exclusive: bool) -> str:
         path = folder / f"fold_{name}.json"
         counts[name] = datafile.write(path, [c for c, n in zip(clips, names) if n == name], exclusive=exclusive)
     lines = [f"{folder}: {len(counts)} folds of {' + '.join(f'{count:,}' for count in counts.values())} clips"]
-    lines += [f"note: {note}" for note in folding.notes(clips, names)]
+    lines += [f"note: {note}" for note in folding.notes(clips, groups, names)]
     return "\n".join([*lines, f"to cross-validate: psla crossval {shlex.quote(prepared.config)}"])
 
 

@@ -12,7 +12,7 @@ import soundfile
 from psla_jax.cli import main
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.folds import fold_files
-from psla_jax.data.prepare.folds import choose, of_folder, of_table
+from psla_jax.data.prepare.folds import choose, of_folders, of_table
 from psla_jax.data.prepare.table import Columns
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -68,8 +68,13 @@ def test_the_folds_of_urbansound8k_are_those_of_its_table(tmp_path):
     header = "slice_file_name,fsID,start,end,salience,fold,classID,class"
     (root / "metadata" / "UrbanSound8K.csv").write_text("\n".join([header, *lines]))
     paths = [str(root / "audio" / f"fold{fold}" / name) for name, fold in zip(names, folds)]
-    assert of_folder(str(root), paths) == dict(zip(paths, folds))
-    assert of_folder(str(tmp_path), paths) == {}
+    assert of_folders(paths) == dict(zip(paths, folds))
+
+
+def test_folders_may_be_named_by_folds():
+    paths = ["/data/Fold 1/dog/a.wav", "/data/fold_2/dog/a.wav", "/data/fold10/cat/b.wav"]
+    assert of_folders(paths) == dict(zip(paths, ["1", "2", "10"]))
+    assert of_folders([*paths, "/data/dog/c.wav"]) == {}
 
 
 def test_a_table_has_its_folds_in_the_split_column_or_in_one_named_fold(tmp_path):
@@ -102,15 +107,15 @@ def test_without_folds_of_its_own_a_number_makes_stratified_ones(tmp_path, capsy
 def test_a_group_stays_in_one_fold_and_divided_groups_and_rare_classes_are_named(tmp_path):
     clips = [(f"{i}.wav", ("x" if i % 2 else "y",)) for i in range(12)]
     groups = {path: f"g{i // 3}" for i, (path, _) in enumerate(clips)}
-    folding = choose([2], {}, groups, seed=0, name="a test")
-    folds = folding.assign(clips)
+    folding = choose([2], {}, seed=0, name="a test")
+    folds = folding.assign(clips, groups)
     assert all(len(set(folds[3 * group : 3 * group + 3])) == 1 for group in range(4))
     assert Counter(folds) == {"1": 6, "2": 6}
-    assert folding.notes(clips, folds) == []
+    assert folding.notes(clips, groups, folds) == []
     own = dict(zip((path for path, _ in clips), "111122223333"))
-    folding = choose([], own, groups, seed=0, name="a test")
-    folds = folding.assign([*clips[:4], (clips[9][0], ("z",))])
+    folding = choose([], own, seed=0, name="a test")
+    folds = folding.assign([*clips[:4], (clips[9][0], ("z",))], groups)
     assert folds == ["1", "1", "1", "1", "3"]
-    notes = folding.notes([*clips[:5], (clips[9][0], ("z",))], ["1", "1", "1", "1", "2", "3"])
+    notes = folding.notes([*clips[:5], (clips[9][0], ("z",))], groups, ["1", "1", "1", "1", "2", "3"])
     assert notes[0].startswith("1 groups, such as g1, are in several folds")
     assert notes[1].startswith("3 classes, such as y, have no clip in at least one fold")
