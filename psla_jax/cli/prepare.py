@@ -89,8 +89,8 @@ class CollectionOptions:
     evaluation: float = 0.1
     """Share of clips to evaluate on, if the data set has no predefined split."""
     folds: tuple[int, ...] | None = None
-    """Write folds for psla crossval: without a number, those of the data set itself (ESC-50, UrbanSound8K, folders fold1,
-    fold2 ..., or a column fold of the table); with a number, as many stratified ones."""
+    """Write folds for psla crossval: without a number, those of the data set itself (ESC-50, UrbanSound8K, folders
+    fold1, fold2 ..., or a column fold of the table); with a number, as many stratified ones."""
     seed: int = 0
     """Random seed of the split and of the folds."""
     force: bool = False
