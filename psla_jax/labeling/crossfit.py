@@ -34,6 +34,7 @@ SCORES_FILE = Path("scores") / "train_crossfit.npz"
 SUFFIX = "-crossfit"
 """Suffix of the cross-fit directory, appended to the run directory of the config."""
 Member = Literal["ensemble", "average"]
+Part = Literal["train", "held_out"]
 
 
 class CrossfitError(ValueError):
@@ -154,7 +155,7 @@ def _prepare_directory(request: Request, data: DataSets) -> None:
     write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
-def _fold_path(request: Request, fold: int, part: Literal["train", "held_out"]) -> str:
+def _fold_path(request: Request, fold: int, part: Part) -> str:
     return str(request.directory / f"fold_{fold + 1}_{part}.json")
 
 
@@ -162,7 +163,8 @@ def _write_folds(request: Request, data: DataSets, fold_of_clip: np.ndarray) -> 
     """Writes the datafiles of every fold: the clips to train on, and those to score."""
     train, mids = data.train, data.vocabulary.mids
     for fold in range(request.folds):
-        for part, selected in (("train", fold_of_clip != fold), ("held_out", fold_of_clip == fold)):
+        parts: dict[Part, np.ndarray] = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
+        for part, selected in parts.items():
             clips = np.flatnonzero(selected).tolist()
             records = ((train.wav(clip), [mids[i] for i in train.labels(clip)]) for clip in clips)
             datafile.write(_fold_path(request, fold, part), records, exclusive=train.exclusive)
