@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from psla_jax.data.prepare import label_cells
@@ -254,11 +254,21 @@ def _parts(path: str, rows: list[_Row], column: str, fold: str) -> tuple[dict[in
         if fold:
             raise CollectionError(f"the column {column} of {path} has no folds, but --fold is {fold}: omit it.")
         return {row.line: parts[row.split] for row in rows}, f"; split by its column {column}"
-    numbers = sorted(set(folds.values()), key=int)
-    chosen = fold or numbers[-1]
+    chosen, description = choose_fold(path, folds.values(), fold)
+    held_out = {row.line: "evaluation" if folds[row.split] == chosen else "train" for row in rows}
+    return held_out, f"; {description}"
+
+
+def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, str]:
+    """Returns the number of the fold for evaluation, the last one if none is requested, and a description.
+
+    Raises:
+        CollectionError: there is only one fold, or the requested one does not exist.
+    """
+    numbers = sorted(set(folds), key=int)
+    chosen = requested or numbers[-1]
     if chosen not in numbers:
         raise CollectionError(f"{path} has the folds {', '.join(numbers)}, but --fold is {chosen}: name one of these.")
     if len(numbers) < 2:
         raise CollectionError(f"{path} has only the fold {chosen}: training needs another one.")
-    held_out = {row.line: "evaluation" if folds[row.split] == chosen else "train" for row in rows}
-    return held_out, f"; fold {chosen} of {', '.join(numbers)} is for evaluation"
+    return chosen, f"fold {chosen} of {', '.join(numbers)} is for evaluation"
