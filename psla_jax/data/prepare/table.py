@@ -26,7 +26,7 @@ LABEL_COLUMNS = (
     *("targets", "target", "primary_label", "scene_label"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold")
-GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file")
+GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier")
 """Column names that are recognised, in order of preference; upper and lower case are equivalent."""
 _RECOGNISED = {"file": FILE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
 _OPTIONAL = ("split", "group")
@@ -115,6 +115,8 @@ def read(
         raise CollectionError(f"no clip of {path} can be used: {printable_path(excluded[0].path)} {excluded[0].reason}")
     kind = "one label per clip" if exclusive else f"several labels per clip, {cells.separated}"
     layout = layout or f"table with the columns {header.file} and {header.label}, {kind}"
+    if not exclusive and (unlabelled := sum(not clip.labels for clip in clips)):
+        group_notes.append(f"clips without a label, in which training treats every class as absent: {unlabelled:,}")
     notes = (*read_table.notes, *cells.notes, *group_notes)
     return Collection(layout + split, tuple(clips), exclusive, tuple(excluded), notes)
 
@@ -134,6 +136,8 @@ def _read_table(path: str, columns: Columns) -> _Table:
     if not columns.label and (better := _named_classes(header, body, named["label"])):
         notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
         named["label"] = better
+    if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
+        notes.append(f"the column {secondary[0]} is not used: clips have only the labels of {named['label']}")
     positions = [header.index(name) if name else None for name in named.values()]
     rows = [_Row(line, *("" if p is None else cells[p] for p in positions)) for line, cells in lines[1:]]
     if nameless := next((row for row in rows if not row.file), None):
@@ -228,7 +232,7 @@ def _groups(
     """
     groups = {row.line: nfc(row.group) for row in rows if row.group.lower() not in ("", "nan")}
     classes = {name for names in labels for name in names}
-    if not groups or requested:
+    if requested or len(set(groups.values())) == len(groups):
         return groups, []
     if len(set(groups.values())) < 2 * len(classes):
         return {}, [f"the column {column} has too few values for sources: use --group-column {column} if it has them"]
