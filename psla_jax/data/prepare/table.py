@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from psla_jax.data.prepare import label_cells
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, part_names
-from psla_jax.data.prepare.label_cells import LabelError
 from psla_jax.data.prepare.locate import find_files
 from psla_jax.data.prepare.names import nfc
 from psla_jax.data.prepare.walk import printable_path
@@ -97,10 +96,7 @@ def read(
     header, rows = read_table.header, read_table.rows
     base = os.path.abspath(audio or os.path.dirname(path))
     files, excluded = _locate(path, rows, base, progress)
-    try:
-        cells = label_cells.parse([row.label for row in rows], separator)
-    except LabelError as error:
-        raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
+    cells = _parse_labels(path, rows, separator)
     labels = {row.line: names for row, names in zip(rows, cells.labels)}
     exclusive = max(map(len, cells.labels)) == 1
     parts, split = _parts(path, rows, header.split, fold)
@@ -143,6 +139,13 @@ def _read_table(path: str, columns: Columns) -> _Table:
     if nameless := next((row for row in rows if not row.file), None):
         raise CollectionError(f"line {nameless.line} of {path} names no file: fill in its {named['file']}.")
     return _Table(Columns(**named), rows, tuple(notes))
+
+
+def _parse_labels(path: str, rows: list[_Row], separator: str | None) -> label_cells.CellLabels:
+    try:
+        return label_cells.parse([row.label for row in rows], separator)
+    except label_cells.LabelError as error:
+        raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
 
 
 def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str) -> str:

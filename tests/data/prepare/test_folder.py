@@ -262,6 +262,15 @@ def test_classes_with_names_like_parts_are_classes(tmp_path, names):
     assert clips(made, tmp_path) == {f"{name}/a.wav": (name, "") for name in folders}
 
 
+def test_class_folders_in_the_only_folder_of_each_part_are_recognised(tmp_path):
+    touch(tmp_path, *(f"{part}/audio/{name}/x.wav" for part in ("train", "test") for name in ("yes", "no")))
+    assert clips(read_folder(tmp_path), tmp_path) == {
+        f"{part}/audio/{name}/x.wav": (name, split)
+        for part, split in (("train", "train"), ("test", "evaluation"))
+        for name in ("yes", "no")
+    }
+
+
 def test_fsd50k_has_a_command_of_its_own(tmp_path):
     touch(
         tmp_path / "data" / "FSD50K", "FSD50K.dev_audio/1.wav", "FSD50K.eval_audio/2.wav", "FSD50K.ground_truth/dev.csv"
