@@ -35,6 +35,7 @@ SCORES_FILE = Path("scores") / "train_crossfit.npz"
 SUFFIX = "-crossfit"
 """Suffix of the cross-fit directory, appended to the run directory of the config."""
 Member = Literal["ensemble", "average"]
+Part = Literal["train", "held_out"]
 
 
 class CrossfitError(ValueError):
@@ -129,14 +130,15 @@ def _prepare_directory(request: Request, data: DataSets) -> None:
     write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
-def _fold_path(request: Request, fold: int, part: str) -> str:
+def _fold_path(request: Request, fold: int, part: Part) -> str:
     return str(request.directory / f"fold_{fold + 1}_{part}.json")
 
 
 def _write_folds(request: Request, data: DataSets, fold_of_clip: np.ndarray) -> None:
     """Writes the datafiles of every fold: the clips to train on, and those to score."""
     for fold in range(request.folds):
-        for part, selected in (("train", fold_of_clip != fold), ("held_out", fold_of_clip == fold)):
+        parts: dict[Part, np.ndarray] = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
+        for part, selected in parts.items():
             clips = records(data.train, data.vocabulary, np.flatnonzero(selected).tolist())
             datafile.write(_fold_path(request, fold, part), clips, exclusive=data.train.exclusive)
 

@@ -122,13 +122,14 @@ def choose(requested: Sequence[int], own: Mapping[str, str], *, seed: int, name:
     return Folding(own, sum(requested), seed)
 
 
-def write(prepared: Prepared, folding: Folding, groups: Mapping[str, str], *, exclusive: bool) -> str:
+def write(prepared: Prepared, folding: Folding, *, exclusive: bool) -> str:
     """Writes a datafile per fold with the clips of all parts; returns lines for the screen.
 
-    Arguments and errors are those of :meth:`Folding.assign`.
+    With `exclusive`, the datafiles declare that every clip has exactly one class. Errors are those of
+    :meth:`Folding.assign`.
     """
     clips = sorted(record for path in prepared.datafiles.values() for record in datafile.records(path))
-    names = folding.assign(clips, groups)
+    names = folding.assign(clips, prepared.groups)
     remove(os.path.dirname(prepared.config))
     folder = Path(prepared.config).parent / FOLDER
     folder.mkdir(exist_ok=True)
@@ -137,7 +138,7 @@ def write(prepared: Prepared, folding: Folding, groups: Mapping[str, str], *, ex
         path = folder / f"fold_{name}.json"
         counts[name] = datafile.write(path, [c for c, n in zip(clips, names) if n == name], exclusive=exclusive)
     lines = [f"{folder}: {len(counts)} folds of {' + '.join(f'{count:,}' for count in counts.values())} clips"]
-    lines += [f"note: {note}" for note in folding.notes(clips, groups, names)]
+    lines += [f"note: {note}" for note in folding.notes(clips, prepared.groups, names)]
     return "\n".join([*lines, f"to cross-validate: psla crossval {shlex.quote(prepared.config)}"])
 
 
