@@ -30,8 +30,8 @@ from psla_jax.training import short_runs
             OptimizerConfig(epochs=3, warmup_steps=0),
             {},
             ["after the 3 steps of the run, 73% of the running batch statistics are still their initial values, so "
-             "scores of single epochs and of their ensemble may be wrong: train for more steps; the weight average with "
-             "re-estimated statistics is not affected"],
+             "scores of single epochs and of their ensemble may be wrong: train for more steps; the weight average "
+             "with re-estimated statistics is not affected"],
         ),
         (1, OptimizerConfig(epochs=3, warmup_steps=0), {"aggregation": AggregationConfig(2, 3, False)},
          ["use --aggregation.reestimate True for the weight average"]),
