@@ -40,5 +40,5 @@ config = RunConfig(
     pretraining=PretrainingConfig(source="imagenet"),
     sampling=SamplingConfig(balanced=False, mixup=0.5, freq_mask=48, time_mask=192),
     optimizer=OptimizerConfig(learning_rate=1e-3, epochs=60, warmup_steps=1000, decay_start=35, decay_every=5),
-    aggregation=AggregationConfig(first=41, last=60),
+    aggregation=AggregationConfig(first=41),
 )

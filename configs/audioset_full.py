@@ -41,5 +41,5 @@ config = RunConfig(
     pretraining=PretrainingConfig(source="imagenet"),
     sampling=SamplingConfig(balanced=True, mixup=0.5, freq_mask=48, time_mask=192),
     optimizer=OptimizerConfig(learning_rate=1e-4, epochs=30, warmup_steps=1000, decay_start=10, decay_every=5),
-    aggregation=AggregationConfig(first=16, last=30),
+    aggregation=AggregationConfig(first=16),
 )

@@ -31,5 +31,5 @@ config = RunConfig(
     model=ModelConfig(name="efficientnet-tiny", heads=4, drop_connect=0.0),
     sampling=SamplingConfig(balanced=True, mixup=0.5, freq_mask=24, time_mask=16),
     optimizer=OptimizerConfig(learning_rate=2e-3, epochs=30, warmup_steps=0, decay_start=20, decay_every=5),
-    aggregation=AggregationConfig(first=21, last=30),
+    aggregation=AggregationConfig(first=21),
 )

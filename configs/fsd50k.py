@@ -39,5 +39,5 @@ config = RunConfig(
     pretraining=PretrainingConfig(source="imagenet"),
     sampling=SamplingConfig(balanced=True, mixup=0.5, freq_mask=48, time_mask=192),
     optimizer=OptimizerConfig(learning_rate=5e-4, epochs=40, warmup_steps=1000, decay_start=10, decay_every=5),
-    aggregation=AggregationConfig(first=21, last=40),
+    aggregation=AggregationConfig(first=21),
 )

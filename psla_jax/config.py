@@ -212,14 +212,15 @@ class AggregationConfig:
 
     first: int = 16
     """First epoch of the weight average, counted from 1."""
-    last: int = 30
-    """Last epoch of the weight average."""
+    last: int = 0
+    """Last epoch of the weight average; 0 for the last epoch of the run."""
     reestimate: bool = True
     """Re-estimate the batch statistics of the averaged weights in one pass over the training set."""
 
     def __post_init__(self) -> None:
         _require(self, "first", self.first >= 1, "epochs are counted from 1")
-        _require(self, "last", self.last >= self.first, f"use {self.first} (aggregation.first) or later")
+        remedy = f"use {self.first} (aggregation.first) or later, or 0 for the last epoch"
+        _require(self, "last", self.last == 0 or self.last >= self.first, remedy)
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,8 @@ class RunConfig:
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
-        _require(self.aggregation, "last", self.aggregation.last <= epochs, remedy)
+        for name in ("first", "last"):
+            _require(self.aggregation, name, getattr(self.aggregation, name) <= epochs, remedy)
         remedy = "name the set that decides when training ends with data.validation, or use 0"
         _require(self.optimizer, "patience", not self.optimizer.patience or bool(self.data.validation), remedy)
         remedy = f"use a divisor of data.batch_size, {batch_size}"
@@ -307,6 +309,7 @@ _PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in 
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}
+    | {"aggregation.first", "aggregation.last", "bootstrap"}
     | {"data.train", "data.labels", "data.validation", "data.evaluation"}
     | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
@@ -338,6 +341,10 @@ def from_json(text: str) -> RunConfig:
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Returns the fields outside :data:`FREE_FIELDS` whose values differ, each as ``field: old -> new``."""
+    """Returns the fields that keep a run from being resumed, each as ``field: old -> new``.
+
+    They are those outside :data:`FREE_FIELDS` whose values differ; ``optimizer.epochs`` may grow.
+    """
     before, after = flatten(old), flatten(new)
-    return [f"{k}: {before[k]!r} -> {after[k]!r}" for k in after if k not in FREE_FIELDS and before[k] != after[k]]
+    free = FREE_FIELDS | ({"optimizer.epochs"} if new.optimizer.epochs > old.optimizer.epochs else set())
+    return [f"{k}: {before[k]!r} -> {after[k]!r}" for k in after if k not in free and before[k] != after[k]]

@@ -137,7 +137,7 @@ def base_config(options: Options, seed: int) -> RunConfig:
         frontend=FrontendConfig(target_length=FRAMES),
         sampling=replace(demo.sampling, time_mask=24),
         optimizer=replace(demo.optimizer, epochs=options.epochs, decay_start=max(options.epochs * 2 // 3, 1)),
-        aggregation=replace(demo.aggregation, first=options.epochs * 2 // 3 + 1, last=options.epochs),
+        aggregation=replace(demo.aggregation, first=options.epochs * 2 // 3 + 1),
         bootstrap=0,
     )
 

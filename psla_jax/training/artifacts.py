@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, EvaluationSource, TrainSource, batches, evaluation_source, plain_source
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
-from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, save_model
+from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, read_card, save_model
 from psla_jax.models.self_test import self_test_record, self_test_scores
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
@@ -72,6 +72,10 @@ class RunArtifacts:
     def has_model(self, name: str) -> bool:
         """Returns whether that model was saved."""
         return (self.directory / "models" / name / DESCRIPTION).is_file()
+
+    def notes(self, name: str) -> Mapping[str, Any]:
+        """Returns the notes of a saved model; empty if it was not saved."""
+        return read_card(self.directory / "models" / name).notes if self.has_model(name) else {}
 
     def weights(self, name: str) -> Weights:
         """Loads the weights of a saved model onto all devices."""

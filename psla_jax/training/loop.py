@@ -90,11 +90,15 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     distributed.on_primary(lambda: datasets.check_clips(data, config.data, logger.info), DataError)
     with run_directory.exclusive(directory):
         edited_sets = require_compatible()
+        notes = list(run_directory.extension_notes(directory, config))
         run_directory.write_metadata(directory, config, data)
         with StopHandler() as stop:
             run = open_run(directory, config, data, placement, stop, cache_programs)
-            for name in edited_sets:
-                run.logger.info(f"{name} was edited since this run was started, which data.edited accepts")
+            notes += [
+                f"{name} was edited since this run was started, which data.edited accepts" for name in edited_sets
+            ]
+            for note in notes:
+                run.logger.info(note)
             run.fit()
             return run.summarise()
 

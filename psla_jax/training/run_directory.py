@@ -44,10 +44,25 @@ def require_compatible(directory: Path, config: RunConfig, data: DataSets) -> li
         return []  # Without a checkpoint nothing is lost, so a mistake in the config can still be corrected.
     if changed := differences(from_json((directory / CONFIG).read_text(encoding="utf-8")), config):
         raise RunError(
-            f"{directory} holds a run of another config ({'; '.join(changed)}): choose another directory with "
-            "--run-dir, or resume it with its own settings."
+            f"{directory} holds a run of another config ({'; '.join(changed)}): resume it with its own settings "
+            "(optimizer.epochs may grow), or choose another directory with --run-dir, where --pretraining.source "
+            f"{directory} would start from its weights."
         )
     return _edited_sets(directory, config, data)
+
+
+def extension_notes(directory: Path, config: RunConfig) -> Iterator[str]:
+    """Yields a sentence if the run in `directory` has fewer epochs than `config`, and one on its weight average."""
+    if not (directory / CONFIG).is_file():
+        return
+    before = from_json((directory / CONFIG).read_text(encoding="utf-8")).optimizer.epochs
+    epochs, last = config.optimizer.epochs, config.aggregation.last
+    if epochs > before:
+        yield f"the run of {before} epochs is continued up to epoch {epochs}"
+        if last and last < epochs:
+            yield (
+                f"the weight average ends with epoch {last}: use --aggregation.last 0 to average up to the last epoch"
+            )
 
 
 def _edited_sets(directory: Path, config: RunConfig, data: DataSets) -> list[str]:

@@ -37,7 +37,8 @@ def averaged_epochs(config: AggregationConfig, epochs: int, trained: int) -> tup
         epochs: number of epochs that were to be trained.
         trained: number of epochs that were trained.
     """
-    if config.last <= trained:
-        return config.first, config.last
+    last = config.last or epochs
+    if last <= trained:
+        return config.first, last
     first = 1 + (config.first - 1) * trained // epochs
-    return first, max(first, math.ceil(config.last * trained / epochs))
+    return first, max(first, math.ceil(last * trained / epochs))

@@ -73,14 +73,17 @@ def _averages(artifacts: RunArtifacts, trained: int) -> list[tuple[str, str]]:
     """Saves the weight averages and returns the name and the label in the summary of each."""
     config = artifacts.config
     first, last = averaged_epochs(config.aggregation, config.optimizer.epochs, trained)
-    if last != config.aggregation.last:
+    planned = averaged_epochs(config.aggregation, config.optimizer.epochs, config.optimizer.epochs)
+    if (first, last) != planned:
         artifacts.logger.info(
-            f"epochs {config.aggregation.first}-{config.aggregation.last} were to be averaged, but training ended "
-            f"after epoch {trained}: the weight average is that of the same share of its epochs, {first}-{last}"
+            f"epochs {planned[0]}-{planned[1]} were to be averaged, but training ended after epoch {trained}: the "
+            f"weight average is that of the same share of its epochs, {first}-{last}"
         )
     label = f"weight average (epochs {first}-{last})"
     plain = average(artifacts.weights(epoch_name(e)) for e in range(first, last + 1))
     notes = {"epochs": list(range(first, last + 1))}
+    if distributed.any_process(artifacts.notes(AVERAGE).get("epochs") != notes["epochs"]):
+        artifacts.delete_scores(AVERAGE, PLAIN_AVERAGE)  # They are of an average of other epochs.
     # A frozen backbone has the same batch statistics in every epoch.
     if not config.aggregation.reestimate or config.pretraining.freeze:
         artifacts.save_model(AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)

@@ -402,6 +402,34 @@ def test_parameters_that_explode_stop_the_run(data, tmp_path):
         loop.train(wild)
 
 
+def test_a_run_may_be_continued_for_more_epochs(whole_run, data, tmp_path, capsys):
+    """The continued run is that of the larger number of epochs, bit for bit; average and ensemble follow."""
+    config = sounds.config(data, tmp_path / "run", aggregation=AggregationConfig(first=2))
+    short = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, epochs=2))
+    loop.train(short)
+    capsys.readouterr()
+    rows = loop.train(config)
+    assert "the run of 2 epochs is continued up to epoch 3\n" in capsys.readouterr().out
+    assert [row.name for row in rows[1:]] == [row.name for row in whole_run[1][1:]]
+    assert_same_results(tmp_path / "run", Path(whole_run[0].run_dir))
+    with pytest.raises(RunError, match=r"optimizer\.epochs: 3 -> 2.*may grow.*--pretraining\.source .*run would start"):
+        loop.train(short)
+    # Other epochs can be averaged afterwards, without stale scores.
+    last = loop.train(dataclasses.replace(config, aggregation=AggregationConfig(first=3)))
+    assert last[2].name == "weight average (epochs 3-3), plain"
+    epoch, plain = (
+        Scores.load(tmp_path / "run" / "scores" / f"evaluation_{n}.npz") for n in ("epoch_003", "plain_average")
+    )
+    np.testing.assert_array_equal(epoch.scores, plain.scores)
+    fixed = dataclasses.replace(config, aggregation=AggregationConfig(first=2, last=3))
+    assert loop.train(fixed)[1].name == whole_run[1][1].name
+    assert_same_results(tmp_path / "run", Path(whole_run[0].run_dir))
+    longer = dataclasses.replace(fixed, optimizer=dataclasses.replace(config.optimizer, epochs=4))
+    capsys.readouterr()
+    loop.train(longer)
+    assert "the weight average ends with epoch 3: use --aggregation.last 0" in capsys.readouterr().out
+
+
 def test_a_run_directory_of_another_config_is_refused_with_the_fields(whole_run):
     config, _ = whole_run
     other = dataclasses.replace(config, seed=3, sampling=dataclasses.replace(config.sampling, mixup=0.0))

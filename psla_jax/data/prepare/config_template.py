@@ -68,7 +68,7 @@ def make_config(summary: DataSummary) -> RunConfig:
             decay_every=max(epochs // 12, 1),
             loss="auto",
         ),
-        aggregation=AggregationConfig(first=epochs * 2 // 3 + 1, last=epochs),
+        aggregation=AggregationConfig(first=epochs * 2 // 3 + 1),
     )
 
 
@@ -170,6 +170,6 @@ config = RunConfig(
         decay_every={optimizer.decay_every},  # and again every so many epochs
         loss="auto",  # {loss}
     ),
-    aggregation=AggregationConfig(first={aggregation.first}, last={aggregation.last}),  # epochs to average
+    aggregation=AggregationConfig(first={aggregation.first}),  # average from this epoch to the last one
 )
 '''
