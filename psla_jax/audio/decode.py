@@ -12,7 +12,7 @@ import os
 import struct
 import sys
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -74,8 +74,13 @@ def read(path: StrPath, *, channel: Channel = "mean", seconds: float = math.inf)
         AudioError: the file is missing, is not audio, is empty or holds samples that are not finite; or it is longer
             than an hour and ``seconds`` does not limit it.
     """
+    return join(path, blocks(path, channel=channel), seconds)
+
+
+def join(path: StrPath, waveform_blocks: Iterable[np.ndarray], seconds: float = math.inf) -> np.ndarray:
+    """Returns the first `seconds` of a waveform in blocks, that of `path`, with the errors of :func:`read`."""
     pieces, samples = [], 0
-    for block in blocks(path, channel=channel):
+    for block in waveform_blocks:
         pieces.append(block)
         samples += len(block)
         if samples >= seconds * SAMPLE_RATE:
@@ -147,10 +152,15 @@ def _native_rate_blocks(path: StrPath, channel: Channel) -> Iterator[tuple[np.nd
             raise AudioError(path, _unreadable_reason(path, error)) from error
     with open_audio(path, record) as audio:
         for block in read_blocks(audio, _BLOCK):
-            mono = to_mono(block, channel)
-            if not np.isfinite(mono).all():
-                raise AudioError(path, "holds samples that are not finite: export it as 16-bit PCM, or leave it out.")
-            yield mono, audio.samplerate
+            yield finite_mono(path, block, channel), audio.samplerate
+
+
+def finite_mono(path: StrPath, block: np.ndarray, channel: Channel) -> np.ndarray:
+    """Reduces ``(frames, channels)`` of a file to ``(frames,)``; raises AudioError if a sample is not finite."""
+    mono = to_mono(block, channel)
+    if not np.isfinite(mono).all():
+        raise AudioError(path, "holds samples that are not finite: export it as 16-bit PCM, or leave it out.")
+    return mono
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def _require_single_labels(data: Datafile, reason: str) -> None:
     if len(wrong):
         clip = int(wrong[0])
         raise DataError(
-            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels, but {reason}: correct the labels, or use "
+            f"{data.source} gives {data.audio(clip)} {counts[clip]} labels, but {reason}: correct the labels, or use "
             "--optimizer.loss bce."
         )
 

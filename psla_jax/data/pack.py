@@ -15,7 +15,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import Progress
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, segments, shards
 from psla_jax.config import Channel
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
@@ -261,9 +261,10 @@ def _encode_clip(data: Datafile, clip: int, job: Job) -> tuple[int, bytes, bool]
     problem = check_file(data, clip)
     if problem:
         return problem
-    path = data.wav(clip)
+    audio = data.audio(clip)
+    path = os.fspath(audio)
     try:
-        return clip, *encode(decode.read(path, channel=job.channel), path, job.format)
+        return clip, *encode(segments.read(audio, channel=job.channel), path, job.format)
     except decode.AudioError as error:
         return ClipProblem(clip, path, error.reason)
 

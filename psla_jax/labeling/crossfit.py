@@ -17,7 +17,7 @@ import numpy as np
 from psla_jax.config import KINDS, Kind, RunConfig, Threshold
 from psla_jax.data import datafile, datasets
 from psla_jax.data.clip_ids import require_distinct
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.datasets import EVALUATION, DataSets
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import write_text
@@ -79,7 +79,7 @@ def run(request: Request) -> tuple[str, ...]:
     request.enhancement().resolved().check_overwrite()
     Ontology.read(datasets.locate(request.ontology, logger.info))
     data = datasets.load(request.config.data, request.config.optimizer.loss, logger.info)
-    require_distinct(map(data.train.wav, range(len(data.train))), data.train.source)
+    require_distinct(map(data.train.clip_id, range(len(data.train))), data.train.source)
     crossfit_scores(request, data, logger)
     return enhance.run(request.enhancement(), logger)
 
@@ -153,7 +153,10 @@ def _train_fold(request: Request, data: DataSets, fold_of_clip: np.ndarray, fold
     mids = data.vocabulary.mids
     for part, selected in parts.items():
         clips = np.flatnonzero(selected).tolist()
-        records = ((data.train.wav(clip), [mids[i] for i in data.train.labels(clip)]) for clip in clips)
+        records = (
+            Record(data.train.wav(clip), [mids[i] for i in data.train.labels(clip)], *data.train.time(clip))
+            for clip in clips
+        )
         datafile.write(paths[part], records)
     train, held_out = (f"{selected.sum():,}" for selected in parts.values())
     logger.info(f"fold {fold + 1} of {request.folds}: {train} clips to train on, {held_out} to score")

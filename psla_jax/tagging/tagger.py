@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio import decode
+from psla_jax.audio import decode, segments
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError
 from psla_jax.audio.frontend import FRAME_LENGTH, Frontend
 from psla_jax.config import Channel
@@ -221,8 +221,8 @@ class Tagger:
         """Returns the scores and events of a recording.
 
         Args:
-            audio: a path, or an array `(samples,)` or `(samples, channels)` as for
-                :func:`psla_jax.audio.decode.from_samples`.
+            audio: a path, a :class:`psla_jax.audio.segments.Segment`, or an array `(samples,)` or
+                `(samples, channels)` as for :func:`psla_jax.audio.decode.from_samples`.
             sample_rate: samples per second of an array; None for a path.
             classes: indices of the classes to look for; None for all.
 
@@ -308,7 +308,7 @@ class Tagger:
     def _waveform(self, audio: Audio, sample_rate: float | None) -> Iterable[np.ndarray]:
         """Returns the blocks of a file, or an array as a single block; resampled to 16 kHz, one channel."""
         if isinstance(audio, str | os.PathLike):
-            return decode.blocks(audio, channel=self.options.channel)
+            return segments.blocks(audio, channel=self.options.channel)
         return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel)]
 
     def _analyse_one(
@@ -353,7 +353,7 @@ class Tagger:
             outcome: RecordingAccumulator | Failure = recording
             try:
                 if isinstance(audio, str | os.PathLike):
-                    recording.rate = decode.header(audio)[1]
+                    recording.rate = segments.sample_rate(audio)
                 for block in self._waveform(audio, recording.rate):
                     recording.add_samples(block)
                     yield from _expect(recording, (cutter.push(block) for cutter in cutters))

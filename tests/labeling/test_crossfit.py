@@ -70,7 +70,7 @@ def error_message(capsys: pytest.CaptureFixture, command: list[str]) -> str:
 
 
 def paths(file: Path) -> list[str]:
-    return [wav for wav, _ in datafile.records(file)]
+    return [record.wav for record in datafile.records(file)]
 
 
 def test_every_clip_is_scored_once_by_a_model_not_trained_on_it(data, finished):
@@ -98,7 +98,7 @@ def test_every_clip_is_scored_once_by_a_model_not_trained_on_it(data, finished):
 def test_the_training_set_is_enhanced_with_these_scores(data, finished):
     for name in ENHANCED:
         assert paths(finished / "out" / name) == paths(data / "data" / "train.json")
-    enhanced = dict(datafile.records(finished / "out" / ENHANCED[-1]))
+    enhanced = {record.wav: record.mids for record in datafile.records(finished / "out" / ENHANCED[-1])}
     scores = load_scores(finished)
     noise, low = (scores.labels[:, i] == 1 for i in (2, 0))
     limits = [scores.scores[low, 0].astype(np.float64).mean(), scores.scores[noise, 2].astype(np.float64).mean()]

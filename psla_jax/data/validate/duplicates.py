@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from psla_jax.audio.segments import split_fragment
 from psla_jax.data.validate.findings import Finding, MeasuredDataset, finding_for_items, format_count
 
 
@@ -59,8 +60,8 @@ def _check_file_names(
     )
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
+def _stem(clip_id: str) -> str:
+    return os.path.splitext(os.path.basename(split_fragment(clip_id)[0]))[0]
 
 
 def check_repeated_files(dataset: MeasuredDataset) -> Iterator[Finding]:

@@ -13,7 +13,8 @@ import numpy as np
 import scipy.fft
 import soundfile
 
-from psla_jax.audio import decode
+from psla_jax.audio import decode, segments
+from psla_jax.audio.segments import Segment
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.validate.preflight import ClipProblem, check_files
@@ -46,7 +47,7 @@ class ClipMeasurement:
     samples: int
     """Samples per channel; beyond :data:`MAX_SECONDS`, as stated in the header."""
     header_samples: int
-    """Samples per channel as stated in the header."""
+    """Samples per channel as stated in the header; of a segment, those that were read."""
     is_float: bool
     """Whether samples are stored as floating-point numbers."""
     finite: bool
@@ -82,17 +83,17 @@ class Measurements:
     """Number of clips that were to be read."""
 
 
-def measure_file(path: str | os.PathLike[str], channel: Channel) -> ClipMeasurement:
-    """Measures a file in blocks, without relying on the length in its header.
+def measure_file(path: decode.StrPath, channel: Channel) -> ClipMeasurement:
+    """Measures a file, or a segment of one, in blocks, without relying on the length in its header.
 
     Raises:
-        AudioError: the file is missing, is not audio or contains no samples.
+        AudioError: the file is missing, is not audio or contains no samples, or the segment is not within it.
     """
-    with decode.open_audio(path) as file:
+    with segments.open_audio(path) as file:
         rate = file.samplerate
         samples, num_clipped, peak, mono_peak, finite = 0, 0, 0.0, 0.0, True
         digest, spectrum = hashlib.sha256(str(rate).encode()), _Spectrum(rate)
-        for block in decode.read_blocks(file, _BLOCK):
+        for block in segments.native_blocks(file, path, _BLOCK):
             samples += len(block)
             magnitude = np.abs(block)
             finite = bool(np.isfinite(magnitude.max()))
@@ -108,11 +109,12 @@ def measure_file(path: str | os.PathLike[str], channel: Channel) -> ClipMeasurem
         if not samples:
             reason = "contains no samples: record or download it again, or remove it from the datafile."
             raise decode.AudioError(path, reason)
+        total, stated = (samples, samples) if isinstance(path, Segment) else (file.frames, _header_samples(file))
         return ClipMeasurement(
             rate=rate,
             channels=file.channels,
-            samples=max(samples, file.frames) if samples >= MAX_SECONDS * rate else samples,
-            header_samples=_header_samples(file),
+            samples=max(samples, total) if samples >= MAX_SECONDS * rate else samples,
+            header_samples=stated,
             is_float=file.subtype in ("FLOAT", "DOUBLE"),
             finite=finite,
             peak=peak,
@@ -216,12 +218,12 @@ def _timed_out(data: Datafile, clip: int) -> ClipProblem:
         f"could not be read within {READ_TIMEOUT:.0f} s, because the disk does not respond or the decoder hangs: copy "
         "it to another disk, or remove it from the datafile."
     )
-    return ClipProblem(clip, data.wav(clip), reason)
+    return ClipProblem(clip, os.fspath(data.audio(clip)), reason)
 
 
 def _measure(data: Datafile, clip: int, channel: Channel) -> ClipMeasurement | ClipProblem:
-    path = data.wav(clip)
+    audio = data.audio(clip)
     try:
-        return measure_file(path, channel)
+        return measure_file(audio, channel)
     except decode.AudioError as error:
-        return ClipProblem(clip, path, error.reason)
+        return ClipProblem(clip, os.fspath(audio), error.reason)

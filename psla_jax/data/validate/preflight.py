@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, segments, shards
 from psla_jax.data.datafile import Datafile
 
 _BLOCK = 1024
@@ -64,9 +64,9 @@ def check_files(datafile: Datafile, clips: Iterable[int]) -> list[ClipProblem]:
 
 def check_file(datafile: Datafile, index: int) -> ClipProblem | None:
     """Reports a clip whose file (or shard) is missing, is not a regular file or is empty, without reading it."""
-    path = datafile.wav(index)
+    path = os.fspath(datafile.audio(index))
     try:
-        status = os.stat(shards.storage_path(path))
+        status = os.stat(shards.storage_path(datafile.wav(index)))
     except (OSError, ValueError):
         return ClipProblem(index, path, "is missing: correct the path, or remove the clip from the datafile.")
     if not stat.S_ISREG(status.st_mode):
@@ -77,9 +77,9 @@ def check_file(datafile: Datafile, index: int) -> ClipProblem | None:
 
 
 def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> ClipProblem | None:
-    path = datafile.wav(index)
+    clip = datafile.audio(index)
     try:
-        decode.read(path, channel=channel, seconds=decode.MAX_CLIP_SECONDS)
+        segments.read(clip, channel=channel, seconds=decode.MAX_CLIP_SECONDS)
     except decode.AudioError as error:
-        return ClipProblem(index, path, error.reason)
+        return ClipProblem(index, os.fspath(clip), error.reason)
     return None
