@@ -28,8 +28,11 @@ MAX_OVERRUN = 0.5
 """Seconds by which a segment may exceed its recording, because times are often rounded; it is cut then."""
 _NUMBER = r"\d+(?:\.\d+)?"
 _FRAGMENT = re.compile(rf"#t={_NUMBER}(?:,{_NUMBER})?$")
-_BLOCK = 1 << 15
-"""Samples, summed over the channels, that are decoded at a time."""
+_BLOCK, _SEQUENTIAL_BLOCK = 1 << 15, 1 << 20
+"""Samples, summed over the channels, that are decoded at a time: after a seek, and from the beginning of a recording.
+
+The latter is that of :func:`psla_jax.audio.decode.blocks`, because soundfile seeks after every read.
+"""
 _SETTLING_SAMPLES = 2048
 """Samples, at the lower of both rates, after which the resampler does not depend on earlier ones."""
 _INEXACT_SEEK = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
@@ -117,12 +120,12 @@ def open_audio(clip: StrPath) -> Iterator[soundfile.SoundFile]:
 def native_blocks(audio: soundfile.SoundFile, clip: StrPath, samples: int) -> Iterator[np.ndarray]:
     """Yields a file or segment, opened as `audio`, as float32 ``(frames, channels)`` blocks at the rate of the file.
 
-    A block has at most `samples` samples. Raises AudioError if a segment is not within the recording.
+    A block of a file has at most `samples` samples. Raises AudioError if a segment is not within the recording.
     """
     if not isinstance(clip, Segment):
         return decode.read_blocks(audio, samples)
     first, stop = clip.samples(audio.samplerate)
-    return _part(_blocks_from(audio, clip, first, samples), first, first, stop)
+    return _part(_blocks_from(audio, clip, first), first, first, stop)
 
 
 def duration(clip: StrPath) -> float:
@@ -155,7 +158,7 @@ def _waveform(segment: Segment, channel: Channel) -> Iterator[np.ndarray]:
         common = math.gcd(rate, SAMPLE_RATE)
         settled = segment.start - _SETTLING_SAMPLES / min(rate, SAMPLE_RATE)
         units = max(0, math.floor(settled * common))
-        native = _blocks_from(audio, segment, units * (rate // common), _BLOCK)
+        native = _blocks_from(audio, segment, units * (rate // common))
         resampled = _resampled((decode.finite_mono(segment, block, channel) for block in native), rate)
         for block in _part(resampled, units * (SAMPLE_RATE // common), *segment.samples(SAMPLE_RATE)):
             empty = False
@@ -164,15 +167,14 @@ def _waveform(segment: Segment, channel: Channel) -> Iterator[np.ndarray]:
         raise AudioError(segment, "is too short (no sample at 16 kHz): leave it out.")
 
 
-def _blocks_from(audio: soundfile.SoundFile, segment: Segment, first: int, samples: int) -> Iterator[np.ndarray]:
+def _blocks_from(audio: soundfile.SoundFile, segment: Segment, first: int) -> Iterator[np.ndarray]:
     """Yields the frames of a recording from number `first` to its end, where a segment beyond it is an error.
 
     Frames before `first` are skipped by seeking where that changes no sample, and decoded otherwise.
     """
-    position = 0
-    if audio.seekable() and audio.subtype not in _INEXACT_SEEK and first <= audio.frames:
-        position = audio.seek(first)
-    for block in decode.read_blocks(audio, samples):
+    exact = audio.seekable() and audio.subtype not in _INEXACT_SEEK and first <= audio.frames
+    position = audio.seek(first) if exact else 0
+    for block in decode.read_blocks(audio, _BLOCK if exact else _SEQUENTIAL_BLOCK):
         kept = block[max(0, first - position) :]
         position += len(block)
         if len(kept):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import sounds
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.evaluation.scores import Scores
 from psla_jax.labeling import crossfit
 from psla_jax.labeling.crossfit import CrossfitError, assign_folds
@@ -201,3 +202,31 @@ def test_an_invalid_number_of_folds_is_rejected(long_tail):
         with pytest.raises(CrossfitError, match=f"folds is {folds}: use 2 or more"):
             assign_folds(long_tail, folds, seed=0)
     assert sorted(assign_folds(long_tail, 300, seed=0)) == list(range(300))
+
+
+def test_folds_keep_the_times_of_segments(data, tmp_path, monkeypatch):
+    mids = sounds.VOCABULARY.mids
+    whole = Datafile.read(data / "data" / "train.json", sounds.VOCABULARY)
+    records = [Record(whole.wav(0), [mids[i % 3]], 0.01 * i, 0.01 * i + 0.25) for i in range(12)]
+    datafile.write(tmp_path / "train.json", records)
+    config = sounds.config(data / "data", tmp_path / "run")
+    config = replace(config, data=replace(config.data, train=str(tmp_path / "train.json")))
+    request = crossfit.Request(config, str(data / "ontology.json"), folds=2)
+
+    def stand_in(config):
+        """Scores every clip of a fold by its start."""
+        held_out = Datafile.read(config.data.evaluation, sounds.VOCABULARY)
+        clips = range(len(held_out))
+        values = np.array([[held_out.time(i)[0]] * len(mids) for i in clips], np.float32)
+        ids = np.array([held_out.clip_id(i) for i in clips])
+        labels = np.stack([held_out.multi_hot(i) for i in clips])
+        folder = Path(config.run_dir) / "scores"
+        folder.mkdir(parents=True)
+        Scores(ids, values, labels, mids=mids).save(folder / f"evaluation_{request.model}.npz")
+
+    monkeypatch.setattr(loop, "train", stand_in)
+    paths = crossfit.run(request)
+    scores = Scores.load(request.directory / crossfit.SCORES_FILE)
+    np.testing.assert_allclose(scores.scores[:, 0], 0.01 * np.arange(12), atol=1e-6)
+    written = [(record.start, record.end) for record in datafile.records(paths[0])]
+    assert written == [(record.start, record.end) for record in records]

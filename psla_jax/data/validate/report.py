@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from psla_jax.audio.segments import WHOLE
 from psla_jax.data.validate.audio import format_values
 from psla_jax.data.validate.findings import SEVERITIES, Finding, MeasuredDataset, format_count
 from psla_jax.data.validate.run import Report
@@ -48,6 +49,10 @@ def _properties(dataset: MeasuredDataset) -> Iterator[tuple[str, str]]:
     table, data = dataset.table, dataset.datafile
     labels, classes = np.diff(data.label_offsets), format_count(dataset.num_known_classes, "class")
     yield "clips", f"{len(data):,}, of which {len(table):,} were read"
+    if data.times is not None:
+        is_segment = (data.times != WHOLE).any(axis=1)
+        recordings = {data.path(clip) for clip in np.flatnonzero(is_segment).tolist()}
+        yield "segments", f"{is_segment.sum():,} of the clips, of {format_count(len(recordings), 'recording')}"
     yield "labels", f"{labels.sum():,} of {classes}, {labels.min()} to {labels.max()} per clip"
     if not len(table):
         return
