@@ -131,8 +131,12 @@ class PrepareCSV(CollectionOptions):
     """Column of the classes; empty: the first with a common name."""
     split_column: str = ""
     """Column of the parts or folds; empty: the first with a common name, if there is one."""
+    group_column: str = ""
+    """Column of the sources, such as a recording that clips are cut from, which a random split does not divide;
+    empty: the first with a common name (src_file, fsID, recording_id ...), if there is one."""
     separator: Literal["auto", "bar", "semicolon", "comma", "none"] = "auto"
-    """Separator of the labels of a clip; auto: the first of bar, semicolon and comma that occurs."""
+    """Separator of the labels of a clip; auto: lists such as ['Dog', 'Bark'], or the first of bar, semicolon and comma
+    that occurs."""
 
 
 _SEPARATORS = {"auto": None, "bar": "|", "semicolon": ";", "comma": ",", "none": ""}
@@ -144,7 +148,9 @@ def prepare_csv(arguments: list[str]) -> int:
 
     from psla_jax.data.prepare import table
 
-    columns = table.Columns(options.file_column, options.label_column, options.split_column)
+    columns = table.Columns(
+        file=options.file_column, label=options.label_column, split=options.split_column, group=options.group_column
+    )
     separator = _SEPARATORS[options.separator]
     collection = table.read(options.table, options.audio, columns=columns, separator=separator, fold=options.fold)
     return _prepare_collection(collection, options, Path(options.table).stem)
