@@ -96,8 +96,8 @@ class CollectionOptions:
 class PrepareFolder(CollectionOptions):
     """Writes datafiles and a config for a folder with one subfolder per class. Example: psla prepare folder sounds
 
-    ESC-50, Speech Commands, train, validation and test folders, and label files of Audacity beside the recordings are
-    recognised.
+    ESC-50, UrbanSound8K, Speech Commands, folders of parts (train, validation, test) or folds, and label files of
+    Audacity beside the recordings are recognised.
     """
 
     directory: Positional[str]
@@ -192,7 +192,7 @@ class DataSet:
 DATA_SETS = {
     "fsd50k": DataSet("DIR", "FSD50K as downloaded", prepare_fsd50k),
     "audioset": DataSet("--segments CSV... --audio DIR...", "AudioSet: its lists, your audio", prepare_audioset),
-    "folder": DataSet("DIR", "your recordings, a folder per class; ESC-50, Speech Commands", prepare_folder),
+    "folder": DataSet("DIR", "a folder per class; ESC-50, UrbanSound8K, Speech Commands", prepare_folder),
     "csv": DataSet("FILE.csv [--audio DIR]", "your recordings, listed in a table", prepare_csv),
     "relabel": DataSet("ENHANCED.json --onto MINE.json", "published labels, your audio", enhance.relabel),
 }

@@ -393,3 +393,22 @@ def test_invalid_times_are_not_written(tmp_path):
         with pytest.raises(DatafileError, match=r"the clip a\.wav starts at"):
             datafile.write(tmp_path / "a.json", [Record("a.wav", [], start, end)])
     assert not (tmp_path / "a.json").exists()
+
+
+def test_relative_paths_that_are_only_in_the_working_directory_are_read_from_there(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "here" / "wavs").mkdir(parents=True)
+    (tmp_path / "here" / "wavs" / "b.wav").touch()
+    datafile.write(tmp_path / "lists" / "a.json", [("wavs/a.wav", ["x"]), ("wavs/b.wav", ["x"]), ("/c.wav", ["x"])])
+    monkeypatch.chdir(tmp_path / "here")
+    data = Datafile.read(tmp_path / "lists" / "a.json", Vocabulary(("x",), ("X",)))
+    for same in (data, pickle.loads(pickle.dumps(data)), data.share(tmp_path / "shared")):
+        assert same.root == str(tmp_path / "here")
+        assert [same.wav(i) for i in (1, 2)] == [str(tmp_path / "here" / "wavs" / "b.wav"), "/c.wav"]
+    (tmp_path / "lists" / "wavs").mkdir()
+    (tmp_path / "lists" / "wavs" / "a.wav").touch()
+    found = Datafile.read("../lists/a.json", Vocabulary(("x",), ("X",)))
+    assert (found.root, found.wav(1)) == ("", str(tmp_path / "lists" / "wavs" / "b.wav"))
+    assert found.share(tmp_path / "shared").root == ""
+    monkeypatch.chdir(tmp_path)
+    assert Datafile.read("lists/a.json", Vocabulary(("x",), ("X",))).root == ""

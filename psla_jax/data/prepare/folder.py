@@ -109,12 +109,7 @@ def _class_folders(contents: _Contents, fold: str) -> Collection:
 def _divided(contents: _Contents, kind: str, layout: str, parts: Mapping[str, str]) -> Collection:
     """Returns the clips of class folders inside folders that `parts` maps to parts; other folders are excluded."""
     inside = [path for path in contents.audio if path[0] in parts]
-    depth = 2
-    while (
-        len({path[depth - 1] for path in inside}) == 1
-        and len({path[depth] for path in inside if len(path) > depth + 1}) > 1
-    ):
-        depth += 1
+    depth = _class_depth(inside, 2)
     if not any(len(path) > depth for path in inside):
         raise CollectionError(
             f"the folders {examples(sorted(parts))} of {printable_path(contents.root)} are {kind} and have no class "
@@ -125,6 +120,13 @@ def _divided(contents: _Contents, kind: str, layout: str, parts: Mapping[str, st
     excluded = [*contents.excluded, *(ExcludedClip(contents.path(path), reason) for path in beside)]
     contents = replace(contents, audio=sorted(set(contents.audio) - set(beside)), excluded=excluded)
     return _collect(contents, layout, depth, lambda path: parts[path[0]])
+
+
+def _class_depth(paths: list[_Path], depth: int) -> int:
+    """Returns the depth of the class folders: `depth`, or more if there is only one folder, such as ``audio``."""
+    while len({path[depth - 1] for path in paths}) == 1 and len({p[depth] for p in paths if len(p) > depth + 1}) > 1:
+        depth += 1
+    return depth
 
 
 def _speech_commands(contents: _Contents) -> Collection | None:

@@ -122,7 +122,7 @@ def _inseparable(labels: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     pairs = Counter(pair for names in labels for pair in pairwise(names))
     following = {a: b for (a, b), count in pairs.items() if count == counts[a] == counts[b]}
     runs = []
-    for start in [name for name in following if name not in set(following.values())]:
+    for start in following.keys() - set(following.values()):
         run = [start]
         while run[-1] in following:
             run.append(following[run[-1]])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from psla_jax.audio.segments import WHOLE
 from psla_jax.data.prepare import audioset_strong, label_cells, label_files, segments
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, part_names
-from psla_jax.data.prepare.label_cells import LabelError
 from psla_jax.data.prepare.locate import find_files
 from psla_jax.data.prepare.names import nfc
 from psla_jax.data.prepare.walk import printable_path
@@ -27,7 +26,7 @@ LABEL_COLUMNS = (
     *("targets", "target", "primary_label", "scene_label", "event_label", "event", "annotation", "common name"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold")
-GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file")
+GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier")
 """Column names that are recognised, in order of preference; upper and lower case are equivalent."""
 _RECOGNISED = {"file": FILE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
 _OPTIONAL = ("split", "group")
@@ -111,10 +110,7 @@ def read(
     header, rows = read_table.header, read_table.rows
     base = os.path.abspath(audio or os.path.dirname(path))
     files, excluded = _locate(path, read_table, base, progress)
-    try:
-        cells = label_cells.parse([row.label for row in rows], separator)
-    except LabelError as error:
-        raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
+    cells = _parse_labels(path, rows, separator)
     labels = {row.line: names for row, names in zip(rows, cells.labels)}
     parts, split = _parts(path, rows, header.split, fold)
     groups, group_notes = _groups(rows, header.group, cells.labels, requested=bool(columns.group))
@@ -130,6 +126,8 @@ def read(
         raise CollectionError(f"no clip of {path} can be used: {printable_path(excluded[0].path)} {excluded[0].reason}")
     kind = "one label per clip" if exclusive else ", ".join(filter(None, ["several labels per clip", cells.separated]))
     layout = layout or read_table.layout or f"table with the columns {header.file} and {header.label}, {kind}"
+    if not exclusive and (absent := sum(not clip.labels for clip in clips)):
+        group_notes.append(f"clips without a label, in which training treats every class as absent: {absent:,}")
     notes = (*read_table.notes, *cells.notes, *group_notes)
     collection = Collection(layout + split, tuple(clips), exclusive, tuple(excluded), notes)
     return segments.describe(collection, read_table.times, progress) if read_table.times else collection
@@ -151,6 +149,8 @@ def _read_table(path: str, columns: Columns) -> _Table:
     if not columns.label and (better := _named_classes(header, body, named["label"])):
         notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
         named["label"] = better
+    if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
+        notes.append(f"the column {secondary[0]} is not used: clips have only the labels of {named['label']}")
     positions = [header.index(name) if name else None for name in named.values()]
     rows = [
         _Row(line, _time(path, line, times, header, cells), *("" if p is None else cells[p] for p in positions))
@@ -191,6 +191,13 @@ def _time(
         return times.time(dict(zip(header, cells))) if times else WHOLE
     except ValueError as error:
         raise CollectionError(f"line {line} of {path} has {error}.") from None
+
+
+def _parse_labels(path: str, rows: list[_Row], separator: str | None) -> label_cells.CellLabels:
+    try:
+        return label_cells.parse([row.label for row in rows], separator)
+    except label_cells.LabelError as error:
+        raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
 
 
 def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str) -> str:
@@ -283,7 +290,7 @@ def _groups(
     """
     groups = {row.line: nfc(row.group) for row in rows if row.group.lower() not in ("", "nan")}
     classes = {name for names in labels for name in names}
-    if not groups or requested:
+    if requested or len(set(groups.values())) == len(groups):
         return groups, []
     if len(set(groups.values())) < 2 * len(classes):
         return {}, [f"the column {column} has too few values for sources: use --group-column {column} if it has them"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from servers import one_sentence
 
+from psla_jax.data.prepare import table
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError
 from psla_jax.data.prepare.folder import read
 from psla_jax.data.prepare.walk import PathError
@@ -168,6 +169,8 @@ def test_urbansound8k_is_recognised(tmp_path, where):
         **dict.fromkeys(("fold2/200-5-0-0.wav", "fold2/200-5-0-1.wav"), ("idling", "train")),
         **dict.fromkeys(("fold10/300-3-0-0.wav", "fold10/300-3-0-1.wav"), ("dog_bark", "evaluation")),
     }
+    listed = table.read(str(root / "metadata" / "UrbanSound8K.csv"), str(audio), progress=False)
+    assert listed.clips == made.clips
     assert clips(read_folder(root / where, fold="2"), audio)["fold2/200-5-0-0.wav"] == ("idling", "evaluation")
 
 
@@ -259,6 +262,15 @@ def test_classes_with_names_like_parts_are_classes(tmp_path, names):
     assert clips(made, tmp_path) == {f"{name}/a.wav": (name, "") for name in folders}
 
 
+def test_class_folders_in_the_only_folder_of_each_part_are_recognised(tmp_path):
+    touch(tmp_path, *(f"{part}/audio/{name}/x.wav" for part in ("train", "test") for name in ("yes", "no")))
+    assert clips(read_folder(tmp_path), tmp_path) == {
+        f"{part}/audio/{name}/x.wav": (name, split)
+        for part, split in (("train", "train"), ("test", "evaluation"))
+        for name in ("yes", "no")
+    }
+
+
 def test_fsd50k_has_a_command_of_its_own(tmp_path):
     touch(
         tmp_path / "data" / "FSD50K", "FSD50K.dev_audio/1.wav", "FSD50K.eval_audio/2.wav", "FSD50K.ground_truth/dev.csv"
@@ -306,12 +318,12 @@ def test_class_folders_in_the_only_folder_are_recognised(tmp_path):
 def test_folders_that_may_not_be_the_classes_are_reported(tmp_path):
     touch(tmp_path, *(f"{a}/{b}/{i}.wav" for a in ("2019", "holdout") for b in ("dog", "cat") for i in range(2)))
     touch(tmp_path, "meta/labels.csv")
-    _, same, table = read_folder(tmp_path).notes
+    _, same, unused = read_folder(tmp_path).notes
     assert same == (
         "each of the folders 2019, holdout has the folders cat, dog: if these are the classes, rename the outer ones "
         "to train, validation and test"
     )
-    assert table == f"the table {tmp_path}/meta/labels.csv is not used: if it has the classes, use psla prepare csv"
+    assert unused == f"the table {tmp_path}/meta/labels.csv is not used: if it has the classes, use psla prepare csv"
 
 
 def test_unicode_forms_of_class_names_are_one_class(tmp_path):

@@ -123,6 +123,9 @@ def test_the_separator_is_named_and_labels_that_it_may_have_split_are_reported(h
         "--separator none or another separator",
     )
     assert notes(home, horn, "Dog", separator="") == ()
+    assert notes(home, "a,b", "b", "b,a", "") == (
+        "clips without a label, in which training treats every class as absent: 1",
+    )
     assert notes(home, "a,b", "b", "b,a") == ()
     assert notes(home, "a|b", "c, d", "a", "b") == ("commas are parts of names, as in c, d, since | separates labels",)
 
@@ -146,6 +149,23 @@ def test_class_names_are_preferred_to_numbers(home):
     assert (labels(named), named.notes) == ([("0",), ("1",)], ())
 
 
+def test_tables_of_public_data_sets_are_understood(home):
+    touch(home / "audio", "train_audio/abc/XC1.ogg", "train_audio/abd/XC2.ogg")
+    rows = ["abc/XC1.ogg,abc,\"['abd']\",4.5", "abd/XC2.ogg,abd,[],5"]
+    made = table(home, "filename,primary_label,secondary_labels,rating", *rows)
+    assert (files(made, home), labels(made)) == (
+        ["train_audio/abc/XC1.ogg", "train_audio/abd/XC2.ogg"],
+        [("abc",), ("abd",)],
+    )
+    assert made.notes == ("the column secondary_labels is not used: clips have only the labels of primary_label",)
+    names = [f"{scene}-{city}-0-{i}-a.wav" for scene in ("bus", "park") for city in ("lyon", "paris") for i in range(2)]
+    touch(home / "audio", *names)
+    rows = [f"audio/{name}\t{name.split('-')[0]}\t{name.split('-')[1]}-{name[0]}\ta" for name in names]
+    made = table(home, "filename\tscene_label\tidentifier\tsource_label", *rows)
+    assert (files(made, home), made.clips[0].labels) == (names, ("bus",))
+    assert [clip.group for clip in made.clips[:4]] == ["lyon-b", "lyon-b", "paris-b", "paris-b"]
+
+
 @pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=;\r"])
 def test_the_first_line_of_excel_names_the_delimiter(home, first):
     assert labels(table(home, first, "file;label,", "a.wav;dog", "b.wav;cat", columns=Columns(label="label,"))) == [
@@ -157,11 +177,11 @@ def test_the_first_line_of_excel_names_the_delimiter(home, first):
 
 def test_sources_of_recordings_are_read(home):
     lines = ["file,label,fsID,site", "a.wav,dog,7,x", "b.wav,cat,8,x"]
-    made = table(home, *lines, "c.wav,dog,9,x", "sub/d.flac,cat,10,x", "e.WAV,cat,nan,x")
-    assert [clip.group for clip in made.clips] == ["7", "8", "9", "10", ""]
+    made = table(home, *lines, "c.wav,dog,9,x", "sub/d.flac,cat,10,x", "e.WAV,cat,nan,x", "again/x.wav,cat,10,x")
+    assert [clip.group for clip in made.clips] == ["7", "8", "9", "10", "", "10"]
     assert made.notes == ("the column fsID has the source of each clip",)
-    made = table(home, *lines)
-    assert [clip.group for clip in made.clips] == ["", ""]
+    made = table(home, *lines, "c.wav,dog,8,x")
+    assert [clip.group for clip in made.clips] == ["", "", ""]
     assert made.notes == ("the column fsID has too few values for sources: use --group-column fsID if it has them",)
     assert [clip.group for clip in table(home, *lines, columns=Columns(group="site")).clips] == ["x", "x"]
     assert "no column 'place', only" in error_message(home, *lines, columns=Columns(group="place"))
