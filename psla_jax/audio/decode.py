@@ -176,7 +176,7 @@ def _native_rate_blocks(path: StrPath, channel: Channel, reading: Reading) -> It
         seconds = 0.0
         for block, rate in read_blocks(audio, _BLOCK):
             mono = to_mono(block, channel)
-            _require_plausible(path, block, mono, seconds, rate)
+            require_plausible(path, block, mono, seconds, rate)
             seconds += len(mono) / rate
             reading.rate = min(reading.rate or rate, rate)
             reading.channel_peak = max(reading.channel_peak, float(block.max()), -float(block.min()))
@@ -184,16 +184,19 @@ def _native_rate_blocks(path: StrPath, channel: Channel, reading: Reading) -> It
         reading.notes += audio.notes
 
 
-def _require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start: float, rate: float) -> None:
-    """Raises AudioError if `mono`, the mixdown of the block that begins at `start` seconds, is not finite or huge."""
+def require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start: float, rate: float) -> None:
+    """Raises AudioError if `mono`, the mixdown of the block that begins at `start` seconds, is not finite or huge.
+
+    `block` is ``(frames, channels)``, `mono` ``(frames,)``; the limit is :data:`MAX_FILE_AMPLITUDE`.
+    """
     if len(mono) == 0 or max(float(mono.max()), -float(mono.min())) <= MAX_FILE_AMPLITUDE:  # False for NaN.
         return
     position = int(np.argmin(np.abs(mono) <= MAX_FILE_AMPLITUDE))
     value = block[position, np.abs(block[position]).argmax()]
     raise AudioError(
         path,
-        f"holds the value {value:g} at {start + position / rate:.3f} s, which no recording contains: export it again "
-        "as 16-bit PCM, or leave it out.",
+        f"holds samples that are not finite or too large for a recording, the first {value:g} at "
+        f"{start + position / rate:.3f} s: export it again as 16-bit PCM, or leave it out.",
     )
 
 
@@ -319,19 +322,26 @@ def array_to_mono(name: str, array: np.ndarray, channel: Channel) -> np.ndarray:
 
     Raises AudioError if the array, called `name` in the message, has another type, is not finite or not scaled.
     """
-    array = _to_float32(name, array)
-    if not np.isfinite(array).all():
-        raise AudioError(name, "holds samples that are not finite: correct it first.")
-    peak = float(np.abs(array).max(initial=0.0))
+    given, array = array, _to_float32(name, array)
+    finite = np.isfinite(array)
+    if not finite.all():
+        first = np.unravel_index(finite.argmin(), array.shape)
+        what = f"holds samples that are not finite or too large, the first {given[first]:g} at sample {first[0]}"
+        raise AudioError(name, f"{what}: correct it first.")
+    magnitude = np.abs(array)
+    peak = float(magnitude.max(initial=0.0))
     if peak > MAX_AMPLITUDE:
-        raise AudioError(name, f"holds samples as large as {peak:g}: scale it to [-1, 1], or pass integers.")
+        position = np.unravel_index(magnitude.argmax(), array.shape)[0]
+        what = f"holds samples as large as {peak:g}, at sample {position}"
+        raise AudioError(name, f"{what}: scale it to [-1, 1], or pass integers.")
     return to_mono(array[:, None] if array.ndim == 1 else array, channel)
 
 
 def _to_float32(name: str, array: np.ndarray) -> np.ndarray:
     """Converts samples of any accepted type to float32, full scale [-1, 1]."""
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        return array.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # Values beyond float32 become infinite, which is refused later.
+            return array.astype(np.float32, copy=False)
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / np.float32(128)
     if array.dtype == np.int16:
