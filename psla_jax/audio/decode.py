@@ -14,7 +14,6 @@ import struct
 import sys
 import wave
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -26,6 +25,7 @@ from rich.progress import track
 from psla_jax.audio import file_kinds, shards
 from psla_jax.audio.ffmpeg import DecodingError
 from psla_jax.audio.layout import find_wav_data
+from psla_jax.audio.reading import AudioError, Reading, peak
 from psla_jax.audio.sources import Source, open_source
 from psla_jax.config import Channel
 from psla_jax.runtime.files import atomic_path
@@ -53,30 +53,6 @@ _BLOCK = 1 << 20
 _PCM16_SCALE = np.float32(2.0**-15)
 _PCM16_FORMAT = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
 """The ``fmt`` chunk of a mono 16-bit PCM WAV file at 16 kHz."""
-
-
-class AudioError(ValueError):
-    """Audio that gives no waveform; its text is one sentence, ``path`` followed by ``reason``."""
-
-    def __init__(self, path: StrPath, reason: str = "") -> None:
-        super().__init__(path, reason)
-        self.path = os.fspath(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.reason}".rstrip()
-
-
-@dataclass
-class Reading:
-    """What reading a recording showed besides its waveform; complete after the last block."""
-
-    rate: int = 0
-    """Sample rate in Hz, the lowest one if a file consists of several parts."""
-    channel_peak: float = 0.0
-    """Largest magnitude in any channel, before several channels were mixed down."""
-    notes: list[str] = field(default_factory=list)
-    """A sentence, to be appended to the path, for each defect of the file: damage, or an end before the stated one."""
 
 
 def read(
@@ -179,7 +155,7 @@ def _native_rate_blocks(path: StrPath, channel: Channel, reading: Reading) -> It
             require_plausible(path, block, mono, seconds, rate)
             seconds += len(mono) / rate
             reading.rate = min(reading.rate or rate, rate)
-            reading.channel_peak = max(reading.channel_peak, float(block.max()), -float(block.min()))
+            reading.add(block, mono)
             yield mono, rate
         reading.notes += audio.notes
 
@@ -189,7 +165,7 @@ def require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start:
 
     `block` is ``(frames, channels)``, `mono` ``(frames,)``; the limit is :data:`MAX_FILE_AMPLITUDE`.
     """
-    if len(mono) == 0 or max(float(mono.max()), -float(mono.min())) <= MAX_FILE_AMPLITUDE:  # False for NaN.
+    if peak(mono) <= MAX_FILE_AMPLITUDE:  # False for NaN.
         return
     position = int(np.argmin(np.abs(mono) <= MAX_FILE_AMPLITUDE))
     value = block[position, np.abs(block[position]).argmax()]
@@ -284,7 +260,9 @@ def read_blocks(audio: Source, samples: int) -> Iterator[tuple[np.ndarray, int]]
             yield _to_float32("the file", block), rate
 
 
-def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean") -> np.ndarray:
+def from_samples(
+    samples: np.ndarray, rate: float, *, channel: Channel = "mean", reading: Reading | None = None
+) -> np.ndarray:
     """Converts an array of samples to a waveform as of :func:`read`, float32 ``(samples,)`` at 16 kHz.
 
     Args:
@@ -292,6 +270,7 @@ def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean")
             are scaled by their range (unsigned 8-bit around 128, as in WAV); other types are refused.
         rate: sample rate in Hz.
         channel: as for :func:`read`.
+        reading: receives the peaks of the channels.
 
     Raises:
         AudioError: the rate is not positive, or the array has another rank or type, is empty, not finite or not scaled.
@@ -302,7 +281,7 @@ def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean")
         raise AudioError(name, f"has the shape {array.shape}: give (samples,) or (samples, channels), not empty.")
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
         raise AudioError(name, f"has the shape {array.shape}, more channels than samples: transpose it.")
-    mono = array_to_mono(name, array, channel)
+    mono = array_to_mono(name, array, channel, reading)
     if rate == SAMPLE_RATE:
         return mono
     resampled = soxr.resample(mono, rate, SAMPLE_RATE)
@@ -317,10 +296,11 @@ def require_rate(name: str, rate: object) -> None:
         raise AudioError(name, f"has the sample rate {rate!r}: give a positive number of samples per second.")
 
 
-def array_to_mono(name: str, array: np.ndarray, channel: Channel) -> np.ndarray:
+def array_to_mono(name: str, array: np.ndarray, channel: Channel, reading: Reading | None = None) -> np.ndarray:
     """Converts an array that :func:`from_samples` accepts to float32 ``(samples,)`` at the same rate.
 
-    Raises AudioError if the array, called `name` in the message, has another type, is not finite or not scaled.
+    `reading` receives the peaks of the channels. Raises AudioError if the array, called `name` in the message, has
+    another type, is not finite or not scaled.
     """
     given, array = array, _to_float32(name, array)
     finite = np.isfinite(array)
@@ -329,12 +309,16 @@ def array_to_mono(name: str, array: np.ndarray, channel: Channel) -> np.ndarray:
         what = f"holds samples that are not finite or too large, the first {given[first]:g} at sample {first[0]}"
         raise AudioError(name, f"{what}: correct it first.")
     magnitude = np.abs(array)
-    peak = float(magnitude.max(initial=0.0))
-    if peak > MAX_AMPLITUDE:
+    largest = float(magnitude.max(initial=0.0))
+    if largest > MAX_AMPLITUDE:
         position = np.unravel_index(magnitude.argmax(), array.shape)[0]
-        what = f"holds samples as large as {peak:g}, at sample {position}"
+        what = f"holds samples as large as {largest:g}, at sample {position}"
         raise AudioError(name, f"{what}: scale it to [-1, 1], or pass integers.")
-    return to_mono(array[:, None] if array.ndim == 1 else array, channel)
+    block = array[:, None] if array.ndim == 1 else array
+    mono = to_mono(block, channel)
+    if reading is not None:
+        reading.add(block, mono)
+    return mono
 
 
 def _to_float32(name: str, array: np.ndarray) -> np.ndarray:
@@ -372,7 +356,7 @@ def _unreadable_reason(path: StrPath, error: Exception) -> str:
         return "is an empty file: record or download it again, or leave it out."
     known = file_kinds.describe(_head(path))
     if known:
-        return f"cannot be read as audio, because {known[0]}: {known[1]}."
+        return f"cannot be read as audio ({known[0]}): {known[1]}."
     detail = getattr(error, "error_string", "") or str(error)
     return f"cannot be read as audio ({detail.strip().rstrip('.')}): convert it to WAV or FLAC, or leave it out."
 

@@ -1,9 +1,16 @@
-"""Names what a file holds by its first bytes, for messages about files that cannot be read as audio."""
+"""Extensions of audio files, and names for what other files hold, by their first bytes."""
 
 from __future__ import annotations
 
 import codecs
 
+AUDIO_EXTENSIONS = frozenset({
+    ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".asf", ".au", ".avi", ".caf", ".dsf", ".dts",
+    ".eac3", ".flac", ".flv", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp1", ".mp2", ".mp3", ".mp4", ".mpc",
+    ".mpeg", ".mpg", ".oga", ".ogg", ".ogv", ".opus", ".rf64", ".spx", ".tak", ".tta", ".w64", ".wav", ".webm",
+    ".wma", ".wmv", ".wv",
+})  # fmt: skip
+"""Extensions of formats that libsndfile or FFmpeg reads, with video or without, in lower case."""
 HEAD_BYTES = 512
 """Number of bytes that :func:`describe` needs."""
 
