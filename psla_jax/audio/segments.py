@@ -16,10 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 
 from psla_jax.audio import decode
-from psla_jax.audio.decode import SAMPLE_RATE, AudioError, StrPath
+from psla_jax.audio.decode import SAMPLE_RATE, StrPath
+from psla_jax.audio.reading import AudioError, Reading
+from psla_jax.audio.sources import Source
 from psla_jax.config import Channel
 
 WHOLE = (0.0, math.inf)
@@ -28,15 +29,10 @@ MAX_OVERRUN = 0.5
 """Seconds by which a segment may exceed its recording, because times are often rounded; it is cut then."""
 _NUMBER = r"\d+(?:\.\d+)?"
 _FRAGMENT = re.compile(rf"#t={_NUMBER}(?:,{_NUMBER})?$")
-_BLOCK, _SEQUENTIAL_BLOCK = 1 << 15, 1 << 20
-"""Samples, summed over the channels, that are decoded at a time: after a seek, and from the beginning of a recording.
-
-The latter is that of :func:`psla_jax.audio.decode.blocks`, because soundfile seeks after every read.
-"""
+_BLOCK = 1 << 15
+"""Samples, summed over the channels, that are decoded at a time."""
 _SETTLING_SAMPLES = 2048
 """Samples, at the lower of both rates, after which the resampler does not depend on earlier ones."""
-_INEXACT_SEEK = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
-"""Encodings whose frames depend on earlier ones, so that the samples after a seek may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,9 @@ def split_fragment(name: StrPath) -> tuple[str, str]:
 # ---- reading
 
 
-def read(clip: StrPath, *, channel: Channel = "mean", seconds: float = math.inf) -> np.ndarray:
+def read(
+    clip: StrPath, *, channel: Channel = "mean", seconds: float = math.inf, reading: Reading | None = None
+) -> np.ndarray:
     """Reads a file or a segment as :func:`psla_jax.audio.decode.read` does: float32 ``(samples,)`` at 16 kHz.
 
     The samples of a segment are those of the whole recording at 16 kHz from ``round(16000 * start)`` on.
@@ -98,17 +96,19 @@ def read(clip: StrPath, *, channel: Channel = "mean", seconds: float = math.inf)
         AudioError: the recording cannot be read, or the segment is not within it or has no sample.
     """
     if not isinstance(clip, Segment):
-        return decode.read(clip, channel=channel, seconds=seconds)
-    return decode.join(clip, _waveform(clip, channel), seconds)
+        return decode.read(clip, channel=channel, seconds=seconds, reading=reading)
+    return decode.join(clip, _waveform(clip, channel, reading or Reading()), seconds)
 
 
-def blocks(clip: StrPath, *, channel: Channel = "mean") -> Iterator[np.ndarray]:
+def blocks(clip: StrPath, *, channel: Channel = "mean", reading: Reading | None = None) -> Iterator[np.ndarray]:
     """Yields the waveform of :func:`read` in blocks, as :func:`psla_jax.audio.decode.blocks` does."""
-    return _waveform(clip, channel) if isinstance(clip, Segment) else decode.blocks(clip, channel=channel)
+    if not isinstance(clip, Segment):
+        return decode.blocks(clip, channel=channel, reading=reading)
+    return _waveform(clip, channel, reading or Reading())
 
 
 @contextlib.contextmanager
-def open_audio(clip: StrPath) -> Iterator[soundfile.SoundFile]:
+def open_audio(clip: StrPath) -> Iterator[Source]:
     """Opens a file, or the recording of a segment, as :func:`psla_jax.audio.decode.open_audio` does."""
     try:
         with decode.open_audio(clip.recording if isinstance(clip, Segment) else clip) as audio:
@@ -117,77 +117,79 @@ def open_audio(clip: StrPath) -> Iterator[soundfile.SoundFile]:
         raise AudioError(clip, error.reason) from error
 
 
-def native_blocks(audio: soundfile.SoundFile, clip: StrPath, samples: int) -> Iterator[np.ndarray]:
-    """Yields a file or segment, opened as `audio`, as float32 ``(frames, channels)`` blocks at the rate of the file.
+def native_blocks(audio: Source, clip: StrPath, samples: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields a file or segment, opened as `audio`, as :func:`psla_jax.audio.decode.read_blocks` does.
 
-    A block of a file has at most `samples` samples. Raises AudioError if a segment is not within the recording.
+    Raises AudioError if a segment is not within the recording.
     """
     if not isinstance(clip, Segment):
-        return decode.read_blocks(audio, samples)
-    first, stop = clip.samples(audio.samplerate)
-    return _part(_blocks_from(audio, clip, first), first, first, stop)
+        yield from decode.read_blocks(audio, samples)
+        return
+    rate, began = audio.rate, 0.0
+    first, stop = clip.samples(rate)
+    position = first if audio.seek(first) else 0
+    for block, block_rate in decode.read_blocks(audio, samples):
+        if block_rate != rate:  # Another part of a joined file; its frames are counted from its beginning.
+            began, rate, position = began + position / rate, block_rate, 0
+            first, stop = Segment(clip.recording, clip.start - began, clip.end - began).samples(rate)
+        kept = _part(block, position, first, stop)
+        position += len(block)
+        if len(kept):
+            yield kept, rate
+        if position >= stop:
+            return
+    _require_inside(clip, began + position / rate)
 
 
 def duration(clip: StrPath) -> float:
-    """Returns the duration of a file or segment in seconds by the header of the file.
+    """Returns the duration of a file or segment in seconds, as :func:`psla_jax.audio.decode.duration` does.
 
     Raises AudioError if the file is missing, not audio or empty, or a segment is not within its recording.
     """
     if not isinstance(clip, Segment):
         return decode.duration(clip)
     with open_audio(clip) as audio:
-        seconds = audio.frames / audio.samplerate
+        seconds = audio.seconds()
     _require_inside(clip, seconds)
     return min(clip.end, seconds) - clip.start
 
 
-def sample_rate(clip: StrPath) -> int:
-    """Returns the sample rate in Hz according to the header of a file or recording; 0 if it is unreadable."""
-    return decode.header(clip.recording if isinstance(clip, Segment) else clip)[1]
-
-
-def _waveform(segment: Segment, channel: Channel) -> Iterator[np.ndarray]:
-    """Yields the waveform of a segment in blocks: that of the whole recording, cut at the times of the segment.
-
-    Decoding begins earlier, so that the resampler has settled, and at a time that falls on a sample at both rates, so
-    that it computes the same samples as for the whole recording.
-    """
+def _waveform(segment: Segment, channel: Channel, reading: Reading) -> Iterator[np.ndarray]:
+    """Yields the waveform of a segment in blocks: that of the whole recording, cut at the times of the segment."""
+    start, stop = segment.samples(SAMPLE_RATE)
     empty = True
     with open_audio(segment) as audio:
-        rate = audio.samplerate
-        common = math.gcd(rate, SAMPLE_RATE)
-        settled = segment.start - _SETTLING_SAMPLES / min(rate, SAMPLE_RATE)
-        units = max(0, math.floor(settled * common))
-        native = _blocks_from(audio, segment, units * (rate // common))
-        resampled = _resampled((decode.finite_mono(segment, block, channel) for block in native), rate)
-        for block in _part(resampled, units * (SAMPLE_RATE // common), *segment.samples(SAMPLE_RATE)):
-            empty = False
-            yield block
+        position, resampled = _resampled_near(audio, segment, channel, reading)
+        for block in resampled:
+            kept = _part(block, position, start, stop)
+            position += len(block)
+            if len(kept):
+                empty = False
+                yield kept
+            if position >= stop:
+                break
+        else:
+            _require_inside(segment, position / SAMPLE_RATE)
     if empty:
         raise AudioError(segment, "is too short (no sample at 16 kHz): leave it out.")
 
 
-def _blocks_from(audio: soundfile.SoundFile, segment: Segment, first: int) -> Iterator[np.ndarray]:
-    """Yields the frames of a recording from number `first` to its end, where a segment beyond it is an error.
+def _resampled_near(
+    audio: Source, segment: Segment, channel: Channel, reading: Reading
+) -> tuple[int, Iterator[np.ndarray]]:
+    """Returns the waveform at 16 kHz from shortly before a segment on, and the number of its first sample.
 
-    Frames before `first` are skipped by seeking where that changes no sample, and decoded otherwise.
+    The first sample is early enough for the resampler to settle, and at a time that falls on a sample at both rates, so
+    that the same samples are computed as for the whole recording. If seeking to it would change samples, the first
+    sample is that of the recording.
     """
-    exact = audio.seekable() and audio.subtype not in _INEXACT_SEEK and first <= audio.frames
-    position = audio.seek(first) if exact else 0
-    for block in decode.read_blocks(audio, _BLOCK if exact else _SEQUENTIAL_BLOCK):
-        kept = block[max(0, first - position) :]
-        position += len(block)
-        if len(kept):
-            yield kept
-    _require_inside(segment, position / audio.samplerate)
-
-
-def _require_inside(segment: Segment, seconds: float) -> None:
-    """Raises AudioError unless a segment is within its recording, which lasts `seconds`, up to rounding."""
-    end = segment.start if math.isinf(segment.end) else segment.end
-    if segment.start >= seconds or end > seconds + MAX_OVERRUN:
-        reason = f"is not within the recording, which lasts {seconds:g} s: correct the times, or leave it out."
-        raise AudioError(segment, reason)
+    common = math.gcd(audio.rate, SAMPLE_RATE)
+    settled = segment.start - _SETTLING_SAMPLES / min(audio.rate, SAMPLE_RATE)
+    units = max(0, math.floor(settled * common))
+    if not audio.seek(units * (audio.rate // common)):
+        return 0, decode.blocks(segment.recording, channel=channel, reading=reading)
+    native = (mono for mono, _ in decode.mono_blocks(audio, segment, channel, reading, _BLOCK))
+    return units * (SAMPLE_RATE // common), _resampled(native, audio.rate)
 
 
 def _resampled(mono_blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
@@ -197,12 +199,14 @@ def _resampled(mono_blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndar
     yield resampler.finish()
 
 
-def _part(consecutive: Iterable[np.ndarray], position: int, start: int, stop: float) -> Iterator[np.ndarray]:
-    """Yields samples `start` to `stop` of blocks of which the first begins at sample `position`; reads no further."""
-    for block in consecutive:
-        kept = block[max(0, start - position) : int(min(max(0, stop - position), len(block)))]
-        position += len(block)
-        if len(kept):
-            yield kept
-        if position >= stop:
-            return
+def _part(block: np.ndarray, position: int, first: int, stop: float) -> np.ndarray:
+    """Returns the samples `first` to `stop` of those in a block, which begins at sample `position`."""
+    return block[max(0, first - position) : int(min(max(0, stop - position), len(block)))]
+
+
+def _require_inside(segment: Segment, seconds: float) -> None:
+    """Raises AudioError unless a segment is within its recording, which lasts `seconds`, up to rounding."""
+    end = segment.start if math.isinf(segment.end) else segment.end
+    if segment.start >= seconds or end > seconds + MAX_OVERRUN:
+        reason = f"is not within the recording, which lasts {seconds:g} s: correct the times, or leave it out."
+        raise AudioError(segment, reason)

@@ -310,11 +310,13 @@ class Tagger:
         """Tags several files as :meth:`tag_all` and yields their accumulators, which also hold the frame outputs."""
         return self._run(((self.accumulator(os.fspath(p), frame_outputs, classes), p) for p in paths), on_progress)
 
-    def _waveform(self, audio: Audio, sample_rate: float | None) -> Iterable[np.ndarray]:
+    def _waveform(
+        self, audio: Audio, sample_rate: float | None, reading: decode.Reading | None = None
+    ) -> Iterable[np.ndarray]:
         """Returns the blocks of a file, or an array as a single block; resampled to 16 kHz, one channel."""
         if isinstance(audio, str | os.PathLike):
-            return segments.blocks(audio, channel=self.options.channel)
-        return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel)]
+            return segments.blocks(audio, channel=self.options.channel, reading=reading)
+        return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel, reading=reading)]
 
     def _analyse_one(
         self, audio: Audio, sample_rate: float | None, frame_outputs: FrameOutputs, classes: Sequence[int] | None
@@ -357,9 +359,7 @@ class Tagger:
             cutters = self.cutters()
             outcome: RecordingAccumulator | Failure = recording
             try:
-                if isinstance(audio, str | os.PathLike):
-                    recording.rate = segments.sample_rate(audio)
-                for block in self._waveform(audio, recording.rate):
+                for block in self._waveform(audio, recording.rate, recording.reading):
                     recording.add_samples(block)
                     yield from _expect(recording, (cutter.push(block) for cutter in cutters))
                 if recording.samples < FRAME_LENGTH:

@@ -77,7 +77,7 @@ def test_whole_files_are_read_as_before(tmp_path):
     path = store(tmp_path / "a.wav", 22_050)
     np.testing.assert_array_equal(segments.read(path), decode.read(path))
     np.testing.assert_array_equal(np.concatenate(list(segments.blocks(path))), decode.read(path))
-    assert (segments.duration(path), segments.sample_rate(path)) == (decode.duration(path), 22_050)
+    assert segments.duration(path) == decode.duration(path)
 
 
 def test_the_rest_of_a_recording_is_not_decoded(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_the_rest_of_a_recording_is_not_decoded(tmp_path, monkeypatch):
 
     def counted(file, samples):
         for block in read_blocks(file, samples):
-            decoded.append(len(block))
+            decoded.append(len(block[0]))
             yield block
 
     monkeypatch.setattr(decode, "read_blocks", counted)
@@ -125,8 +125,6 @@ def test_unreadable_segments_are_errors_with_their_times(tmp_path):
         with pytest.raises(AudioError, match=reason) as caught:
             segments.read(segment)
         assert str(caught.value).startswith(os.fspath(segment))
-    assert segments.sample_rate(Segment(path, 5.0, 6.0)) == 16_000
-    assert segments.sample_rate(Segment(str(tmp_path / "gone.wav"), 5.0, 6.0)) == 0
 
 
 def test_samples_that_are_not_finite_matter_only_nearby(tmp_path):
@@ -143,4 +141,5 @@ def test_frames_at_the_rate_of_the_file(tmp_path):
     expected = soundfile.read(path, dtype="float32")[0]
     for clip, frames in ((path, expected), (Segment(path, 2.5, 4.0), expected[110_250:176_400])):
         with segments.open_audio(clip) as audio:
-            np.testing.assert_array_equal(np.concatenate(list(segments.native_blocks(audio, clip, 10_000))), frames)
+            blocks = [block for block, rate in segments.native_blocks(audio, clip, 10_000) if rate == 44_100]
+            np.testing.assert_array_equal(np.concatenate(blocks), frames)

@@ -164,10 +164,10 @@ def test_two_runs_write_the_same_bytes_with_any_number_of_threads(home):
 def interrupt_at(monkeypatch, path: str) -> None:
     read_file = decode.read
 
-    def interrupted(file, channel, **options):
+    def interrupted(file, **options):
         if str(file) == path:
             raise KeyboardInterrupt
-        return read_file(file, channel=channel, **options)
+        return read_file(file, **options)
 
     monkeypatch.setattr(decode, "read", interrupted)
 

@@ -140,7 +140,7 @@ def check_duplicates(dataset: MeasuredDataset) -> Iterator[Finding]:
 
 def _audible_clips(dataset: MeasuredDataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices and digests of clips that are not silent; all silence has the same digest."""
-    audible = dataset.table["finite"] & (dataset.table["mono_peak"] > 0)
+    audible = dataset.table["mono_peak"] > 0
     return dataset.measurements.clips[audible], dataset.table["digest"][audible]
 
 

@@ -62,8 +62,7 @@ def _properties(dataset: MeasuredDataset) -> Iterator[tuple[str, str]]:
     yield "rate", format_values(table["rate"] / 1000, "kHz")
     channels = zip(*np.unique(table["channels"], return_counts=True))
     yield "channels", ", ".join(f"{CHANNEL_NAMES.get(int(k), f'{k} channels')} ({n:,})" for k, n in channels)
-    peak = np.median(table["peak"][table["finite"]]) if table["finite"].any() else 0
-    yield "peak", f"median {20 * np.log10(max(peak, 1e-9)):.1f} dB of full scale"
+    yield "peak", f"median {20 * np.log10(max(np.median(table['peak']), 1e-9)):.1f} dB of full scale"
     if dataset.log_mel is not None:
         measured, config = dataset.log_mel, dataset.frontend
         clips = format_count(measured.num_clips, "clip")
