@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
@@ -13,6 +15,8 @@ import soundfile
 from psla_jax.audio.ffmpeg import MIN_SHORTAGE, Block, DecodingError, FFmpegSource, no_end, shortage
 from psla_jax.audio.layout import Layout, find_layout
 
+_MAX_LAYOUTS = 4096
+"""Number of files whose layouts are kept."""
 _MAX_FRAMES_PER_BYTE = 8192
 """Frames per byte beyond which the length in a header is not believed; silence in FLAC has up to 5461."""
 _CORRECTED = re.compile(r"^ *(?:data|riff|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -134,9 +138,23 @@ def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
         with soundfile.SoundFile(path) as sound:
             yield SoundfileSource(sound, None)
         return
-    layout = find_layout(file)
+    layout = _layout(path, file)
     with contextlib.ExitStack() as stack:
         yield _prefer_ffmpeg(file, layout) or _open_soundfile(path, file, layout, stack)
+
+
+def _layout(path: str | bytes, file: BinaryIO) -> Layout:
+    if isinstance(file, io.BytesIO):
+        return find_layout(file)
+    status = os.fstat(file.fileno())
+    return _layout_of_file(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=_MAX_LAYOUTS)
+def _layout_of_file(path: str | bytes, *identity: int) -> Layout:
+    """Returns the layout of a file, for which all of it may be read; segments of one recording open it many times."""
+    with open(path, "rb") as file:
+        return find_layout(file)
 
 
 def _prefer_ffmpeg(file: BinaryIO, layout: Layout) -> Source | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from psla_jax.audio import decode, segments
+from psla_jax.audio import decode, segments, sources
 from psla_jax.audio.decode import AudioError
 from psla_jax.audio.segments import Segment
 
@@ -143,3 +143,15 @@ def test_frames_at_the_rate_of_the_file(tmp_path):
         with segments.open_audio(clip) as audio:
             blocks = [block for block, rate in segments.native_blocks(audio, clip, 10_000) if rate == 44_100]
             np.testing.assert_array_equal(np.concatenate(blocks), frames)
+
+
+def test_the_whole_file_is_searched_for_joined_parts_only_once(tmp_path, monkeypatch):
+    searched, find_layout = [], sources.find_layout
+    monkeypatch.setattr(sources, "find_layout", lambda file: searched.append(file.name) or find_layout(file))
+    path = store(tmp_path / "a.flac", 16_000)
+    first = segments.read(Segment(path, 1.0, 2.0))
+    np.testing.assert_array_equal(segments.read(Segment(path, 1.0, 2.0)), first)
+    assert len(searched) == 1
+    store(tmp_path / "a.flac", 8_000)  # another file under the same name
+    segments.read(Segment(path, 1.0, 2.0))
+    assert len(searched) == 2
