@@ -14,11 +14,13 @@ from typing import Literal
 
 import numpy as np
 
+from psla_jax.audio.segments import split_fragment
 from psla_jax.config import KINDS, Kind, RunConfig, Threshold
 from psla_jax.data import datafile, datasets
 from psla_jax.data.clip_ids import require_distinct
-from psla_jax.data.datafile import Datafile, Record
+from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import EVALUATION, DataSets
+from psla_jax.data.folds import assign_folds, records
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import write_text
 from psla_jax.labeling import enhance
@@ -92,7 +94,10 @@ def run(request: Request) -> tuple[str, ...]:
 
 def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     """Returns the scores of the training set, each by a model not trained on the clip; writes :data:`SCORES_FILE`."""
-    fold_of_clip = assign_folds(data.train, request.folds, seed=request.config.seed)
+    labels = [data.train.labels(clip).tolist() for clip in range(len(data.train))]
+    classes, seed = len(data.vocabulary), request.config.seed
+    recordings = _recordings(data.train, request.folds, logger)
+    fold_of_clip = assign_folds(labels, request.folds, num_classes=classes, seed=seed, groups=recordings)
     with distributed.agree():
         if distributed.is_primary():
             _prepare_directory(request, data)
@@ -107,32 +112,16 @@ def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     return scores
 
 
-def assign_folds(data: Datafile, folds: int, *, seed: int) -> np.ndarray:
-    """Returns the fold of every clip, ``(clips,)``; folds are similar in size and in the number of each class.
-
-    Iterative stratification (Sechidis, Tsoumakas and Vlahavas, 2011): starting with the rarest class, each clip of a
-    class is assigned to the fold with the fewest clips of the class.
-
-    Raises:
-        CrossfitError: there are fewer than two folds, or more folds than clips.
-    """
-    if not 2 <= folds <= len(data):
-        raise CrossfitError(f"folds is {folds}: use 2 or more, up to the {len(data):,} clips of {data.source}.")
-    members: list[list[int]] = [[] for _ in range(data.num_classes + 1)]
-    for clip in np.random.default_rng([seed, folds]).permutation(len(data)).tolist():
-        for index in data.labels(clip).tolist() or [data.num_classes]:
-            members[index].append(clip)
-    fold_of_clip = np.full(len(data), -1)
-    counts = np.zeros((folds, data.num_classes + 1), np.int64)  # The last column counts clips without labels.
-    sizes = np.zeros(folds, np.int64)
-    for index in [*np.argsort(data.class_counts(), kind="stable"), data.num_classes]:
-        for clip in members[index]:
-            if fold_of_clip[clip] < 0:
-                fold_of_clip[clip] = fold = int(np.lexsort((sizes, counts[:, index]))[0])
-                labels = data.labels(clip)
-                counts[fold, labels if len(labels) else -1] += 1
-                sizes[fold] += 1
-    return fold_of_clip
+def _recordings(data: Datafile, folds: int, logger: Logger) -> list[str] | None:
+    """Returns the recording of each segment, which folds must not divide; None if there are too few of them."""
+    names = (split_fragment(data.clip_id(clip)) for clip in range(len(data)))
+    recordings = [recording if times else "" for recording, times in names]
+    if 0 < len(set(recordings)) < folds and any(recordings):
+        logger.info(
+            "segments of a recording are in several folds, so models score recordings that they were trained on"
+        )
+        return None
+    return recordings
 
 
 def _prepare_directory(request: Request, data: DataSets) -> None:
@@ -161,15 +150,11 @@ def _fold_path(request: Request, fold: int, part: Part) -> str:
 
 def _write_folds(request: Request, data: DataSets, fold_of_clip: np.ndarray) -> None:
     """Writes the datafiles of every fold: the clips to train on, and those to score."""
-    train, mids = data.train, data.vocabulary.mids
     for fold in range(request.folds):
         parts: dict[Part, np.ndarray] = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
         for part, selected in parts.items():
-            clips = np.flatnonzero(selected).tolist()
-            records = (
-                Record(train.wav(clip), [mids[i] for i in train.labels(clip)], *train.time(clip)) for clip in clips
-            )
-            datafile.write(_fold_path(request, fold, part), records, exclusive=train.exclusive)
+            clips = records(data.train, data.vocabulary, np.flatnonzero(selected).tolist())
+            datafile.write(_fold_path(request, fold, part), clips, exclusive=data.train.exclusive)
 
 
 def _train_fold(request: Request, fold_of_clip: np.ndarray, fold: int, logger: Logger) -> Scores:

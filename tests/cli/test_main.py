@@ -347,7 +347,32 @@ def test_scores_are_saved_by_clip_id_and_not_over_a_file(trained, tmp_path, caps
     np.testing.assert_allclose(scores.scores, ensemble.scores, atol=1e-6)
     assert scores.mids == ensemble.mids == sounds.VOCABULARY.mids
     again = complaint(capsys, ["evaluate", *models, *data, "--save", str(saved)])
-    assert "scores are not overwritten" in again
+    assert "results are not overwritten" in again
+
+
+def test_results_per_class_and_the_confusion_matrix_are_those_of_the_run(trained, tmp_path, capsys):
+    models = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002")]
+    command = ["evaluate", *models, "--trust", "--batch-size", "4", "--data"]
+    files = ["--per-class", str(tmp_path / "new" / "classes.csv"), "--confusion", str(tmp_path / "confusion.csv")]
+    assert main.main([*command, str(trained / "data" / "evaluation.json"), *files]) == 0
+    assert "classes.csv: the results of the ensemble for every class" in capsys.readouterr().out
+    confusion = (tmp_path / "confusion.csv").read_text()
+    assert confusion == (trained / "run" / "confusion" / "evaluation_ensemble.csv").read_text()
+    tables = []
+    for path in (tmp_path / "new" / "classes.csv", trained / "run" / "per_class" / "evaluation_ensemble.csv"):
+        with open(path, newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file)))
+    for mine, theirs in zip(*tables, strict=True):
+        assert mine.pop("class") == theirs.pop("class")
+        assert mine.pop("mid") == theirs.pop("mid")
+        assert [float(cell or -1) for cell in mine.values()] == pytest.approx(
+            [float(cell or -1) for cell in theirs.values()], abs=1e-6
+        )
+    two = tmp_path / "two.json"
+    two.write_text((trained / "data" / "evaluation.json").read_text())
+    rewrite(two, lambda clips: clips[3].update(labels="/t/low,/t/noise"))
+    message = complaint(capsys, [*command, str(two), "--confusion", str(tmp_path / "other.csv")])
+    assert "evaluation03.wav 2 labels, but a confusion matrix needs one per clip" in message
 
 
 def test_average_equals_that_of_the_run_with_and_without_reestimated_statistics(trained, tmp_path, capsys):

@@ -195,7 +195,7 @@ def prepare(
         excluded_list=paths[_EXCLUDED] if excluded else "",
         notes=(*notes, *_missing_part_notes(rows), *_rare_class_notes(vocabulary, labels, rows)),
         copies=tuple(_copy_notes(clips, progress)),
-        groups={clip.path: clip.group for clip in clips if clip.group},
+        groups={clip.path: clip.source for clip in clips if clip.source},
     )
 
 

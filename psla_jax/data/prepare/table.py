@@ -334,3 +334,19 @@ def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, s
     if len(numbers) < 2:
         raise CollectionError(f"{path} has only the fold {chosen}: training needs another one.")
     return chosen, f"fold {chosen} of {', '.join(numbers)} is for evaluation"
+
+
+def fold_of_file(path: str, columns: Columns = Columns()) -> dict[str, str]:
+    """Returns the fold number of every file of a table, as the table names the files; empty without a column of folds.
+
+    The folds are in the split column of `columns`, or else in a column named ``fold``. Raises CollectionError as
+    :func:`read`.
+    """
+    _, lines = _read_lines(path)
+    header, *rows = (cells for _, cells in lines)
+    files = header.index(_column(path, header, columns.file, "file"))
+    for name in (columns.split, *(name for name in header if name.lower() == "fold")):
+        numbers = [_FOLD.match(row[header.index(name)]) for row in rows] if name in header else []
+        if found := [number[1] for number in numbers if number]:
+            return dict(zip((row[files] for row in rows), found)) if len(found) == len(rows) else {}
+    return {}
