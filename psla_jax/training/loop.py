@@ -35,7 +35,7 @@ from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger, TensorBoardWriter
 from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.sharding import CONTROL, Placement
-from psla_jax.training import run_directory
+from psla_jax.training import run_directory, short_runs
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
 from psla_jax.training.losses import LOSSES
@@ -209,6 +209,8 @@ class Run:
             f"{self.config.model.name}: {count:,} parameters, {len(data.vocabulary)} classes; {len(data.train):,} "
             f"training clips; {len(devices)} x {devices[0].device_kind}{processes}; run {self.directory}"
         )
+        for note in short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch):
+            self.logger.info(note)
         if self.config.optimizer.loss == "ce":
             chosen = ", and the best epoch is the most accurate" if data.primary == VALIDATION else ""
             self.logger.info(f"every clip has exactly one label: the loss is cross-entropy{chosen}")
