@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
-from typing import BinaryIO, cast
+from typing import cast
 
 import av
 import numpy as np
 
-from psla_jax.audio.layout import Layout
+from psla_jax.audio.layout import Section
 
 Block = tuple[np.ndarray, int]
 """Samples ``(frames, channels)``, floats or integers, and their rate in Hz."""
@@ -51,27 +50,36 @@ class FFmpegSource:
     """An audio file that FFmpeg decodes.
 
     Attributes:
-        rate: sample rate in Hz of the beginning; joined files may have others.
+        rate: sample rate in Hz of the beginning; it may change in joined files.
         channels: number of channels of the beginning.
         is_float: whether samples are stored as floating-point numbers.
         notes: a sentence, without the name of the file, for each defect; complete after the last block.
     """
 
-    def __init__(self, file: BinaryIO, layout: Layout) -> None:
-        """Opens a seekable file; raises DecodingError if it has no audio in an accepted format."""
-        self._file, self._layout = file, layout
+    def __init__(self, file: Section, *, length_known: bool = True) -> None:
+        """Opens a file; without `length_known`, WAV samples extend to its end, whatever length its header states.
+
+        Raises:
+            DecodingError: the file has no audio in an accepted format.
+        """
+        self._file, self._length_known = file, length_known
         self.notes: list[str] = []
-        with self._opened(*layout.parts[0]) as (_, stream):
+        with self._opened() as (_, stream):
             codec = stream.codec_context
             self.rate, self.channels, self.is_float = codec.sample_rate, codec.channels, codec.name.startswith("pcm_f")
 
     def seconds(self) -> float:
-        """Returns the duration by the headers, or else by the packets, which are counted without decoding them."""
-        return sum(self._part_seconds(part) for part in self._layout.parts)
+        """Returns the duration by the header, or else by the packets, which are counted without decoding them."""
+        with self._opened() as (container, stream):
+            stated = self._stated_seconds(container, stream)
+            if stated is not None:
+                return stated
+            packets = (packet for packet in container.demux(stream) if packet.size)
+            return float(sum((packet.duration or 0) * packet.time_base for packet in packets))
 
     def seek(self, frame: int) -> bool:
-        """Returns whether :meth:`blocks` begins at a frame: it always begins at the first one."""
-        return frame == 0
+        """Returns False: :meth:`blocks` always begins at the beginning, and parts may have other rates."""
+        return False
 
     def blocks(self, samples: int) -> Iterator[Block]:
         """Yields the content in blocks of about `samples` samples, summed over the channels.
@@ -79,33 +87,25 @@ class FFmpegSource:
         Raises:
             DecodingError: nothing can be decoded.
         """
-        elapsed = 0.0
-        for part in self._layout.parts:
-            for block, rate in _gathered(self._pieces(part, elapsed), samples):
-                elapsed += len(block) / rate
-                yield block, rate
-        if not self._layout.has_end and not self.notes:
-            self.notes.append(no_end(elapsed))
+        yield from _gathered(self._pieces(), samples)
 
     @contextlib.contextmanager
-    def _opened(self, start: int, stop: int) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
-        """Opens a part of the file and its main audio stream."""
-        options = _OPTIONS if self._layout.length_known else {**_OPTIONS, "ignore_length": "1"}
-        part = _Part(self._file, start, stop)
-        with _decoding_errors(), av.open(part, "r", options=options, metadata_errors="replace") as container:
+    def _opened(self) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
+        """Opens the file at its beginning, and its main audio stream."""
+        options = _OPTIONS if self._length_known else {**_OPTIONS, "ignore_length": "1"}
+        file = replace(self._file, position=0)
+        with _decoding_errors(), av.open(file, "r", options=options, metadata_errors="replace") as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, av.AudioStream) or not stream.codec_context.sample_rate:
                 raise DecodingError("it has no audio track")
             yield container, stream
 
-    def _stated_seconds(
-        self, container: av.container.InputContainer, stream: av.AudioStream, part: tuple[int, int]
-    ) -> float | None:
-        """Returns the duration in seconds that the header of a part states; None if it states none, or a wrong one."""
+    def _stated_seconds(self, container: av.container.InputContainer, stream: av.AudioStream) -> float | None:
+        """Returns the duration in seconds that the header states; None if it states none, or a wrong one."""
         name = container.format.name
-        if name in _ESTIMATED or not self._layout.length_known:
+        if name in _ESTIMATED or not self._length_known:
             return None
-        if name == "mp3" and not _states_frames(_Part(self._file, *part), stream):
+        if name == "mp3" and not _states_frames(replace(self._file, position=0), stream):
             return None
         if stream.duration is not None and stream.time_base is not None:
             delay = stream.codec_context.delay if name == "ogg" else 0
@@ -114,19 +114,10 @@ class FFmpegSource:
             return container.duration / av.time_base
         return None
 
-    def _part_seconds(self, part: tuple[int, int]) -> float:
-        with self._opened(*part) as (container, stream):
-            stated = self._stated_seconds(container, stream, part)
-            if stated is not None:
-                return stated
-            packets = (packet for packet in container.demux(stream) if packet.size)
-            return float(sum((packet.duration or 0) * packet.time_base for packet in packets))
-
-    def _pieces(self, part: tuple[int, int], elapsed: float) -> Iterator[Block]:
-        """Yields the decoded frames of a part that begins `elapsed` seconds after the start, and silence in gaps."""
-        with self._opened(*part) as (container, stream):
-            stated = self._stated_seconds(container, stream, part)
-            clock = _Clock(elapsed)
+    def _pieces(self) -> Iterator[Block]:
+        """Yields the decoded frames, and silence in gaps."""
+        with self._opened() as (container, stream):
+            stated, clock = self._stated_seconds(container, stream), _Clock()
             for time, frame in _frames(container, stream, clock):
                 gap, samples, rate = clock.gap(time), _samples(frame), frame.sample_rate
                 if stated is not None and container.format.name == "ogg":
@@ -139,10 +130,10 @@ class FFmpegSource:
 
 
 class _Clock:
-    """Compares the time stamps of a part with the samples that were read, and records damage."""
+    """Compares the time stamps of a file with the samples that were read, and records damage."""
 
-    def __init__(self, elapsed: float) -> None:
-        self._elapsed, self._origin = elapsed, math.nan
+    def __init__(self) -> None:
+        self._origin = math.nan
         self.read = 0.0
         """Seconds that were read, including inserted silence."""
         self._undecodable_at = self._damaged_at = math.nan
@@ -155,14 +146,14 @@ class _Clock:
             self._origin, ahead = time - self.read, 0.0
         missing = ahead if ahead >= _MIN_GAP else 0.0
         if math.isnan(self._damaged_at):
-            self._damaged_at = self._elapsed + self.read if missing else self._undecodable_at
+            self._damaged_at = self.read if missing else self._undecodable_at
         self._inserted += missing
         return missing
 
     def add_undecodable(self) -> None:
         """Records a packet that cannot be decoded; before the first frame, that is usual for parts of a broadcast."""
         if self.read and math.isnan(self._undecodable_at):
-            self._undecodable_at = self._elapsed + self.read
+            self._undecodable_at = self.read
 
     def notes(self, stated: float | None) -> Iterator[str]:
         """Yields a sentence on damage and one on a missing end, given the seconds that the header states."""
@@ -182,41 +173,12 @@ def shortage(seconds: float, stated: float) -> str:
     return f"holds {seconds:.2f} s of the {stated:.2f} s that its header states: download or copy it again."
 
 
-def no_end(seconds: float) -> str:
-    """Returns the note on an Ogg file without the mark that ends its last stream."""
-    return f"has no end mark after {seconds:.2f} s, so it was probably cut off: download or copy it again."
-
-
 @contextlib.contextmanager
 def _decoding_errors() -> Iterator[None]:
     try:
         yield
     except av.error.FFmpegError as error:
         raise DecodingError(error.strerror) from error
-
-
-@dataclass
-class _Part:
-    """Bytes of a file from `start` to `stop`, as a file without a name, by which FFmpeg would guess the format."""
-
-    file: BinaryIO
-    start: int
-    stop: int
-    position: int = 0
-
-    def read(self, size: int) -> bytes:
-        self.file.seek(self.start + self.position)
-        data = self.file.read(min(size, max(self.stop - self.start - self.position, 0)))
-        self.position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.stop - self.start}[whence]
-        self.position = base + offset
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
 
 
 def _frames(
@@ -243,9 +205,14 @@ def _frames(
             continue
         start = 0.0
         for frame in frames:
+            time = frame.time if number_frames is None else number_frames(packet, stream) + start
+            seconds = frame.samples / frame.sample_rate
+            if not found and decoder is not stream.codec_context and time is not None:
+                # The time stamp is that of the packet, whose beginning the decoder leaves out.
+                time += max(0.0, float((packet.duration or 0) * packet.time_base) - seconds)
+            yield time, frame
             found = True
-            yield frame.time if number_frames is None else number_frames(packet, stream) + start, frame
-            start += frame.samples / frame.sample_rate
+            start += seconds
     if failure and not found:
         raise failure
 
@@ -283,7 +250,7 @@ def _coded_number(data: bytes) -> int:
     return number
 
 
-def _states_frames(file: _Part, stream: av.AudioStream) -> bool:
+def _states_frames(file: Section, stream: av.AudioStream) -> bool:
     """Returns whether an MP3 file has a header with the number of its frames, and FFmpeg's duration is that number's.
 
     For joined files, whose header only tells the first length, FFmpeg ignores it and estimates.

@@ -35,6 +35,33 @@ class Layout:
     """False for a WAV file whose samples continue behind the length in its header."""
 
 
+@dataclass
+class Section:
+    """Bytes of a file from `start` to `stop`, as a file without a name, from which a decoder would guess the format."""
+
+    file: BinaryIO
+    start: int
+    stop: int
+    position: int = 0
+
+    def read(self, size: int) -> bytes:
+        """Returns up to `size` bytes from the position."""
+        self.file.seek(self.start + self.position)
+        data = self.file.read(min(size, max(self.stop - self.start - self.position, 0)))
+        self.position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves the position, relative to the start of the section, and returns it."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.stop - self.start}[whence]
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        """Returns the position."""
+        return self.position
+
+
 @dataclass(frozen=True)
 class WavData:
     """The samples of a WAV file according to its header."""

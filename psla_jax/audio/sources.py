@@ -12,8 +12,8 @@ from typing import BinaryIO, Protocol
 
 import soundfile
 
-from psla_jax.audio.ffmpeg import MIN_SHORTAGE, Block, DecodingError, FFmpegSource, no_end, shortage
-from psla_jax.audio.layout import Layout, find_layout
+from psla_jax.audio.ffmpeg import MIN_SHORTAGE, Block, DecodingError, FFmpegSource, shortage
+from psla_jax.audio.layout import Layout, Section, find_layout
 
 _MAX_LAYOUTS = 4096
 """Number of files whose layouts are kept."""
@@ -55,9 +55,9 @@ class SoundfileSource:
         rate, channels, is_float, notes: as in :class:`psla_jax.audio.ffmpeg.FFmpegSource`.
     """
 
-    def __init__(self, sound: soundfile.SoundFile, file: BinaryIO | None, layout: Layout | None = None) -> None:
-        """Takes an open file and, unless it can be read only once, its bytes and their layout."""
-        self._sound, self._file, self._layout = sound, file, layout
+    def __init__(self, sound: soundfile.SoundFile, section: Section | None) -> None:
+        """Takes an open file and, unless it can be read only once, its bytes."""
+        self._sound, self._section = sound, section
         self.rate, self.channels = sound.samplerate, sound.channels
         self.is_float = sound.subtype in ("FLOAT", "DOUBLE")
         self.notes: list[str] = []
@@ -90,11 +90,11 @@ class SoundfileSource:
         seconds, stated = count / self.rate, self._stated_frames() / self.rate
         if stated - seconds > MIN_SHORTAGE:
             self.notes.append(shortage(seconds, stated))
-        elif self._layout is not None and not self._layout.has_end:
-            self.notes.append(no_end(seconds))
 
     def _sndfile_blocks(self, samples: int) -> Iterator[Block]:
         frames = max(1, samples // self.channels)
+        if self._sound.subtype == "OPUS":
+            self._sound.seek(self._first)  # libsndfile's first read after opening includes the codec's delay as sound.
         # 16-bit samples that are scaled later become the same floats as in libsndfile, in a quarter of the time.
         dtype = "int16" if self._sound.subtype == "PCM_16" else "float32"
         while True:
@@ -106,10 +106,10 @@ class SoundfileSource:
 
     def _rest(self, count: int, samples: int, error: soundfile.SoundFileError) -> Iterator[Block]:
         """Yields what FFmpeg decodes after the first `count` frames; raises `error` if it cannot decode the file."""
-        if self._file is None or self._layout is None:
+        if self._section is None:
             raise error
         try:
-            source = FFmpegSource(self._file, self._layout)
+            source = FFmpegSource(self._section)
             for block, rate in source.blocks(samples):
                 skipped, count = min(count, len(block)), max(count - len(block), 0)
                 if skipped < len(block):
@@ -127,6 +127,44 @@ class SoundfileSource:
         return self._sound.frames * stated // actual if actual < stated < _PLACEHOLDER else self._sound.frames
 
 
+class JoinedSource:
+    """Several files one after the other in a single one.
+
+    Attributes:
+        rate, channels, is_float: those of the first file.
+        notes: as in :class:`psla_jax.audio.ffmpeg.FFmpegSource`.
+    """
+
+    def __init__(self, file: BinaryIO, layout: Layout) -> None:
+        self._sections, self._layout = [Section(file, *part) for part in layout.parts], layout
+        self.notes: list[str] = []
+        with _opened(self._sections[0], self._layout) as first:
+            self.rate, self.channels, self.is_float = first.rate, first.channels, first.is_float
+
+    def seek(self, frame: int) -> bool:
+        """Returns False: :meth:`blocks` always begins at the beginning, and parts may have other rates."""
+        return False
+
+    def seconds(self) -> float:
+        """Returns the sum of the durations."""
+        total = 0.0
+        for section in self._sections:
+            with _opened(section, self._layout) as source:
+                total += source.seconds()
+        return total
+
+    def blocks(self, samples: int) -> Iterator[Block]:
+        """Yields the blocks of all files."""
+        start = elapsed = 0.0
+        for section in self._sections:
+            with _opened(section, self._layout) as source:
+                for block, rate in source.blocks(samples):
+                    elapsed += len(block) / rate
+                    yield block, rate
+                self.notes += (f"has a part, {start:.2f} s after the beginning, that {note}" for note in source.notes)
+            start = elapsed
+
+
 @contextlib.contextmanager
 def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
     """Opens the audio file at a path; `file` has its bytes, and is None if they can be read only once.
@@ -139,8 +177,20 @@ def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
             yield SoundfileSource(sound, None)
         return
     layout = _layout(path, file)
+    whole = Section(file, *layout.parts[0]), layout, None if isinstance(file, io.BytesIO) else path
+    joined = len(layout.parts) > 1
+    with contextlib.nullcontext(JoinedSource(file, layout)) if joined else _opened(*whole) as source:
+        if not layout.has_end:
+            source.notes.append("has no end mark, so it was probably cut off: download or copy it again.")
+        yield source
+
+
+@contextlib.contextmanager
+def _opened(section: Section, layout: Layout, path: str | bytes | None = None) -> Iterator[Source]:
+    """Opens a file or a part of one; `path` is that of a whole file, which libsndfile reads faster."""
     with contextlib.ExitStack() as stack:
-        yield _prefer_ffmpeg(file, layout) or _open_soundfile(path, file, layout, stack)
+        source = _prefer_ffmpeg(section, layout) or _open_soundfile(section, layout, path, stack)
+        yield source
 
 
 def _layout(path: str | bytes, file: BinaryIO) -> Layout:
@@ -157,31 +207,29 @@ def _layout_of_file(path: str | bytes, *identity: int) -> Layout:
         return find_layout(file)
 
 
-def _prefer_ffmpeg(file: BinaryIO, layout: Layout) -> Source | None:
+def _prefer_ffmpeg(section: Section, layout: Layout) -> Source | None:
     """Opens a file with FFmpeg if libsndfile may read only a part of it, or leave out a damaged part silently."""
-    file.seek(0)
-    head = file.read(4)
-    is_mpeg = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
-    if len(layout.parts) == 1 and layout.length_known and layout.intact and not is_mpeg:
+    section.seek(0)
+    head = section.read(3)
+    is_mpeg = head == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
+    if layout.length_known and layout.intact and not is_mpeg:
         return None
     with contextlib.suppress(DecodingError):
-        return FFmpegSource(file, layout)
+        return FFmpegSource(section, length_known=layout.length_known)
     return None
 
 
-def _open_soundfile(path: str | bytes, file: BinaryIO, layout: Layout, stack: contextlib.ExitStack) -> Source:
+def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, stack: contextlib.ExitStack) -> Source:
     """Opens a file with libsndfile, or with FFmpeg if libsndfile cannot or does not know its length."""
-    file.seek(0)
+    section.seek(0)
     try:
-        target = file if isinstance(file, io.BytesIO) else path
-        sound = stack.enter_context(soundfile.SoundFile(target))
+        sound = stack.enter_context(soundfile.SoundFile(section if path is None else path))
     except soundfile.SoundFileError as error:
         try:
-            return FFmpegSource(file, layout)
+            return FFmpegSource(section, length_known=layout.length_known)
         except DecodingError:
             raise error from None
-    size = layout.parts[-1][1]
-    if sound.format == "MP3" or not 0 < sound.frames <= _MAX_FRAMES_PER_BYTE * size:
+    if sound.format == "MP3" or not 0 < sound.frames <= _MAX_FRAMES_PER_BYTE * (section.stop - section.start):
         with contextlib.suppress(DecodingError):
-            return FFmpegSource(file, layout)
-    return SoundfileSource(sound, file, layout)
+            return FFmpegSource(section, length_known=layout.length_known)
+    return SoundfileSource(sound, section)

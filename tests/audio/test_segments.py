@@ -155,3 +155,20 @@ def test_the_whole_file_is_searched_for_joined_parts_only_once(tmp_path, monkeyp
     store(tmp_path / "a.flac", 8_000)  # another file under the same name
     segments.read(Segment(path, 1.0, 2.0))
     assert len(searched) == 2
+
+
+def test_times_count_through_joined_files_of_other_rates(tmp_path):
+    parts = [store(tmp_path / f"{rate}.flac", rate, seconds=2.0) for rate in (22_050, 44_100)]
+    path = tmp_path / "joined.flac"
+    path.write_bytes(b"".join(Path(part).read_bytes() for part in parts))
+    whole = decode.read(path)
+    assert len(whole) == 64_000
+    for start, end in ((0.0, 1.0), (0.5, 2.5), (2.25, 3.0), (3.0, math.inf)):
+        segment = Segment(str(path), start, end)
+        cut = whole[round(start * 16_000) : None if math.isinf(end) else round(end * 16_000)]
+        np.testing.assert_array_equal(segments.read(segment), cut)
+        with segments.open_audio(segment) as audio:
+            seconds = sum(len(block) / rate for block, rate in segments.native_blocks(audio, segment, 10_000))
+        assert seconds == pytest.approx(len(cut) / 16_000, abs=1e-4)
+    with pytest.raises(AudioError, match="lasts 4 s"):
+        segments.read(Segment(str(path), 3.0, 5.0))
