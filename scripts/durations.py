@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from psla_jax.audio import decode
+from psla_jax.audio import segments
 from psla_jax.audio.decode import SAMPLE_RATE
 from psla_jax.data.datafile import Datafile
 from psla_jax.evaluation import metrics
@@ -76,7 +76,7 @@ def main(options: Options) -> None:
     for model in options.models:
         taggers = {policy: load_tagger(model, policy=policy) for policy in POLICIES}
         datafile = Datafile.read(tables / "fsd50k_eval_full.json", taggers["pad"].vocabulary)
-        waveforms = [decode.read(datafile.wav(i)) for i in range(len(datafile))]
+        waveforms = [segments.read(datafile.audio(i)) for i in range(len(datafile))]
         labels = np.stack([datafile.multi_hot(i) for i in range(len(datafile))])
         print(f"\n{model}: windows of {taggers['pad'].window_seconds:.2f} s, {len(labels)} clips\n")
         print("| cut to | shorter than the window | " + " | ".join(POLICIES) + " |\n|---|---|" + "---|" * len(POLICIES))

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from psla_jax.audio import decode
+from psla_jax.audio import decode, segments
 from psla_jax.audio.decode import SAMPLE_RATE
 from psla_jax.data.datafile import Datafile
 from psla_jax.tagging.events import Rules, find_events
@@ -113,7 +113,7 @@ def sources(datafile: Datafile) -> list[Source]:
     """Returns all recordings of a set that are not silent."""
     recordings = []
     for i in range(len(datafile)):
-        waveform = decode.read(datafile.wav(i))
+        waveform = segments.read(datafile.audio(i))
         peak = np.abs(waveform).max()
         if peak > 0:
             recordings.append(Source(trimmed(waveform / peak), tuple(map(int, datafile.labels(i)))))

@@ -143,7 +143,7 @@ def _require_single_labels(data: Datafile) -> None:
     if len(several):
         clip = int(several[0])
         raise DataError(
-            f"{data.source} gives {data.wav(clip)} {len(data.labels(clip))} labels, but a confusion matrix needs one "
+            f"{data.source} gives {data.audio(clip)} {len(data.labels(clip))} labels, but a confusion matrix needs one "
             "per clip: omit --confusion, or use --per-class."
         )
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import struct
 import sys
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -21,7 +22,11 @@ import soxr
 from rich.console import Console
 from rich.progress import track
 
-from psla_jax.audio import shards
+from psla_jax.audio import file_kinds, shards
+from psla_jax.audio.ffmpeg import DecodingError
+from psla_jax.audio.layout import find_wav_data
+from psla_jax.audio.reading import AudioError, Reading, peak
+from psla_jax.audio.sources import Source, open_source
 from psla_jax.config import Channel
 from psla_jax.runtime.files import atomic_path
 from psla_jax.runtime.threads import in_order
@@ -41,6 +46,8 @@ MAX_CLIP_SECONDS = 600.0
 """Seconds of a clip that training reads at most; models use less, and hours of audio would exhaust the memory."""
 MAX_AMPLITUDE = 32.0
 """Largest magnitude of the samples in an array, 30 dB above full scale; larger ones are not scaled to [-1, 1]."""
+MAX_FILE_AMPLITUDE = 2.0**32
+"""Largest magnitude of the samples in a file: integers that were not scaled are smaller. Beyond, features overflow."""
 _BLOCK = 1 << 20
 """Samples, summed over the channels, that are decoded at a time."""
 _PCM16_SCALE = np.float32(2.0**-15)
@@ -48,34 +55,31 @@ _PCM16_FORMAT = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16
 """The ``fmt`` chunk of a mono 16-bit PCM WAV file at 16 kHz."""
 
 
-class AudioError(ValueError):
-    """Audio that gives no waveform; its text is one sentence, ``path`` followed by ``reason``."""
-
-    def __init__(self, path: StrPath, reason: str = "") -> None:
-        super().__init__(path, reason)
-        self.path = os.fspath(path)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.reason}".rstrip()
-
-
-def read(path: StrPath, *, channel: Channel = "mean", seconds: float = math.inf) -> np.ndarray:
+def read(
+    path: StrPath, *, channel: Channel = "mean", seconds: float = math.inf, reading: Reading | None = None
+) -> np.ndarray:
     """Reads a file as a mono waveform, float32 ``(samples,)`` at 16 kHz.
 
-    Full scale is [-1, 1], which resampling (soxr, high quality) may exceed slightly.
+    Full scale is [-1, 1], which resampling (soxr, high quality) may exceed slightly. A file is read to the end of its
+    sound, whatever length its header states. Damaged parts become silence where the format tells how long they are.
 
     Args:
-        path: WAV, FLAC, OGG, MP3 or any other file that libsndfile reads, at any sample rate.
+        path: WAV, FLAC, OGG, MP3, M4A or any other file that libsndfile or FFmpeg reads, at any sample rate.
         channel: reduction of several channels: their mean, or the first one (as in the reference).
         seconds: duration to read, from the beginning; the whole file by default.
+        reading: receives the notes on the file.
 
     Raises:
-        AudioError: the file is missing, is not audio, is empty or holds samples that are not finite; or it is longer
-            than an hour and ``seconds`` does not limit it.
+        AudioError: the file is missing, is not audio, is empty or holds samples that no recording can have; or it is
+            longer than an hour and ``seconds`` does not limit it.
     """
+    return join(path, blocks(path, channel=channel, reading=reading), seconds)
+
+
+def join(path: StrPath, waveform_blocks: Iterable[np.ndarray], seconds: float = math.inf) -> np.ndarray:
+    """Returns the first `seconds` of a waveform in blocks, that of `path`, with the errors of :func:`read`."""
     pieces, samples = [], 0
-    for block in blocks(path, channel=channel):
+    for block in waveform_blocks:
         pieces.append(block)
         samples += len(block)
         if samples >= seconds * SAMPLE_RATE:
@@ -86,26 +90,29 @@ def read(path: StrPath, *, channel: Channel = "mean", seconds: float = math.inf)
     return waveform if math.isinf(seconds) else waveform[: round(seconds * SAMPLE_RATE)]
 
 
-def blocks(path: StrPath, *, channel: Channel = "mean") -> Iterator[np.ndarray]:
+def blocks(path: StrPath, *, channel: Channel = "mean", reading: Reading | None = None) -> Iterator[np.ndarray]:
     """Yields the waveform of :func:`read` in blocks, so that memory does not grow with the file.
 
     They are float32 ``(samples,)`` at 16 kHz, not empty and at most a minute each. Arguments and errors are those of
-    :func:`read`; the blocks before a damaged part are yielded first.
+    :func:`read`.
     """
-    resampler, decoded, yielded, rate = None, 0, 0, SAMPLE_RATE
-    for mono, rate in _native_rate_blocks(path, channel):
-        decoded += len(mono)
-        resampler = resampler or Resampler(rate)
-        for piece in resampler.push_in_pieces(mono):
-            yielded += len(piece)
-            yield piece
-    if decoded == 0 or resampler is None:
+    decoded, yielded, rate = 0, 0, SAMPLE_RATE
+    native = _native_rate_blocks(path, channel, reading or Reading())
+    for rate, group in itertools.groupby(native, key=lambda block: block[1]):
+        resampler = Resampler(rate)
+        for mono, _ in group:
+            decoded += len(mono)
+            for piece in resampler.push_in_pieces(mono):
+                yielded += len(piece)
+                yield piece
+        tail = resampler.finish()
+        yielded += len(tail)
+        if len(tail):
+            yield tail
+    if decoded == 0:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
-    tail = resampler.finish()
-    if yielded + len(tail) == 0:
+    if yielded == 0:
         raise AudioError(path, f"is too short ({decoded} samples at {rate} Hz, none at 16 kHz): leave it out.")
-    if len(tail):
-        yield tail
 
 
 class Resampler:
@@ -134,27 +141,55 @@ class Resampler:
         return empty if self._stream is None else self._stream.resample_chunk(empty, last=True)
 
 
-def _native_rate_blocks(path: StrPath, channel: Channel) -> Iterator[tuple[np.ndarray, int]]:
+def _native_rate_blocks(path: StrPath, channel: Channel, reading: Reading) -> Iterator[tuple[np.ndarray, int]]:
     """Yields blocks of the mono waveform before resampling, float32 ``(samples,)``, each with its rate in Hz."""
     record = _record(path)
     with _open_binary(path, record) as file:
         try:
             if file is not None and _seek_pcm16(file):
+                reading.rate = SAMPLE_RATE
                 while len(block := np.frombuffer(file.read(2 * _BLOCK), "<i2")):
                     yield block * _PCM16_SCALE, SAMPLE_RATE
                 return
         except (OSError, ValueError) as error:  # The file was truncated meanwhile, or its disk failed.
             raise AudioError(path, _unreadable_reason(path, error)) from error
     with open_audio(path, record) as audio:
-        for block in read_blocks(audio, _BLOCK):
-            mono = to_mono(block, channel)
-            if not np.isfinite(mono).all():
-                raise AudioError(path, "holds samples that are not finite: export it as 16-bit PCM, or leave it out.")
-            yield mono, audio.samplerate
+        yield from mono_blocks(audio, path, channel, reading, _BLOCK)
+
+
+def mono_blocks(
+    audio: Source, path: StrPath, channel: Channel, reading: Reading, samples: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields an open file as :func:`read_blocks`, mixed down to float32 ``(frames,)``; `reading` receives notes."""
+    seconds = 0.0
+    for block, rate in read_blocks(audio, samples):
+        mono = to_mono(block, channel)
+        require_plausible(path, block, mono, seconds, rate)
+        seconds += len(mono) / rate
+        reading.rate = min(reading.rate or rate, rate)
+        reading.add(block, mono)
+        yield mono, rate
+    reading.notes += audio.notes
+
+
+def require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start: float, rate: float) -> None:
+    """Raises AudioError if `mono`, the mixdown of the block that begins at `start` seconds, is not finite or huge.
+
+    `block` is ``(frames, channels)``, `mono` ``(frames,)``; the limit is :data:`MAX_FILE_AMPLITUDE`.
+    """
+    if peak(mono) <= MAX_FILE_AMPLITUDE:  # False for NaN.
+        return
+    position = int(np.argmin(np.abs(mono) <= MAX_FILE_AMPLITUDE))
+    value = block[position, np.abs(block[position]).argmax()]
+    raise AudioError(
+        path,
+        f"holds samples that are not finite or too large for a recording, the first {value:g} at "
+        f"{start + position / rate:.3f} s: export it again as 16-bit PCM, or leave it out.",
+    )
 
 
 @contextlib.contextmanager
-def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[soundfile.SoundFile]:
+def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[Source]:
     """Opens an audio file for reading; `record` is its content, if it has already been read from a shard.
 
     Raises:
@@ -165,20 +200,23 @@ def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[soun
     encode = os.fspath if sys.platform == "win32" else os.fsencode
     try:
         record = _record(path) if record is None else record
-        with soundfile.SoundFile(encode(path) if record is None else io.BytesIO(record)) as file:
-            if file.samplerate < MIN_SAMPLE_RATE:
-                raise AudioError(path, f"has an invalid sample rate of {file.samplerate} Hz: repair its header.")
-            yield file
+        with _open_binary(path, record) as file, open_source(encode(path), file) as source:
+            if source.rate < MIN_SAMPLE_RATE:
+                raise AudioError(path, f"has an invalid sample rate of {source.rate} Hz: repair its header.")
+            yield source
     except AudioError:
         raise
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+    except (soundfile.SoundFileError, DecodingError, OSError, TypeError, ValueError) as error:
         raise AudioError(path, _unreadable_reason(path, error)) from error
 
 
 def duration(path: StrPath) -> float:
-    """Returns a file's duration in seconds by its header; raises AudioError if it is missing, not audio or empty."""
-    with open_audio(path) as file:
-        seconds = file.frames / file.samplerate
+    """Returns a file's duration in seconds; raises AudioError if it is missing, not audio or empty.
+
+    It is read from the header, or counted without decoding where there is none or a wrong one.
+    """
+    with open_audio(path) as audio:
+        seconds = audio.seconds()
     if seconds <= 0:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
     return seconds
@@ -187,8 +225,8 @@ def duration(path: StrPath) -> float:
 def header(path: StrPath) -> tuple[float, int]:
     """Returns duration in seconds and sample rate in Hz according to a file's header; zeros if it is unreadable."""
     try:
-        with open_audio(path) as file:
-            return file.frames / file.samplerate, file.samplerate
+        with open_audio(path) as audio:
+            return audio.seconds(), audio.rate
     except AudioError:
         return 0.0, 0
 
@@ -218,38 +256,25 @@ def _seek_pcm16(file: BinaryIO) -> bool:
     Such files need no decoder; libsndfile takes four times as long.
     """
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    start, matches = file.read(12), False
-    if (start[:4], start[8:]) != (b"RIFF", b"WAVE"):
+    data = find_wav_data(file)
+    if data is None or data.format_chunk != _PCM16_FORMAT:
         return False
-    while len(chunk := file.read(8)) == 8:
-        kind, length = chunk[:4], int.from_bytes(chunk[4:], "little")
-        if kind == b"data":
-            return matches and length % 2 == 0 and file.tell() + length == size
-        if kind == b"fmt ":
-            matches = file.read(length) == _PCM16_FORMAT
-            continue
-        file.seek(length + length % 2, os.SEEK_CUR)
-    return False
+    return data.length % 2 == 0 and data.start + data.length == size
 
 
-def read_blocks(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]:
-    """Yields the content of a file as float32 ``(frames, channels)`` blocks of at most `samples` samples.
+def read_blocks(audio: Source, samples: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the content of a file as float32 ``(frames, channels)``, in blocks of about `samples` samples.
 
-    No memory is allocated according to the length in the header, which may be wrong.
+    Each block comes with its rate in Hz; files that are joined from several can have several rates.
     """
-    frames = max(1, samples // file.channels)
-    # Scaled here, 16-bit samples become the same floats as in libsndfile, in a quarter of the time.
-    pcm16 = file.subtype == "PCM_16"
-    while True:
-        block = file.read(frames, dtype="int16" if pcm16 else "float32", always_2d=True)
+    for block, rate in audio.blocks(samples):
         if len(block):
-            yield block * _PCM16_SCALE if pcm16 else block
-        if len(block) < frames:
-            return
+            yield _to_float32("the file", block), rate
 
 
-def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean") -> np.ndarray:
+def from_samples(
+    samples: np.ndarray, rate: float, *, channel: Channel = "mean", reading: Reading | None = None
+) -> np.ndarray:
     """Converts an array of samples to a waveform as of :func:`read`, float32 ``(samples,)`` at 16 kHz.
 
     Args:
@@ -257,6 +282,7 @@ def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean")
             are scaled by their range (unsigned 8-bit around 128, as in WAV); other types are refused.
         rate: sample rate in Hz.
         channel: as for :func:`read`.
+        reading: receives the peaks of the channels.
 
     Raises:
         AudioError: the rate is not positive, or the array has another rank or type, is empty, not finite or not scaled.
@@ -267,7 +293,7 @@ def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean")
         raise AudioError(name, f"has the shape {array.shape}: give (samples,) or (samples, channels), not empty.")
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
         raise AudioError(name, f"has the shape {array.shape}, more channels than samples: transpose it.")
-    mono = array_to_mono(name, array, channel)
+    mono = array_to_mono(name, array, channel, reading)
     if rate == SAMPLE_RATE:
         return mono
     resampled = soxr.resample(mono, rate, SAMPLE_RATE)
@@ -282,27 +308,41 @@ def require_rate(name: str, rate: object) -> None:
         raise AudioError(name, f"has the sample rate {rate!r}: give a positive number of samples per second.")
 
 
-def array_to_mono(name: str, array: np.ndarray, channel: Channel) -> np.ndarray:
+def array_to_mono(name: str, array: np.ndarray, channel: Channel, reading: Reading | None = None) -> np.ndarray:
     """Converts an array that :func:`from_samples` accepts to float32 ``(samples,)`` at the same rate.
 
-    Raises AudioError if the array, called `name` in the message, has another type, is not finite or not scaled.
+    `reading` receives the peaks of the channels. Raises AudioError if the array, called `name` in the message, has
+    another type, is not finite or not scaled.
     """
-    array = _to_float32(name, array)
-    if not np.isfinite(array).all():
-        raise AudioError(name, "holds samples that are not finite: correct it first.")
-    peak = float(np.abs(array).max(initial=0.0))
-    if peak > MAX_AMPLITUDE:
-        raise AudioError(name, f"holds samples as large as {peak:g}: scale it to [-1, 1], or pass integers.")
-    return to_mono(array[:, None] if array.ndim == 1 else array, channel)
+    given, array = array, _to_float32(name, array)
+    finite = np.isfinite(array)
+    if not finite.all():
+        first = np.unravel_index(finite.argmin(), array.shape)
+        what = f"holds samples that are not finite or too large, the first {given[first]:g} at sample {first[0]}"
+        raise AudioError(name, f"{what}: correct it first.")
+    magnitude = np.abs(array)
+    largest = float(magnitude.max(initial=0.0))
+    if largest > MAX_AMPLITUDE:
+        position = np.unravel_index(magnitude.argmax(), array.shape)[0]
+        what = f"holds samples as large as {largest:g}, at sample {position}"
+        raise AudioError(name, f"{what}: scale it to [-1, 1], or pass integers.")
+    block = array[:, None] if array.ndim == 1 else array
+    mono = to_mono(block, channel)
+    if reading is not None:
+        reading.add(block, mono)
+    return mono
 
 
 def _to_float32(name: str, array: np.ndarray) -> np.ndarray:
     """Converts samples of any accepted type to float32, full scale [-1, 1]."""
     if array.dtype.kind == "f" and array.dtype.itemsize <= 8:
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):  # Values beyond float32 become infinite, which is refused later.
+            return array.astype(np.float32, copy=False)
     if array.dtype == np.uint8:
         return (array.astype(np.float32) - 128) / np.float32(128)
-    if array.dtype in (np.int8, np.int16, np.int32):
+    if array.dtype == np.int16:
+        return array * _PCM16_SCALE
+    if array.dtype in (np.int8, np.int32):
         return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
     raise AudioError(name, f"is of type {array.dtype}: give floats in [-1, 1], or 8, 16 or 32-bit integers.")
 
@@ -326,8 +366,18 @@ def _unreadable_reason(path: StrPath, error: Exception) -> str:
         return "is a folder: name an audio file."
     if size == 0:
         return "is an empty file: record or download it again, or leave it out."
+    known = file_kinds.describe(_head(path))
+    if known:
+        return f"cannot be read as audio ({known[0]}): {known[1]}."
     detail = getattr(error, "error_string", "") or str(error)
     return f"cannot be read as audio ({detail.strip().rstrip('.')}): convert it to WAV or FLAC, or leave it out."
+
+
+def _head(path: StrPath) -> bytes:
+    """Returns the first bytes of a file or of a clip in a shard; none if they cannot be read again."""
+    with contextlib.suppress(OSError, AudioError), _open_binary(path, _record(path)) as file:
+        return file.read(file_kinds.HEAD_BYTES) if file is not None else b""
+    return b""
 
 
 def write_pcm16(path: StrPath, waveform: np.ndarray) -> None:

@@ -129,7 +129,10 @@ def _finish(source: Pipe | Microphone, stream: Stream, output: _Output, stopped:
     from psla_jax.tagging.recording import quality_notes
     from psla_jax.tagging.result import clock
 
-    for note in (*source.notes, *(quality_notes(source.name, stream.peak, 0) if stream.position else ())):
+    for note in (
+        *source.notes,
+        *(quality_notes(source.name, stream.peak, 0, stream.reading) if stream.position else ()),
+    ):
         output.info(note)
     output.info(f"{clock(stream.position)} of audio, {output.events} events")
     if stopped:

@@ -101,7 +101,8 @@ class CollectionOptions:
 class PrepareFolder(CollectionOptions):
     """Writes datafiles and a config for a folder with one subfolder per class. Example: psla prepare folder sounds
 
-    ESC-50, UrbanSound8K, Speech Commands, and folders of parts (train, validation, test) or folds are recognised.
+    ESC-50, UrbanSound8K, Speech Commands, folders of parts (train, validation, test) or folds, and label files of
+    Audacity beside the recordings are recognised.
     """
 
     directory: Positional[str]
@@ -123,7 +124,8 @@ class PrepareCSV(CollectionOptions):
     """Writes datafiles and a config for a CSV of files and classes. Example: psla prepare csv sounds.csv --audio wavs
 
     One column has the files (filename, file, path, fname ...) and one the classes (label, class, category ...); another
-    one may have the parts or folds of a split (split, subset, fold ...).
+    one may have the parts or folds of a split (split, subset, fold ...). With columns of starts and ends in seconds, as
+    in tables of DCASE, Raven and AudioSet-strong, each line is a segment of its file. Label files of Audacity are read.
     """
 
     table: Positional[str]
@@ -139,6 +141,11 @@ class PrepareCSV(CollectionOptions):
     group_column: str = ""
     """Column of the sources, such as a recording that clips are cut from, which a random split does not divide;
     empty: the first with a common name (src_file, fsID, recording_id ...), if there is one."""
+    start_column: str = ""
+    """Column of the starts of segments; empty: the first with a common name (start, onset, Begin Time (s) ...), if
+    there is also one of ends; none: whole recordings are labelled, whatever columns there are."""
+    end_column: str = ""
+    """Column of the ends of segments; empty: the first with a common name (end, offset, End Time (s) ...)."""
     separator: Literal["auto", "bar", "semicolon", "comma", "none"] = "auto"
     """Separator of the labels of a clip; auto: lists such as ['Dog', 'Bark'], or the first of bar, semicolon and comma
     that occurs."""
@@ -154,7 +161,12 @@ def prepare_csv(arguments: list[str]) -> int:
     from psla_jax.data.prepare import folds, table
 
     columns = table.Columns(
-        file=options.file_column, label=options.label_column, split=options.split_column, group=options.group_column
+        file=options.file_column,
+        label=options.label_column,
+        split=options.split_column,
+        group=options.group_column,
+        start=options.start_column,
+        end=options.end_column,
     )
     separator = _SEPARATORS[options.separator]
     collection = table.read(options.table, options.audio, columns=columns, separator=separator, fold=options.fold)

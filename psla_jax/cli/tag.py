@@ -75,7 +75,7 @@ class TagOptions(DetectionOptions):
     """Tag recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
 
     audio: Positional[tuple[str, ...]]
-    """Audio files, or folders to search recursively. Any format that soundfile reads, at any sample rate."""
+    """Audio files, or folders to search recursively. Any format that libsndfile or FFmpeg reads."""
     top: int = 5
     """Maximum number of classes to list per recording."""
     times: Literal["auto", "always", "never"] = "auto"
@@ -122,7 +122,7 @@ def tag(arguments: list[str]) -> int:
         from psla_jax.tagging.plot import figure
 
         figure.require_plotting()
-    recordings = find_audio(options.audio)
+    recordings = find_audio(options.audio, lambda note: print(printable(note), file=sys.stderr))
     launcher.use_own_accelerator(options.distributed)
     tagger, classes = build_tagger(options, options.batch_size)
     if options.embeddings:

@@ -2,6 +2,7 @@
 
 Copies of a data set differ in their directories and file formats, and those of AudioSet in the names of their files:
 ``Y--PJHxphWEs.wav``, ``--PJHxphWEs_30000.flac``, ``--PJHxphWEs_30.000_40.000.mp3`` and ``--PJHxphWEs-30`` are one clip.
+Segments of recordings (:mod:`psla_jax.audio.segments`) must also have the same times.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+
+from psla_jax.audio.segments import split_fragment
 
 Value = TypeVar("Value")
 # Times and sound names contain dots too, so only the extensions of audio files are removed.
@@ -35,16 +38,20 @@ class AudioSetId:
     video: str
     start: float | None
     """Start as written in the file name, in seconds or milliseconds; None if the name has none."""
+    fragment: str = ""
+    """Times of a segment of the clip, such as ``#t=2.5,4``; empty for the whole clip."""
 
     def compatible_with(self, other: AudioSetId) -> bool:
         """Returns whether both can be the same clip: a factor of 1000 between starts is seconds versus milliseconds."""
         a, b = self.start, other.start
-        return self.video == other.video and (a is None or b is None or a in (b, 1000 * b) or b == 1000 * a)
+        same = (self.video, self.fragment) == (other.video, other.fragment)
+        return same and (a is None or b is None or a in (b, 1000 * b) or b == 1000 * a)
 
 
 def file_name(path: str) -> str:
-    """Returns the name of a file without directories and audio extension."""
-    return _EXTENSION.sub("", os.path.basename(path))
+    """Returns the name of a file without directories and audio extension, and with the times of a segment."""
+    file, fragment = split_fragment(path)
+    return _EXTENSION.sub("", os.path.basename(file)) + fragment
 
 
 def audioset_id(path: str) -> AudioSetId | None:
@@ -52,8 +59,9 @@ def audioset_id(path: str) -> AudioSetId | None:
 
     Returns None for other names.
     """
-    parts = _AUDIOSET.fullmatch(file_name(path))
-    return AudioSetId(parts[1], float(parts[2]) if parts[2] else None) if parts else None
+    name, fragment = split_fragment(file_name(path))
+    parts = _AUDIOSET.fullmatch(name)
+    return AudioSetId(parts[1], float(parts[2]) if parts[2] else None, fragment) if parts else None
 
 
 def require_distinct(paths: Iterable[str], source: str) -> None:

@@ -1,6 +1,7 @@
-"""The JSON datafile ``{"data": [{"wav": path, "labels": "mid,mid"}, ...]}`` in four NumPy arrays.
+"""The JSON datafile ``{"data": [{"wav": path, "labels": "mid,mid"}, ...]}`` in four or five NumPy arrays.
 
-An optional ``"classes": "exclusive"`` before ``data`` declares that every clip has exactly one class.
+An optional ``"classes": "exclusive"`` before ``data`` declares that every clip has exactly one class. A clip may also
+have a ``"start"`` and an ``"end"`` in seconds, and is then that segment of its file instead of the whole.
 
 As a list of dicts, the two million clips of AudioSet would take a gigabyte in every loader process. The arrays take
 about 0.2 GB, and the processes on one machine share them through :meth:`Datafile.share`.
@@ -19,16 +20,19 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, BinaryIO
+from decimal import Decimal
+from typing import Any, BinaryIO, NamedTuple
 
 import ijson
 import numpy as np
 
-from psla_jax.audio import shards
+from psla_jax.audio import segments, shards
+from psla_jax.audio.decode import StrPath
+from psla_jax.audio.segments import WHOLE
 from psla_jax.runtime.files import atomic_text
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
-_ARRAYS = ("paths", "path_offsets", "label_indices", "label_offsets")
+_ARRAYS, _OPTIONAL_ARRAYS = ("paths", "path_offsets", "label_indices", "label_offsets"), ("times",)
 _BUFFER = 1 << 20
 _PATHS_TO_LOCATE = 100
 """Number of paths that are looked up to find the directory of relative paths."""
@@ -39,6 +43,16 @@ _ERRORS = "surrogatepass"
 
 class DatafileError(ValueError):
     """An unusable datafile; the message names the file, the clip and the remedy."""
+
+
+class Record(NamedTuple):
+    """A clip as it is written in a datafile."""
+
+    wav: str
+    mids: Sequence[str]
+    start: float = WHOLE[0]
+    end: float = WHOLE[1]
+    """Start and end in seconds of a clip that is a segment of its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +81,8 @@ class Datafile:
     """Directory that the arrays are memory-mapped from; empty if they are in memory."""
     root: str = ""
     """Directory of relative paths if it is not that of the datafile: the working directory when it was read."""
+    times: np.ndarray | None = None
+    """Start and end of every clip in seconds, float64 ``(clips, 2)``; None if every clip is a whole file."""
 
     def __len__(self) -> int:
         return len(self.path_offsets) - 1
@@ -83,13 +99,26 @@ class Datafile:
         """
         return os.path.join(self.root or os.path.dirname(self.source), self.path(i))
 
+    def time(self, i: int) -> tuple[float, float]:
+        """Returns start and end of a clip in seconds, :data:`psla_jax.audio.segments.WHOLE` for a whole file."""
+        self._require(i)
+        start, end = WHOLE if self.times is None else self.times[i].tolist()
+        return start, end
+
+    def audio(self, i: int) -> StrPath:
+        """Returns the path of :meth:`wav`, or a segment of it; :mod:`psla_jax.audio.segments` reads both."""
+        return segments.cut(self.wav(i), *self.time(i))
+
     def path(self, i: int) -> str:
         """Returns the path of a clip's audio file as it is written in the datafile."""
         return self._slice(self.paths, self.path_offsets, i).tobytes().decode("utf-8", _ERRORS)
 
     def clip_id(self, i: int) -> str:
-        """Returns the id of a clip in score files: the path of its audio file, which packing does not change."""
-        return shards.clip_id(self.wav(i))
+        """Returns the id of a clip in score files: the path of its audio file, which packing does not change.
+
+        That of a segment also has the times, as in ``street.wav#t=12.5,15``.
+        """
+        return shards.clip_id(os.fspath(self.audio(i)))
 
     def labels(self, i: int) -> np.ndarray:
         """Returns the class indices of a clip, int32, in the order of the file."""
@@ -116,9 +145,12 @@ class Datafile:
         return weights.astype(np.float64)  # bincount of no labels at all returns integers
 
     def _slice(self, values: np.ndarray, offsets: np.ndarray, i: int) -> np.ndarray:
+        self._require(i)
+        return values[offsets[i] : offsets[i + 1]]
+
+    def _require(self, i: int) -> None:
         if not 0 <= i < len(self):
             raise IndexError(f"there is no clip {i} in {self.source}: its clips are 0 to {len(self) - 1}.")
-        return values[offsets[i] : offsets[i + 1]]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], vocabulary: Vocabulary) -> Datafile:
@@ -144,6 +176,8 @@ class Datafile:
         """
         key = hashlib.sha256(f"{self.sha256} {self.num_classes} {self.source} {self.root}".encode("utf-8", _ERRORS))
         key.update(self.label_indices.tobytes())
+        if self.times is not None:
+            key.update(self.times.tobytes())
         target = os.path.join(os.path.abspath(directory), key.hexdigest()[:16])
         if not os.path.isdir(target):
             self._save(target)
@@ -153,8 +187,9 @@ class Datafile:
         temporary = f"{target}.{uuid.uuid4().hex}.part"
         os.makedirs(temporary)
         try:
-            for name in _ARRAYS:
-                np.save(os.path.join(temporary, f"{name}.npy"), getattr(self, name))
+            for name in (*_ARRAYS, *_OPTIONAL_ARRAYS):
+                if (values := getattr(self, name)) is not None:
+                    np.save(os.path.join(temporary, f"{name}.npy"), values)
             meta = {name: getattr(self, name) for name in ("num_classes", "sha256", "source", "exclusive", "root")}
             with open(os.path.join(temporary, "meta.json"), "w", encoding="utf-8") as file:
                 json.dump(meta, file)
@@ -170,8 +205,10 @@ def _map(directory: str) -> Datafile:
     """Returns the datafile that :meth:`Datafile.share` wrote to `directory`."""
     with open(os.path.join(directory, "meta.json"), encoding="utf-8") as file:
         meta = json.load(file)
+    files = {name: os.path.join(directory, f"{name}.npy") for name in (*_ARRAYS, *_OPTIONAL_ARRAYS)}
+    present = [name for name in files if name in _ARRAYS or os.path.exists(files[name])]
     # Views as plain arrays of the same memory: slicing a memmap is several times slower.
-    arrays = {n: np.load(os.path.join(directory, f"{n}.npy"), mmap_mode="r").view(np.ndarray) for n in _ARRAYS}
+    arrays = {name: np.load(files[name], mmap_mode="r").view(np.ndarray) for name in present}
     return Datafile(**arrays, **meta, mapped=directory)
 
 
@@ -228,13 +265,16 @@ def _read(path: str | os.PathLike[str], indices: Mapping[str, int]) -> Datafile:
     source = os.fspath(path)
     paths, path_offsets = bytearray(), array("q", [0])
     labels, label_offsets = array("i"), array("q", [0])
+    times = array("d")  # empty until the first segment
     with _opened(path) as file:
         exclusive = _declares_exclusive(file)
         file.seek(0)
         hashed = _HashedFile(file)
-        for number, (wav, mids) in enumerate(_records(hashed, source)):
+        for number, (wav, mids, *time) in enumerate(_records(hashed, source)):
             paths += wav.encode("utf-8", _ERRORS)
             path_offsets.append(len(paths))
+            if times or time != [*WHOLE]:
+                times.extend([*WHOLE * (number - len(times) // 2), *time])
             try:
                 labels.extend([indices[mid] for mid in mids])
             except KeyError as error:
@@ -257,6 +297,7 @@ def _read(path: str | os.PathLike[str], indices: Mapping[str, int]) -> Datafile:
         hashed.hash.hexdigest(),
         os.path.abspath(source),
         exclusive,
+        times=_read_only(times, np.float64).reshape(-1, 2) if times else None,
     )
     return replace(data, root=_root(data))
 
@@ -273,21 +314,21 @@ def _root(data: Datafile) -> str:
     return here if relative and not has_any(os.path.dirname(data.source)) and has_any(here) else ""
 
 
-def records(path: str | os.PathLike[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields the path and the mids of each clip as written in a datafile, without duplicate mids and for any classes.
+def records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Yields each clip as written in a datafile, without duplicate mids and for any classes.
 
     Raises:
-        DatafileError: the file is missing, empty or not a datafile, or a clip has no wav or labels.
+        DatafileError: the file is missing, empty or not a datafile, or a clip has no wav or labels, or invalid times.
     """
     with _opened(path) as file:
         yield from _records(_HashedFile(file), os.fspath(path))
 
 
-def _records(file: _HashedFile, source: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields path and mids of the items of the list ``data``, parsed incrementally."""
+def _records(file: _HashedFile, source: str) -> Iterator[Record]:
+    """Yields the items of the list ``data``, parsed incrementally."""
     try:
         for number, record in enumerate(ijson.items(file, "data.item", buf_size=_BUFFER)):
-            yield _record_fields(record, number, source)
+            yield _parse_record(record, number, source)
     except (ijson.JSONError, UnicodeDecodeError) as error:
         if file.size == 0:
             raise DatafileError(f"the datafile {source} is empty: write it again.") from None
@@ -295,8 +336,8 @@ def _records(file: _HashedFile, source: str) -> Iterator[tuple[str, tuple[str, .
         raise DatafileError(f"the datafile {source} is not JSON in UTF-8 ({reason}): write it again.") from error
 
 
-def _record_fields(record: Any, number: int, source: str) -> tuple[str, tuple[str, ...]]:
-    """Returns the path and the distinct mids of a record."""
+def _parse_record(record: Any, number: int, source: str) -> Record:
+    """Returns a record with distinct mids."""
     if not isinstance(record, dict):
         raise DatafileError(
             f'clip {number} of the datafile {source} is {record!r:.80}: it must be {{"wav": ..., "labels": ...}}.'
@@ -307,29 +348,45 @@ def _record_fields(record: Any, number: int, source: str) -> tuple[str, tuple[st
             value = f"{record[key]!r:.80} as" if key in record else "no"
             raise DatafileError(f"clip {number} of the datafile {source} has {value} {key}: give it {kind}.")
     mids = map(str.strip, record["labels"].split(","))
-    return record["wav"], tuple(dict.fromkeys(sys.intern(mid) for mid in mids if mid))
+    time = WHOLE if record.keys().isdisjoint(("start", "end")) else _parse_time(record, number, source)
+    return Record(record["wav"], tuple(dict.fromkeys(sys.intern(mid) for mid in mids if mid)), *time)
 
 
-def _read_only(buffer: bytearray | array[int], dtype: type) -> np.ndarray:
+def _parse_time(record: dict[str, Any], number: int, source: str) -> tuple[float, float]:
+    """Returns the start and the end of a record, of which one may be absent or null."""
+    values = record.get("start"), record.get("end")
+    if {type(value) for value in values} <= {int, Decimal, type(None)}:
+        # A decimal of any size converts to a float, which may be infinite.
+        start, end = (default if value is None else float(Decimal(value)) for value, default in zip(values, WHOLE))
+        if 0 <= start < end and (values[1] is None or end < WHOLE[1]):
+            return abs(start), end  # not -0
+    shown = " and ".join(f"the {key} {record[key]!s:.80}" for key in ("start", "end") if key in record)
+    raise DatafileError(
+        f"clip {number} ({record['wav']}) of the datafile {source} has {shown}: give JSON numbers of seconds with "
+        "0 <= start < end."
+    )
+
+
+def _read_only(buffer: bytearray | array[int] | array[float], dtype: type) -> np.ndarray:
     return np.frombuffer(memoryview(buffer).toreadonly(), dtype)
 
 
 def write(
-    path: str | os.PathLike[str], records: Iterable[tuple[str, Sequence[str]]], *, exclusive: bool = False
+    path: str | os.PathLike[str], records: Iterable[Record | tuple[str, Sequence[str]]], *, exclusive: bool = False
 ) -> int:
-    """Writes ``(wav, mids)`` pairs as a datafile, as a stream; an existing file is replaced only on success.
+    """Writes records or ``(wav, mids)`` pairs as a datafile; an existing file is replaced only on success.
 
     With `exclusive`, it declares ``"classes": "exclusive"``, which makes ``optimizer.loss auto`` cross-entropy. Returns
     the number of clips.
 
     Raises:
-        DatafileError: a clip has no path, or a mid that is empty or contains a comma.
+        DatafileError: a clip has no path, a mid that is empty or contains a comma, or invalid times.
     """
     count = 0
     quoted = json.JSONEncoder().encode  # json.dumps creates an encoder on every call
     with atomic_text(path) as file:
         file.write('{\n "classes": "exclusive",\n "data": [' if exclusive else '{\n "data": [')
-        for wav, mids in records:
+        for wav, mids, *time in (Record(*record) for record in records):
             labels = ",".join(mids)
             encodable = wav.encode(errors="ignore").decode() == wav
             if not wav or not encodable or "" in mids or labels.count(",") != max(len(mids) - 1, 0):
@@ -337,10 +394,24 @@ def write(
                     f"clip {count} has the path {wav!r} and the labels {list(mids)!r}: "
                     "use a path in UTF-8, and mids without commas."
                 )
-            file.write(f'{"," if count else ""}\n  {{\n   "wav": {quoted(wav)},\n   "labels": {quoted(labels)}\n  }}')
+            fields = f'"wav": {quoted(wav)},{_time_fields(wav, *time)}\n   "labels": {quoted(labels)}'
+            file.write(f"{',' if count else ''}\n  {{\n   {fields}\n  }}")
             count += 1
         file.write(("\n " if count else "") + "]\n}")
     return count
+
+
+def _time_fields(wav: str, start: float, end: float) -> str:
+    """Returns the fields of a segment as lines of JSON; empty for a whole file."""
+    if (start, end) == WHOLE:
+        return ""
+    if not 0 <= start < end:
+        raise DatafileError(f"the clip {wav} starts at {start} s and ends at {end} s: use 0 <= start < end.")
+    return "".join(
+        f'\n   "{name}": {segments.number(value)},'
+        for name, value in (("start", start), ("end", end))
+        if value < WHOLE[1]
+    )
 
 
 def weight_path(json_path: str | os.PathLike[str]) -> str:

@@ -124,7 +124,7 @@ def _require_single_labels(data: Datafile, reason: str) -> None:
     if len(wrong):
         clip = int(wrong[0])
         raise DataError(
-            f"{data.source} gives {data.wav(clip)} {counts[clip]} labels, but {reason}: correct the labels, or use "
+            f"{data.source} gives {data.audio(clip)} {counts[clip]} labels, but {reason}: correct the labels, or use "
             "--optimizer.loss bce."
         )
 
@@ -132,17 +132,24 @@ def _require_single_labels(data: Datafile, reason: str) -> None:
 def check_clips(sets: DataSets, config: DataConfig, log: Callable[[str], None]) -> None:
     """Looks up every clip and reads up to ``data.preflight`` clips of each set, before training.
 
-    `log` receives a line for each clip that will be skipped.
+    `log` receives a line for each clip that will be skipped, and for damaged ones, of which the rest is used.
 
     Raises:
         DataError: a clip cannot be read and ``data.unreadable`` is ``stop``, or no clip of a set can be read.
     """
     for name, data in sets.all().items():
-        problems = find_unreadable_clips(data, limit=config.preflight, channel=config.channel, name=name)
+        damaged: list[ClipProblem] = []
+        problems = find_unreadable_clips(
+            data, limit=config.preflight, channel=config.channel, name=name, damaged=damaged
+        )
         if problems and (config.unreadable == "stop" or len(problems) == len(data)):
             raise DataError(_problem_text(name, data, problems))
         for problem in problems:
             log(f"skipped, {name} set: {problem.path} {problem.reason}")
+        for defect in damaged[:MAX_PROBLEMS_SHOWN]:
+            log(f"damaged, {name} set: {defect.path} {defect.reason}")
+        if len(damaged) > MAX_PROBLEMS_SHOWN:
+            log(f"damaged, {name} set: {len(damaged) - MAX_PROBLEMS_SHOWN} more, which psla check lists")
 
 
 def _problem_text(name: str, data: Datafile, problems: list[ClipProblem]) -> str:

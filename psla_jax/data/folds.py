@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 FOLDER = "folds"
@@ -80,10 +80,10 @@ def _units(clips: int, groups: Sequence[str] | None) -> list[list[int]]:
     return list(units.values())
 
 
-def records(data: Datafile, vocabulary: Vocabulary, clips: Iterable[int]) -> Iterator[tuple[str, list[str]]]:
-    """Yields absolute path and mids of clips of a datafile, for :func:`psla_jax.data.datafile.write`."""
+def records(data: Datafile, vocabulary: Vocabulary, clips: Iterable[int]) -> Iterator[Record]:
+    """Yields clips of a datafile with absolute paths, for :func:`psla_jax.data.datafile.write`."""
     for clip in clips:
-        yield data.wav(clip), [vocabulary.mids[i] for i in data.labels(clip)]
+        yield Record(data.wav(clip), [vocabulary.mids[i] for i in data.labels(clip)], *data.time(clip))
 
 
 def fold_files(folder: Path) -> list[Path]:

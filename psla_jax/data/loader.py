@@ -43,7 +43,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError, read
+from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError
+from psla_jax.audio.segments import read
 from psla_jax.config import Channel, DataConfig, SamplingConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.sampling.balance import epoch_order
@@ -71,7 +72,7 @@ class ClipReader:
         Raises:
             AudioError: the clip cannot be read.
         """
-        samples = read(self.datafile.wav(clip), channel=self.channel, seconds=MAX_CLIP_SECONDS)
+        samples = read(self.datafile.audio(clip), channel=self.channel, seconds=MAX_CLIP_SECONDS)
         samples -= samples.mean()
         return samples
 

@@ -15,7 +15,7 @@ import soundfile
 from rich.console import Console
 from rich.progress import Progress
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, segments, shards
 from psla_jax.config import Channel
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
@@ -60,11 +60,14 @@ class Shard:
     """Number of clips whose samples equal those read from their original files."""
     left_out: list[ClipProblem] = field(default_factory=list)
     """Unreadable clips that were skipped."""
+    damaged: list[ClipProblem] = field(default_factory=list)
+    """Defects of clips that were packed although a part of them is missing."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Shard:
         """Inverse of ``asdict``."""
-        return cls(values["clips"], values["exact"], [ClipProblem(**problem) for problem in values["left_out"]])
+        left_out, damaged = ([ClipProblem(**problem) for problem in values.get(k, ())] for k in ("left_out", "damaged"))
+        return cls(values["clips"], values["exact"], left_out, damaged)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class PackResult:
         ]
         if exact < self.clips:
             lines.append("the other clips are rounded to 16 bits; --format float32 stores them exactly")
-        return "\n".join([*lines, *(f"left out: {problem.path} {problem.reason}" for problem in self.left_out)])
+        lines += [f"left out: {problem.path} {problem.reason}" for problem in self.left_out]
+        lines += [f"damaged: {defect.path} {defect.reason}" for shard in self.shards for defect in shard.damaged]
+        return "\n".join(lines)
 
 
 def pack(
@@ -239,6 +244,7 @@ class _Output:
 def _write_shard(output: _Output, number: int, *, skip: bool, workers: int, advance: Callable[[], None]) -> Shard:
     """Reads clips in threads and writes them to a shard; unreadable clips are skipped if `skip`, else raise."""
     left_out: list[ClipProblem] = []
+    damaged: list[ClipProblem] = []
     num_exact = 0
 
     def records() -> Iterator[tuple[str, bytes]]:
@@ -246,8 +252,9 @@ def _write_shard(output: _Output, number: int, *, skip: bool, workers: int, adva
         for result in in_order(lambda clip: _encode_clip(output.data, clip, output.job), output.clips(number), workers):
             advance()
             if not isinstance(result, ClipProblem):
-                clip, content, exact = result
+                clip, content, exact, notes = result
                 num_exact += exact
+                damaged.extend(ClipProblem(clip, os.fspath(output.data.audio(clip)), note) for note in notes)
                 yield output.data.clip_id(clip), content
             elif skip:
                 left_out.append(result)
@@ -257,17 +264,19 @@ def _write_shard(output: _Output, number: int, *, skip: bool, workers: int, adva
                     "clips with --unreadable skip."
                 )
 
-    return Shard(shards.write(output.shard(number), records()), num_exact, left_out)
+    return Shard(shards.write(output.shard(number), records()), num_exact, left_out, damaged)
 
 
-def _encode_clip(data: Datafile, clip: int, job: Job) -> tuple[int, bytes, bool] | ClipProblem:
-    """Returns a clip, its encoded audio file, and whether the file contains exactly the samples that were read."""
+def _encode_clip(data: Datafile, clip: int, job: Job) -> tuple[int, bytes, bool, list[str]] | ClipProblem:
+    """Returns a clip, its encoded audio file, whether that contains exactly the samples that were read, and notes."""
     problem = check_file(data, clip)
     if problem:
         return problem
-    path = data.wav(clip)
+    audio, reading = data.audio(clip), decode.Reading()
+    path = os.fspath(audio)
     try:
-        return clip, *encode(decode.read(path, channel=job.channel), path, job.format)
+        waveform = segments.read(audio, channel=job.channel, reading=reading)
+        return clip, *encode(waveform, path, job.format), reading.notes
     except decode.AudioError as error:
         return ClipProblem(clip, path, error.reason)
 

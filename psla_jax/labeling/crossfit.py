@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from psla_jax.audio.segments import split_fragment
 from psla_jax.config import KINDS, Kind, RunConfig, Threshold
 from psla_jax.data import datafile, datasets
 from psla_jax.data.clip_ids import require_distinct
@@ -85,7 +86,7 @@ def run(request: Request) -> tuple[str, ...]:
             request.enhancement().resolved().check_overwrite()
             Ontology.read(datasets.locate(request.ontology, logger.info))
             data = datasets.load(request.config.data, request.config.optimizer.loss, logger.info)
-            require_distinct(map(data.train.wav, range(len(data.train))), data.train.source)
+            require_distinct(map(data.train.clip_id, range(len(data.train))), data.train.source)
         crossfit_scores(request, data, logger)
         with distributed.agree():
             return enhance.run(request.enhancement(), logger) if distributed.is_primary() else ()
@@ -95,7 +96,8 @@ def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     """Returns the scores of the training set, each by a model not trained on the clip; writes :data:`SCORES_FILE`."""
     labels = [data.train.labels(clip).tolist() for clip in range(len(data.train))]
     classes, seed = len(data.vocabulary), request.config.seed
-    fold_of_clip = assign_folds(labels, request.folds, num_classes=classes, seed=seed)
+    recordings = _recordings(data.train, request.folds, logger)
+    fold_of_clip = assign_folds(labels, request.folds, num_classes=classes, seed=seed, groups=recordings)
     with distributed.agree():
         if distributed.is_primary():
             _prepare_directory(request, data)
@@ -108,6 +110,18 @@ def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     if distributed.is_primary():
         scores.save(request.directory / SCORES_FILE)
     return scores
+
+
+def _recordings(data: Datafile, folds: int, logger: Logger) -> list[str] | None:
+    """Returns the recording of each segment, which folds must not divide; None if there are too few of them."""
+    names = (split_fragment(data.clip_id(clip)) for clip in range(len(data)))
+    recordings = [recording if times else "" for recording, times in names]
+    if 0 < len(set(recordings)) < folds and any(recordings):
+        logger.info(
+            "segments of a recording are in several folds, so models score recordings that they were trained on"
+        )
+        return None
+    return recordings
 
 
 def _prepare_directory(request: Request, data: DataSets) -> None:

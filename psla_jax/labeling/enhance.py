@@ -14,7 +14,7 @@ from rich.table import Table
 
 from psla_jax.config import KINDS, Kind, Threshold
 from psla_jax.data import datafile
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.datasets import DEMO, data_notes, locate
 from psla_jax.labeling import score_matching
 from psla_jax.labeling.rules import MERGED, Enhancement, Labels, Relations, enhance
@@ -148,10 +148,10 @@ def _with_labels(data: Datafile, labels: Labels, vocabulary: Vocabulary) -> Data
     return replace(data, label_indices=classes[order].astype(np.int32), label_offsets=offsets)
 
 
-def _records(wavs: list[str], data: Datafile, vocabulary: Vocabulary) -> Iterator[tuple[str, list[str]]]:
+def _records(wavs: list[str], data: Datafile, vocabulary: Vocabulary) -> Iterator[Record]:
     mids = [vocabulary.mids[index] for index in data.label_indices.tolist()]
     offsets = data.label_offsets.tolist()
-    return ((wav, mids[offsets[clip] : offsets[clip + 1]]) for clip, wav in enumerate(wavs))
+    return (Record(wav, mids[offsets[clip] : offsets[clip + 1]], *data.time(clip)) for clip, wav in enumerate(wavs))
 
 
 def _write_table(enhancement: Enhancement, vocabulary: Vocabulary, name: Threshold, request: Request) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from psla_jax.audio.decode import SAMPLE_RATE
+from psla_jax.audio.decode import MAX_AMPLITUDE, SAMPLE_RATE, Reading
 from psla_jax.tagging.calibration.model import Calibration
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.plot.heatmap import Heatmaps, MaxDownsampler
@@ -73,6 +73,7 @@ class RecordingAccumulator:
         the scores of a recording are a distribution as well.
         """
         self.clip, self.rate, self._calibration = clip, rate, calibration
+        self.reading = Reading()
         self.samples, self.peak = 0, 0.0
         self._ended = self._finished = False
         self._expected, self._added = [0] * len(window_frames), [0] * len(window_frames)
@@ -188,12 +189,12 @@ class RecordingAccumulator:
         """Returns scores and events."""
         self._finish()
         events = tuple(self.event(span) for span in sorted(self._spans))
+        notes = quality_notes(self.clip, self.peak, self.rate or self.reading.rate, self.reading)
         counts = [max(count, 1) if self._exclusive else 1 for count in self._added]
         scores: np.ndarray = np.mean([total / count for total, count in zip(self._scores, counts)], axis=0)
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected,
-            max(self._expected) > 1, self._events_from, quality_notes(self.clip, self.peak, self.rate),
-            self._calibration,
+            max(self._expected) > 1, self._events_from, notes, self._calibration,
         )  # fmt: skip
 
     def timeline(self) -> Timeline:
@@ -225,15 +226,29 @@ class RecordingAccumulator:
         return Event(round(onset, 3), round(offset, 3), mid, name, span.score)
 
 
-def quality_notes(name: str, peak: float, rate: float) -> tuple[str, ...]:
-    """Returns a sentence for each peculiarity of a recording: silence, or a low sample rate.
+def quality_notes(name: str, peak: float, rate: float, reading: Reading | None = None) -> tuple[str, ...]:
+    """Returns a sentence for each peculiarity of a recording: defects of its file, its level or a low sample rate.
 
-    `peak` is the largest magnitude of its samples, and `rate` the number of samples per second; 0 if unknown.
+    `peak` is the largest magnitude of its samples at 16 kHz, and `rate` the number of samples per second; 0 if unknown.
     """
+    reading = reading or Reading()
+    cancelled = (
+        f"{name} has channels that cancel each other, so that their mean is nearly silent: use the first one "
+        "(--channel first)."
+    )
     silent = f"{name} is silent: its scores are those of silence."
+    loud = (
+        f"{name} has samples as large as {peak:.3g} times full scale, for which its scores are wrong: scale it to "
+        "[-1, 1]."
+    )
     narrow = (
         f"{name} was sampled at {rate:g} Hz: it has nothing above {rate / 2:g} Hz, "
         "and the model was trained with sound up to 8000 Hz."
     )
-    notes = {silent: peak < SILENCE, narrow: 0 < rate < SAMPLE_RATE}
-    return tuple(note for note, applies in notes.items() if applies)
+    notes = {
+        cancelled: reading.is_cancelled,
+        silent: peak < SILENCE and not reading.is_cancelled,
+        loud: peak > MAX_AMPLITUDE,
+        narrow: 0 < rate < SAMPLE_RATE,
+    }
+    return tuple(f"{name} {note}" for note in reading.notes) + tuple(note for note, applies in notes.items() if applies)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import soundfile
 
+from psla_jax.audio.file_kinds import AUDIO_EXTENSIONS
 from psla_jax.tagging.share import ALL, FolderError, Share, read_progress
 
-SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) - {".raw"} | {
-    ".aif", ".aifc", ".mp1", ".mp2", ".oga", ".opus",
-}  # fmt: skip
+SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) - {".raw"} | AUDIO_EXTENSIONS
 """File name suffixes that count as audio in a folder; a file given by its own path may have any name."""
 
 
@@ -30,8 +29,11 @@ class Recording:
     the whole path without its root where that is ambiguous."""
 
 
-def find_audio(paths: Sequence[str]) -> list[Recording]:
+def find_audio(paths: Sequence[str], on_note: Callable[[str], None] = lambda note: None) -> list[Recording]:
     """Returns the given files, and the audio files below each given folder in sorted order.
+
+    Symbolic links to folders are followed, and a folder that is reached twice is searched once. `on_note` receives a
+    sentence on the other files in a folder, and on each folder that cannot be read; hidden files are ignored.
 
     Raises:
         FolderError: no path is given, or a folder contains no audio.
@@ -43,14 +45,16 @@ def find_audio(paths: Sequence[str]) -> list[Recording]:
         if not os.path.isdir(path):
             recordings.setdefault(path, Recording(path, os.path.basename(path)))
             continue
-        files = sorted(
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(path)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-        )
+        names = [name for name in _files(path, on_note) if not os.path.basename(name).startswith(".")]
+        files = sorted(name for name in names if _suffix(name) in SUFFIXES)
+        others = Counter(_suffix(name) for name in names if _suffix(name) not in SUFFIXES)
+        kinds = ", ".join(f"{count} {suffix or 'without an extension'}" for suffix, count in others.most_common(4))
+        listed = kinds + (", ..." if len(others) > 4 else "")
         if not files:
-            raise FolderError(f"{path} contains no audio: name a folder with WAV, FLAC, OGG or MP3 files.")
+            contents = f" (other files: {listed})" if others else ""
+            raise FolderError(f"{path} contains no audio{contents}: name a folder with WAV, FLAC, OGG or MP3 files.")
+        if others:
+            on_note(f"{path} also contains {others.total()} files that are not audio by their names: {listed}")
         for file in files:
             recordings.setdefault(file, Recording(file, os.path.relpath(file, path)))
     count = Counter(recording.output_name for recording in recordings.values())
@@ -59,6 +63,29 @@ def find_audio(paths: Sequence[str]) -> list[Recording]:
         else replace(recording, output_name=os.path.join(*Path(os.path.abspath(recording.path)).parts[1:]))
         for recording in recordings.values()
     ]  # fmt: skip
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _files(root: str, on_note: Callable[[str], None]) -> Iterator[str]:
+    """Yields the paths of the files below a folder, once each: links are followed after all folders below the root."""
+
+    def unreadable(error: OSError) -> None:
+        on_note(f"{error.filename} cannot be searched ({error.strerror}): check its permissions")
+
+    visited, roots = set[tuple[int, int]](), [root]
+    while roots:
+        for folder, subfolders, names in os.walk(roots.pop(0), onerror=unreadable):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
+                subfolders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            paths = (os.path.join(folder, name) for name in sorted(subfolders) if not name.startswith("."))
+            roots += [path for path in paths if os.path.islink(path)]
+            yield from (os.path.join(folder, name) for name in names)
 
 
 class ResultWriter:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio import decode
+from psla_jax.audio import decode, segments
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError
 from psla_jax.audio.frontend import FRAME_LENGTH, Frontend
 from psla_jax.config import Channel
@@ -226,8 +226,8 @@ class Tagger:
         """Returns the scores and events of a recording.
 
         Args:
-            audio: a path, or an array `(samples,)` or `(samples, channels)` as for
-                :func:`psla_jax.audio.decode.from_samples`.
+            audio: a path, a :class:`psla_jax.audio.segments.Segment`, or an array `(samples,)` or
+                `(samples, channels)` as for :func:`psla_jax.audio.decode.from_samples`.
             sample_rate: samples per second of an array; None for a path.
             classes: indices of the classes to look for; None for all.
 
@@ -310,11 +310,13 @@ class Tagger:
         """Tags several files as :meth:`tag_all` and yields their accumulators, which also hold the frame outputs."""
         return self._run(((self.accumulator(os.fspath(p), frame_outputs, classes), p) for p in paths), on_progress)
 
-    def _waveform(self, audio: Audio, sample_rate: float | None) -> Iterable[np.ndarray]:
+    def _waveform(
+        self, audio: Audio, sample_rate: float | None, reading: decode.Reading | None = None
+    ) -> Iterable[np.ndarray]:
         """Returns the blocks of a file, or an array as a single block; resampled to 16 kHz, one channel."""
         if isinstance(audio, str | os.PathLike):
-            return decode.blocks(audio, channel=self.options.channel)
-        return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel)]
+            return segments.blocks(audio, channel=self.options.channel, reading=reading)
+        return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel, reading=reading)]
 
     def _analyse_one(
         self, audio: Audio, sample_rate: float | None, frame_outputs: FrameOutputs, classes: Sequence[int] | None
@@ -357,9 +359,7 @@ class Tagger:
             cutters = self.cutters()
             outcome: RecordingAccumulator | Failure = recording
             try:
-                if isinstance(audio, str | os.PathLike):
-                    recording.rate = decode.header(audio)[1]
-                for block in self._waveform(audio, recording.rate):
+                for block in self._waveform(audio, recording.rate, recording.reading):
                     recording.add_samples(block)
                     yield from _expect(recording, (cutter.push(block) for cutter in cutters))
                 if recording.samples < FRAME_LENGTH:

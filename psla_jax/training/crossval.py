@@ -154,7 +154,7 @@ def _require_consistent(folds: Sequence[Datafile]) -> None:
     if len(set(names)) < len(names):
         raise FoldError(f"two folds have the same file name, among {', '.join(names)}: rename one of them.")
     try:
-        require_distinct((fold.wav(i) for fold in folds for i in range(len(fold))), "all folds together")
+        require_distinct((fold.clip_id(i) for fold in folds for i in range(len(fold))), "all folds together")
     except ClipIdError as error:
         raise FoldError(
             f"a clip is in two folds, so that a model would be evaluated on it after training: {error}"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import numpy as np
 
-from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError, read
+from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError
+from psla_jax.audio.segments import read
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.loader import Batch
@@ -94,7 +95,7 @@ class TrainingMonitor:
             self._add_point(step, {**values, "data_wait_seconds": wait, "clips_set_aside": len(self.failed)})
             return
         problem = f"the loss is {values['loss']} and the norm of the gradient {values['gradient_norm']} at step {step}"
-        names = ", ".join(self._data.wav(int(clip)) for clip in clips if clip >= 0)
+        names = ", ".join(f"{self._data.audio(int(clip))}" for clip in clips if clip >= 0)
         self._consecutive_skips += 1
         if self._skip and self._consecutive_skips < MAX_CONSECUTIVE_SKIPS:
             self._log(f"{problem}, which is skipped; its clips: {names}")
@@ -125,7 +126,7 @@ class TrainingMonitor:
         """Logs which clips were excluded, and why."""
         for clip in sorted(self.failed):
             try:
-                read(self._data.wav(clip), channel=channel, seconds=MAX_CLIP_SECONDS)
-                log(f"set aside in this epoch: {self._data.wav(clip)} could not be read then, but can be now")
+                read(self._data.audio(clip), channel=channel, seconds=MAX_CLIP_SECONDS)
+                log(f"set aside in this epoch: {self._data.audio(clip)} could not be read then, but can be now")
             except AudioError as error:
                 log(f"set aside in this epoch: {error}")

@@ -48,8 +48,8 @@ def test_a_folder_is_written_in_every_format_and_its_unreadable_file_is_one_line
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == [
-        f"psla: {home / 'in' / 'c.wav'} cannot be read as audio (Format not recognised): convert it to WAV or FLAC, or "
-        "leave it out.",
+        f"psla: {home / 'in' / 'c.wav'} cannot be read as audio (it is a text that begins with 'no sound'): download "
+        "the recording itself.",
         "1 of 5 recordings could not be tagged",
     ]
     lines = [json.loads(line) for line in (out / "t.json").read_text().splitlines()]

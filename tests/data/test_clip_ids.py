@@ -101,3 +101,19 @@ def test_two_clips_with_one_path_are_refused():
     require_distinct(["a.wav", "b.wav"], "d.json")
     with pytest.raises(ClipIdError, match=r"clips 1 and 3 of d\.json are both b\.wav: keep one of them"):
         require_distinct(["a.wav", "b.wav", "c.wav", "./b.wav"], "d.json")
+
+
+def test_segments_match_by_times():
+    queries = [
+        "/here/a.wav#t=1,2",
+        "/here/a.wav#t=2.5,3",
+        "/here/a.wav",
+        f"/here/Y{VIDEO}.wav#t=0,1",
+        f"{VIDEO}.wav#t=2,3",
+    ]
+    candidates = [f"/there/{VIDEO}_30000.flac#t=0,1", "/there/a.flac#t=2.5,3", "/there/a.flac", "/there/a.flac#t=1,2"]
+    assert match(queries, candidates).positions.tolist() == [3, 1, 2, 0, -1]
+    assert file_name("/a/b.wav#t=1.5,2") == "b#t=1.5,2"
+    require_distinct(queries, "list")
+    with pytest.raises(ClipIdError, match=r"clips 0 and 5 of list are both /here/a\.wav#t=1,2"):
+        require_distinct([*queries, "/here/./a.wav#t=1,2"], "list")

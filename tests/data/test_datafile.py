@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -12,8 +13,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from psla_jax.audio.segments import WHOLE
 from psla_jax.data import datafile
-from psla_jax.data.datafile import Datafile, DatafileError
+from psla_jax.data.datafile import Datafile, DatafileError, Record
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLASSES = Vocabulary(("/m/a", "/m/b", "/t/c", "/t/d"), ("A", "B", "C", "D"))
@@ -112,7 +114,7 @@ def test_labels_are_cleaned(tmp_path):
 
 
 def test_other_json_of_the_same_meaning(tmp_path):
-    record = {"labels": "/m/a", "start": 0.5, "wav": "a"}
+    record = {"labels": "/m/a", "from": 0.5, "wav": "a"}
     path = save(tmp_path, {"about": {"data": [1]}, "data": [record], "more": []})
     assert Datafile.read(path, CLASSES).labels(0).tolist() == [0]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
@@ -308,6 +310,89 @@ def test_reading_takes_memory_for_the_arrays_and_a_block_of_text(tmp_path):
     assert len(data) == clips
     # Per clip: 54 bytes of path, 16 of offsets, 6 of labels; growing a buffer may copy it. As dicts: 340 to 440 bytes.
     assert peak < 160 * clips + 8 * 2**20
+
+
+SEGMENTS = [
+    ("a.wav", ["/m/a"]),
+    Record("a.wav", ["/m/a", "/m/b"], 12.5, 15.0),
+    Record("a.wav", ["/m/b"], 0.0, 0.1),
+    Record("b.wav", [], 1e-7),
+    ("c.wav", ["/t/c"]),
+]
+TIMES = [WHOLE, (12.5, 15.0), (0.0, 0.1), (1e-7, math.inf), WHOLE]
+
+
+def test_a_clip_may_be_a_segment_of_its_file(tmp_path):
+    path = tmp_path / "train.json"
+    assert datafile.write(path, SEGMENTS) == 5
+    clips = json.loads(path.read_text())["data"]
+    assert clips[0] == {"wav": "a.wav", "labels": "/m/a"}
+    assert clips[1] == {"wav": "a.wav", "start": 12.5, "end": 15, "labels": "/m/a,/m/b"}
+    assert clips[3] == {"wav": "b.wav", "start": 1e-7, "labels": ""}
+    data = Datafile.read(path, CLASSES)
+    shared = data.share(tmp_path / "cache")
+    for copy in (data, shared, pickle.loads(pickle.dumps(data)), pickle.loads(pickle.dumps(shared))):
+        same(copy, data)
+        assert [copy.time(i) for i in range(5)] == TIMES
+    names = ["a.wav", "a.wav#t=12.5,15", "a.wav#t=0,0.1", "b.wav#t=0.0000001", "c.wav"]
+    assert [data.clip_id(i) for i in range(5)] == [str(tmp_path / name) for name in names]
+    assert [os.fspath(data.audio(i)) for i in range(5)] == [str(tmp_path / name) for name in names]
+    assert data.wav(1) == str(tmp_path / "a.wav")
+    with pytest.raises(IndexError, match="no clip 5"):
+        data.audio(5)
+    assert [(r.wav, list(r.mids), r.start, r.end) for r in datafile.records(path)] == [
+        (Record(*clip).wav, list(Record(*clip).mids), *time) for clip, time in zip(SEGMENTS, TIMES)
+    ]
+    assert datafile.write(tmp_path / "again.json", datafile.records(path)) == 5
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_without_segments_there_are_no_times(file, tmp_path):
+    data = Datafile.read(file, CLASSES)
+    assert data.times is None
+    assert data.share(tmp_path / "cache").times is None
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*.npy")) == [
+        "label_indices.npy", "label_offsets.npy", "path_offsets.npy", "paths.npy",
+    ]  # fmt: skip
+    assert [data.audio(i) for i in range(5)] == [data.wav(i) for i in range(5)]
+    assert data.clip_id(0) == data.wav(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ('"start": 2, "end": 3.50', (2.0, 3.5)),
+        ('"start": -0.0, "end": 3e0', (0.0, 3.0)),
+        ('"end": 4', (0.0, 4.0)),
+        ('"start": 4', (4.0, math.inf)),
+        ('"start": 0', WHOLE),
+        ('"start": null, "end": null', WHOLE),
+    ],
+)
+def test_times_are_numbers_of_which_each_is_optional(tmp_path, fields, expected):
+    path = save(tmp_path, '{"data": [{"wav": "a", "labels": "", ' + fields + "}]}")
+    data = Datafile.read(path, CLASSES)
+    assert data.time(0) == expected
+    assert str(data.time(0)[0]) == str(expected[0])  # not -0
+    assert (data.times is None) == (expected == WHOLE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    ['"start": "1", "end": 2', '"start": true', '"start": 2, "end": 2', '"start": 3, "end": 2', '"start": -1',
+     '"end": 0', '"start": 1, "end": 1e999', '"start": 1e999', '"end": [1]'],
+)  # fmt: skip
+def test_invalid_times_are_refused(tmp_path, fields):
+    path = save(tmp_path, '{"data": [{"wav": "a", "labels": "", ' + fields + "}]}")
+    with pytest.raises(DatafileError, match=r"clip 0 \(a\) of .* has the .*: give JSON numbers of seconds with 0 <= s"):
+        Datafile.read(path, CLASSES)
+
+
+def test_invalid_times_are_not_written(tmp_path):
+    for start, end in ((2.0, 2.0), (-1.0, 2.0), (math.nan, 2.0), (math.inf, math.inf)):
+        with pytest.raises(DatafileError, match=r"the clip a\.wav starts at"):
+            datafile.write(tmp_path / "a.json", [Record("a.wav", [], start, end)])
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_relative_paths_that_are_only_in_the_working_directory_are_read_from_there(tmp_path, monkeypatch):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from psla_jax.audio.decode import write_pcm16
+from psla_jax.audio.decode import read, write_pcm16
 from psla_jax.config import DataConfig, SamplingConfig
 from psla_jax.data import datafile
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.loader import (
     Batch,
     EvaluationSource,
@@ -352,3 +352,44 @@ def test_a_killed_worker_raises_a_loader_error(data):
         child.kill()
     with pytest.raises(LoaderError, match=r"loader process was killed, .* with fewer data\.workers to resume"):
         list(stream)
+
+
+# ---- Segments --------------------------------------------------------------------------------------------------------
+
+
+def pitch(waveform: np.ndarray) -> float:
+    """The loudest frequency in hertz."""
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    return float(spectrum.argmax() * 16_000 / len(waveform))
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("make", [training, evaluation])
+def test_segments_of_one_file_are_different_clips(tmp_path, rate, make):
+    time = np.arange(rate) / rate
+    tones = np.concatenate([np.sin(2 * np.pi * hertz * time) / 2 for hertz in (400, 1600, 3200)])
+    soundfile.write(tmp_path / "tones.wav", tones, rate)
+    times = [(1.0, 1.05), (0.0, 0.04), (2.5, 2.9)]
+    records = [Record("tones.wav", [mid], *time) for mid, time in zip(CLASSES.mids, times)]
+    datafile.write(tmp_path / "train.json", [*records, ("tones.wav", [])])
+    data = Datafile.read(tmp_path / "train.json", CLASSES).share(tmp_path / "shared")
+    rows = joined(batches(make(data) if make is evaluation else make(data, PLAIN, epochs=1), workers=1))
+    whole = read(tmp_path / "tones.wav")
+    for clip, start, length, hertz in ((0, 16_000, 800, 1600), (1, 0, 640, 400), (2, 40_000, 1000, 3200)):
+        (row,) = np.flatnonzero(rows["clip"] == clip)
+        end = round(times[clip][1] * 16_000)
+        expected = (whole[start:end] - whole[start:end].mean())[:length]
+        assert rows["num_samples"][row] == length
+        np.testing.assert_allclose(rows["waveform"][row][:length], expected, atol=1e-6)
+        assert abs(pitch(rows["waveform"][row][:length]) - hertz) < 30
+        assert rows["labels"][row].tolist() == [float(clip == c) for c in range(3)]
+    (row,) = np.flatnonzero(rows["clip"] == 3)
+    assert abs(pitch(rows["waveform"][row]) - 400) < 30
+
+
+def test_a_segment_beyond_its_file_is_an_unreadable_clip(data, tmp_path):
+    records = [("0.wav", ["a"]), Record("0.wav", ["a"], 1.0, 2.0), Record("4.wav", ["c"], 0.1, 0.3)]
+    datafile.write(tmp_path / "cut.json", records)
+    rows = joined(batches(evaluation(Datafile.read(tmp_path / "cut.json", CLASSES))))
+    assert rows["failed"].tolist() == [-1, 1, -1]
+    assert rows["num_samples"].tolist() == [1000, 0, 800]  # the last one ends within the tolerance after its file

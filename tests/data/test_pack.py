@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ from psla_jax.audio.decode import AudioError
 from psla_jax.audio.shards import ShardError
 from psla_jax.config import DataConfig, SamplingConfig
 from psla_jax.data import datafile, pack
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.loader import Batch, batches, evaluation_source, train_source
 from psla_jax.data.pack import PackError
 from psla_jax.data.validate.preflight import find_unreadable_clips
@@ -163,10 +164,10 @@ def test_two_runs_write_the_same_bytes_with_any_number_of_threads(home):
 def interrupt_at(monkeypatch, path: str) -> None:
     read_file = decode.read
 
-    def interrupted(file, channel):
+    def interrupted(file, **options):
         if str(file) == path:
             raise KeyboardInterrupt
-        return read_file(file, channel=channel)
+        return read_file(file, **options)
 
     monkeypatch.setattr(decode, "read", interrupted)
 
@@ -337,3 +338,36 @@ def test_paths_in_a_datafile_do_not_decide_where_shards_are_written(tmp_path):
     result = pack.pack(str(tmp_path / "t.json"), str(tmp_path / "out"), progress=False)
     assert sorted(os.listdir(tmp_path / "out")) == ["t-00000-of-00001.arrayrecord", "t.json", "t.pack.json"]
     assert read(result.datafile).clip_id(0) == str(tmp_path / "x" / ".." / "a.wav")
+
+
+def test_of_a_segment_only_its_sound_is_packed_under_the_same_id(home):
+    times = [(1, 0.03125, 0.0625), (1, 0.09375, 0.125), (2, 0.0, 0.05), (2, 0.05, math.inf)]
+    names = {1: "clip 1.flac", 2: "clip 2.flac"}
+    segments_of = [Record(names[clip], [MIDS[clip]], start, end) for clip, start, end in times]
+    datafile.write(home / "train.json", [(names[1], [MIDS[0]]), *segments_of])
+    result = packed(home, clips_per_shard=3)
+    original, copy = read(home / "train.json"), read(result.datafile)
+    assert copy.times is None
+    assert [copy.clip_id(i) for i in range(5)] == [original.clip_id(i) for i in range(5)]
+    assert copy.clip_id(1) == str(home / "clip 1.flac#t=0.03125,0.0625")
+    assert sum(shard.exact for shard in result.shards) == 5
+    for number, (clip, start, end) in enumerate(times, 1):
+        stop = None if math.isinf(end) else round(end * 16_000)
+        np.testing.assert_array_equal(
+            decode.read(copy.wav(number)) * 32768, sixteen_bits(clip)[round(start * 16_000) : stop]
+        )
+    assert_same(stream(copy), stream(original))
+    # A packed clip can be cut, too, and packed again.
+    datafile.write(home / "packed" / "cut.json", [Record(copy.path(0), [MIDS[0]], 0.1, 0.11)])
+    cut = read(home / "packed" / "cut.json")
+    assert cut.clip_id(0) == str(home / "clip 1.flac#t=0.1,0.11")
+    again = pack.pack(str(home / "packed" / "cut.json"), str(home / "again"), progress=False)
+    assert read(again.datafile).clip_id(0) == cut.clip_id(0)
+    np.testing.assert_array_equal(decode.read(read(again.datafile).wav(0)) * 32768, sixteen_bits(1)[1600:1760])
+
+
+def test_a_segment_beyond_its_file_is_not_packed(home):
+    datafile.write(home / "train.json", [("clip 1.flac", []), Record("clip 1.flac", [], 3.0, 5.0)])
+    with pytest.raises(PackError, match=r"clip 1\.flac#t=3,5 is not within the recording, which lasts 0\.15"):
+        packed(home)
+    assert [problem.index for problem in packed(home, unreadable="skip").left_out] == [1]

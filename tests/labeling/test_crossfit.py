@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import starting
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.evaluation.scores import Scores
 from psla_jax.labeling import crossfit
 from psla_jax.training import loop
@@ -69,7 +70,7 @@ def error_message(capsys: pytest.CaptureFixture, command: list[str]) -> str:
 
 
 def paths(file: Path) -> list[str]:
-    return [wav for wav, _ in datafile.records(file)]
+    return [record.wav for record in datafile.records(file)]
 
 
 def test_every_clip_is_scored_once_by_a_model_not_trained_on_it(data, finished):
@@ -97,7 +98,7 @@ def test_every_clip_is_scored_once_by_a_model_not_trained_on_it(data, finished):
 def test_the_training_set_is_enhanced_with_these_scores(data, finished):
     for name in ENHANCED:
         assert paths(finished / "out" / name) == paths(data / "data" / "train.json")
-    enhanced = dict(datafile.records(finished / "out" / ENHANCED[-1]))
+    enhanced = {record.wav: record.mids for record in datafile.records(finished / "out" / ENHANCED[-1])}
     scores = load_scores(finished)
     noise, low = (scores.labels[:, i] == 1 for i in (2, 0))
     limits = [scores.scores[low, 0].astype(np.float64).mean(), scores.scores[noise, 2].astype(np.float64).mean()]
@@ -184,3 +185,33 @@ def test_mistakes_are_reported_before_training(data, tmp_path, capsys):
     assert "nowhere.json cannot be read" in error_message(capsys, command)
     assert "config file first" in error_message(capsys, ["crossfit", "--folds", "2"])
     assert [path.name for path in (tmp_path / "run-crossfit").iterdir()] == ["cat.jpg"]
+
+
+def test_folds_keep_the_times_of_segments(data, tmp_path, monkeypatch):
+    mids = sounds.VOCABULARY.mids
+    whole = Datafile.read(data / "data" / "train.json", sounds.VOCABULARY)
+    records = [Record(whole.wav(i // 3), [mids[i % 3]], 0.01 * i, 0.01 * i + 0.15) for i in range(12)]
+    datafile.write(tmp_path / "train.json", records)
+    config = sounds.config(data / "data", tmp_path / "run")
+    config = replace(config, data=replace(config.data, train=str(tmp_path / "train.json")))
+    request = crossfit.Request(config, str(data / "ontology.json"), folds=2)
+
+    def stand_in(config):
+        """Scores every clip of a fold by its start."""
+        held_out = Datafile.read(config.data.evaluation, sounds.VOCABULARY)
+        trained_on = Datafile.read(config.data.train, sounds.VOCABULARY)
+        assert not {held_out.wav(i) for i in range(len(held_out))} & {trained_on.wav(i) for i in range(len(trained_on))}
+        clips = range(len(held_out))
+        values = np.array([[held_out.time(i)[0]] * len(mids) for i in clips], np.float32)
+        ids = np.array([held_out.clip_id(i) for i in clips])
+        labels = np.stack([held_out.multi_hot(i) for i in clips])
+        folder = Path(config.run_dir) / "scores"
+        folder.mkdir(parents=True)
+        Scores(ids, values, labels, mids=mids).save(folder / f"evaluation_{request.model}.npz")
+
+    monkeypatch.setattr(loop, "train", stand_in)
+    paths = crossfit.run(request)
+    scores = Scores.load(request.directory / crossfit.SCORES_FILE)
+    np.testing.assert_allclose(scores.scores[:, 0], 0.01 * np.arange(12), atol=1e-6)
+    written = [(record.start, record.end) for record in datafile.records(paths[0])]
+    assert written == [(record.start, record.end) for record in records]

@@ -12,7 +12,7 @@ import pytest
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -234,3 +234,16 @@ def test_a_csv_without_ids_is_used_in_order_with_a_note(home, capsys):
     assert main.main(arguments(home, "--scores", str(home / "predictions.csv"))) == 0
     assert "row i is assumed to belong to clip i" in capsys.readouterr().out
     assert [mids for _, mids in clips(home / "train_type1_2_mean.json")] == MERGED
+
+
+def test_segments_of_one_recording_are_enhanced_by_their_own_scores(home):
+    times = [(0.5 * i, 0.5 * i + 0.25) for i in range(len(CLIPS))]
+    records = [Record("audio/long.wav", mids, *time) for mids, time in zip(CLIPS, times)]
+    datafile.write(home / "train.json", records)
+    data = Datafile.read(home / "train.json", VOCABULARY)
+    order = [3, 1, 4, 0, 2]
+    np.savez(home / "scores.npz", clips=np.array([data.clip_id(i) for i in order]), scores=SCORES[order])
+    assert main.main(arguments(home)) == 0
+    enhanced = list(datafile.records(home / "train_type1_2_mean.json"))
+    assert [",".join(record.mids) for record in enhanced] == MERGED
+    assert [(record.wav, record.start, record.end) for record in enhanced] == [("audio/long.wav", *t) for t in times]

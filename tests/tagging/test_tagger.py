@@ -17,11 +17,14 @@ from tolerance import assert_close
 
 import psla_jax
 from psla_jax.aggregation.evaluate_models import evaluate
+from psla_jax.audio import decode
 from psla_jax.audio.decode import AudioError, write_pcm16
 from psla_jax.audio.frontend import Frontend
 from psla_jax.data import datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.evaluation.predict import Scores
 from psla_jax.models.model_dir import CheckpointError, load_model
+from psla_jax.tagging.calibration import run as calibration
 from psla_jax.tagging.events import Rules, find_events
 from psla_jax.tagging.plot.figure import PlotError
 from psla_jax.tagging.recording import FrameOutputs
@@ -378,3 +381,32 @@ def test_silence_and_a_narrow_band_are_noted(saved, sound):
     assert "is silent" in tagger.tag(np.zeros(9_000), 16_000).notes[0]
     assert "8000 Hz: it has nothing above 4000 Hz" in tagger.tag(sound, 8_000).notes[0]
     assert tagger.tag(sound, 16_000).notes == ()
+
+
+def test_segments_score_as_their_sound_alone_in_tagging_evaluation_and_calibration(saved, sound, tmp_path, monkeypatch):
+    write_pcm16(tmp_path / "long.wav", sound[:48_000])
+    times = [(0.0, 0.5), (1.0, 1.9), (2.25, 3.0)]
+    records = [Record("long.wav", [VOCABULARY.mids[i]], *time) for i, time in enumerate(times)]
+    datafile.write(tmp_path / "data.json", records)
+    tagger = psla_jax.load(saved("attention"), batch_size=4)
+    whole = decode.read(tmp_path / "long.wav")
+    expected = [tagger.tag(whole[int(16_000 * a) : int(16_000 * b)], 16_000).scores for a, b in times]
+    data = Datafile.read(tmp_path / "data.json", VOCABULARY)
+    tags = list(tagger.tag_all([data.audio(i) for i in range(3)]))
+    assert [tag.clip for tag in tags] == [data.clip_id(i) for i in range(3)]
+    np.testing.assert_allclose([tag.scores for tag in tags], expected, atol=2e-6)
+    assert np.ptp(expected, axis=0).max() > 0.2
+
+    evaluated: list[Scores] = []
+    monkeypatch.setattr(Scores, "metrics", lambda self, real=Scores.metrics: evaluated.append(self) or real(self))
+    evaluate(saved("attention"), tmp_path / "data.json", batch_size=4, bootstrap=0, keep_scores=False)
+    assert evaluated[0].clips.tolist() == [data.clip_id(i) for i in range(3)]
+    np.testing.assert_allclose(evaluated[0].scores, expected, atol=2e-6)
+
+    monkeypatch.setattr(calibration, "_fit", lambda model, vocabulary, scores, *_: evaluated.append(scores))
+    request = calibration.Request(str(saved("attention")), str(tmp_path / "data.json"), keep_scores=False)
+    with pytest.raises(AttributeError):  # the stand-in gives no calibration to write
+        calibration.calibrate(request)
+    assert evaluated[-1].clips.tolist() == [data.clip_id(i) for i in range(3)]
+    np.testing.assert_allclose(evaluated[-1].scores, expected, atol=2e-6)
+    np.testing.assert_array_equal(evaluated[-1].labels, np.eye(4, dtype=np.float32)[:3])

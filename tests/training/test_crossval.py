@@ -40,7 +40,7 @@ def data(tmp_path_factory) -> Path:
     for number, name in enumerate(FOLDS):
         fold = clips[8 * number : 8 * number + 8]
         if name == "fold_3":
-            fold = [(f"../{Path(path).name}", mids) for path, mids in fold]
+            fold = [clip._replace(wav=f"../{Path(clip.wav).name}") for clip in fold]
         datafile.write(directory / "folds" / f"{name}.json", fold, exclusive=True)
     return directory
 
@@ -182,7 +182,8 @@ def test_unusable_folds_are_rejected_before_training(data, tmp_path, capsys, mon
     twice = complaint(capsys, arguments(data, tmp_path, "--folds", first, second, str(tmp_path / "fold_9.json")))
     assert "a clip is in two folds" in twice
     assert clips[0][0] in twice
-    datafile.write(tmp_path / "fold_9.json", [(Path(first).parent.joinpath(p).as_posix(), m) for p, m in clips])
+    absolute = [clip._replace(wav=Path(first).parent.joinpath(clip.wav).as_posix()) for clip in clips]
+    datafile.write(tmp_path / "fold_9.json", absolute)
     mixed = complaint(capsys, arguments(data, tmp_path, "--folds", str(tmp_path / "fold_9.json"), second, third))
     assert 'fold_9.json does not declare "classes": "exclusive"' in mixed
     (tmp_path / "fold_1.json").write_bytes(Path(second).read_bytes())

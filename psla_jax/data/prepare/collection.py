@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from psla_jax.audio import decode
+from psla_jax.audio.segments import WHOLE, cut, duration, fragment
 from psla_jax.data import datafile
+from psla_jax.data.datafile import Record
 from psla_jax.data.prepare import config_template, sources
 from psla_jax.data.prepare.names import spelling_notes
 from psla_jax.data.prepare.split import TRAIN, stratified
@@ -43,7 +45,7 @@ class CollectionError(ValueError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording with its labels."""
+    """A recording, or a segment of one, with its labels."""
 
     path: str
     """Absolute path."""
@@ -53,6 +55,23 @@ class Clip:
     """``train``, ``validation`` or ``evaluation``; empty if the data set does not specify a part."""
     group: str = ""
     """Source of the recording, if known: a random split puts all clips with the same one into the same part."""
+    start: float = WHOLE[0]
+    end: float = WHOLE[1]
+    """Seconds from the beginning of the recording, if the clip is a segment of it."""
+
+    @property
+    def is_segment(self) -> bool:
+        return (self.start, self.end) != WHOLE
+
+    @property
+    def audio(self) -> decode.StrPath:
+        """The path or the segment, which :mod:`psla_jax.audio.segments` reads."""
+        return cut(self.path, self.start, self.end)
+
+    @property
+    def source(self) -> str:
+        """The group, or else the recording of a segment; empty for a whole recording without a group."""
+        return self.group or (self.path if self.is_segment else "")
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,7 @@ def prepare(
     summary = _summarize(name, rows, labels, seconds, classes=len(vocabulary), exclusive=collection.exclusive)
     excluded = (*collection.excluded, *unreadable)
     notes = (*collection.notes, *spelling_notes(vocabulary.names), *split_notes)
-    records = {part: [(clips[i].path, [vocabulary.mids[c] for c in labels[i]]) for i in rows[part]] for part in rows}
+    records = {part: [_record(clips[i], [vocabulary.mids[c] for c in labels[i]]) for i in rows[part]] for part in rows}
     _write(paths, vocabulary, records, summary, excluded)
     return Prepared(
         layout=collection.layout,
@@ -176,8 +195,12 @@ def prepare(
         excluded_list=paths[_EXCLUDED] if excluded else "",
         notes=(*notes, *_missing_part_notes(rows), *_rare_class_notes(vocabulary, labels, rows)),
         copies=tuple(_copy_notes(clips, progress)),
-        groups={clip.path: clip.group for clip in clips if clip.group},
+        groups={clip.path: clip.source for clip in clips if clip.source},
     )
+
+
+def _record(clip: Clip, mids: list[str]) -> Record:
+    return Record(clip.path, mids, clip.start, clip.end)
 
 
 def _summarize(
@@ -202,7 +225,7 @@ def _summarize(
 def _write(
     paths: dict[str, str],
     vocabulary: Vocabulary,
-    records: dict[str, list[tuple[str, list[str]]]],
+    records: dict[str, list[Record]],
     summary: config_template.DataSummary,
     excluded: Sequence[ExcludedClip],
 ) -> None:
@@ -232,15 +255,15 @@ def _check_shares(validation: float | None, evaluation: float) -> None:
 
 
 def _measure(clips: Sequence[Clip], progress: bool) -> tuple[list[Clip], list[float], list[ExcludedClip]]:
-    """Returns the readable clips sorted by path, their lengths in seconds, and the unreadable clips."""
+    """Returns the readable clips sorted by path and start, their lengths in seconds, and the unreadable clips."""
 
     def measure(clip: Clip) -> float | ExcludedClip:
         try:
-            return decode.duration(clip.path)
+            return duration(clip.audio)
         except decode.AudioError as error:
-            return ExcludedClip(clip.path, error.reason)
+            return ExcludedClip(os.fspath(clip.audio), error.reason)
 
-    ordered = sorted(clips, key=lambda clip: clip.path)
+    ordered = sorted(clips, key=lambda clip: (clip.path, clip.start, clip.end))
     lengths = decode.in_threads(measure, ordered, "Measuring recordings", progress=progress)
     clips = [clip for clip, length in zip(ordered, lengths) if isinstance(length, float)]
     unreadable = [length for length in lengths if isinstance(length, ExcludedClip)]
@@ -255,7 +278,7 @@ def _divide(
     """Returns the clips with a part each, and notes about the split and the sources that it keeps together."""
     clips, group_notes = _with_groups(clips)
     clips, notes = _split(clips, labels, validation, evaluation, seed)
-    kept = sources.split_notes([clip.group for clip in clips], [clip.part for clip in clips])
+    kept = sources.split_notes([clip.source for clip in clips], [clip.part for clip in clips])
     return clips, [*notes, *group_notes, *kept]
 
 
@@ -269,6 +292,7 @@ def _with_groups(clips: list[Clip]) -> tuple[list[Clip], list[str]]:
 
 
 def _copy_notes(clips: list[Clip], progress: bool) -> Iterator[str]:
+    clips = list({clip.path: clip for clip in clips}.values())  # one for all segments of a recording
     paths = [clip.path for clip in clips]
     copies = sources.exact_copies(paths, progress=progress)
     yield from sources.copy_notes(paths, [clip.labels for clip in clips], [clip.part for clip in clips], copies)
@@ -314,11 +338,18 @@ def _rows_by_part(clips: list[Clip]) -> dict[str, list[int]]:
 def _stratify(
     clips: list[Clip], labels: list[list[int]], chosen: list[int], shares: dict[str, float], seed: int
 ) -> list[Clip]:
-    """Returns the clips with new parts for the chosen ones, which do not change when the common folder moves."""
+    """Returns the clips with new parts for the chosen ones, which do not change when the common folder moves.
+
+    Segments of a recording have the same part, unless there are too few recordings for that.
+    """
     root = os.path.commonpath([os.path.dirname(clips[i].path) for i in chosen])
     names = [os.path.relpath(clips[i].path, root).replace(os.sep, "/") for i in chosen]
     groups = [clips[i].group or name for i, name in zip(chosen, names)]
-    assigned = stratified(names, [labels[i] for i in chosen], shares, seed=seed, groups=groups)
+    chosen_labels = [labels[i] for i in chosen]
+    assigned = stratified(names, chosen_labels, shares, seed=seed, groups=groups)
+    if set(assigned) == {TRAIN}:
+        segment_names = [name + fragment(clips[i].start, clips[i].end) for i, name in zip(chosen, names)]
+        assigned = stratified(segment_names, chosen_labels, shares, seed=seed)
     parts = dict(zip(chosen, assigned))
     return [replace(clip, part=parts.get(i, clip.part)) for i, clip in enumerate(clips)]
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from psla_jax.data.prepare import layouts, table
+from psla_jax.data.prepare import label_files, layouts, table
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip
 from psla_jax.data.prepare.names import class_name, examples, nfc
 from psla_jax.data.prepare.walk import Listing, printable_path, walk
@@ -25,6 +25,7 @@ def read(directory: str, *, fold: str = "", progress: bool = True) -> Collection
     """Returns the clips of a folder in one of these layouts, which are tried in this order.
 
     - ESC-50 and UrbanSound8K, by their tables; one fold is for evaluation, the others for training.
+    - Label files of Audacity beside at least half of the recordings; clips are the labelled segments.
     - Speech Commands: ``validation_list.txt`` and ``testing_list.txt`` beside the class folders or beside their folder.
     - Class folders inside ``fold1``, ``fold2`` and so on; one fold is for evaluation.
     - Class folders inside ``train``, ``validation`` and ``test`` folders (or other common names).
@@ -44,6 +45,8 @@ def read(directory: str, *, fold: str = "", progress: bool = True) -> Collection
     if known := layouts.find_table(root):
         return _read_table(*known, fold, progress)
     contents = _scan(root, walk([root], progress=progress))
+    if labelled := _label_files(contents, fold, progress):
+        return labelled
     while True:
         _require_one_data_set(contents)
         if known := layouts.find_table(contents.root):
@@ -62,6 +65,17 @@ def _read_table(known: layouts.KnownTable, folder: str, fold: str, progress: boo
     path, audio = known.paths(folder)
     columns, layout = known.columns, known.name
     return table.read(path, audio, columns=columns, separator="", fold=fold, layout=layout, progress=progress)
+
+
+def _label_files(contents: _Contents, fold: str, progress: bool) -> Collection | None:
+    """Returns the segments with labels of Audacity; None if most recordings have no label file beside them."""
+    recordings = sorted(map(contents.path, contents.audio))
+    labels = label_files.find(recordings)
+    if not labels or 2 * len(labels) < len(recordings):
+        return None
+    if fold:
+        raise CollectionError(f"{printable_path(contents.root)} has no folds, but --fold is {fold}: omit it.")
+    return label_files.collect(labels, recordings, contents.excluded, progress=progress)
 
 
 def _require_one_data_set(contents: _Contents) -> None:

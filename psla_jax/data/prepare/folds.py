@@ -11,6 +11,7 @@ from pathlib import Path
 
 from psla_jax.data import datafile
 from psla_jax.data.clip_ids import match
+from psla_jax.data.datafile import Record
 from psla_jax.data.folds import FOLDER, assign_folds, fold_files
 from psla_jax.data.prepare import table
 from psla_jax.data.prepare.collection import CollectionError, Prepared
@@ -19,8 +20,6 @@ from psla_jax.data.prepare.walk import printable_path
 _TABLES = (os.path.join("meta", "esc50.csv"), os.path.join("metadata", "UrbanSound8K.csv"))
 """Tables of ESC-50 and UrbanSound8K, which have a column of folds."""
 _FOLDER = re.compile(r"(?:fold|split)[ _-]?(\d+)", re.IGNORECASE)
-Record = tuple[str, tuple[str, ...]]
-"""Path and mids of a clip."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,16 @@ class Folding:
             FoldError: there cannot be that number of folds.
         """
         if not self.number:
-            unknown = [path for path, _ in clips if path not in self.own]
+            unknown = [clip.wav for clip in clips if clip.wav not in self.own]
             if unknown:
                 raise CollectionError(
                     f"the fold of {len(unknown):,} clips is unknown, such as {printable_path(unknown[0])}: complete "
                     "the column of folds, or make folds with --folds 5."
                 )
-            return [self.own[path] for path, _ in clips]
-        index = {mid: i for i, mid in enumerate(sorted({mid for _, mids in clips for mid in mids}))}
-        labels = [[index[mid] for mid in mids] for _, mids in clips]
-        names = [groups.get(path, "") for path, _ in clips]
+            return [self.own[clip.wav] for clip in clips]
+        index = {mid: i for i, mid in enumerate(sorted({mid for clip in clips for mid in clip.mids}))}
+        labels = [[index[mid] for mid in clip.mids] for clip in clips]
+        names = [groups.get(clip.wav, "") for clip in clips]
         assigned = assign_folds(labels, self.number, num_classes=len(index), seed=self.seed, groups=names)
         return [str(1 + fold) for fold in assigned]
 
@@ -64,12 +63,12 @@ class Folding:
                 "the data set has folds of its own, which published results are for and which may keep the parts of a "
                 "recording together; these are other ones: --folds without a number uses its own"
             )
-        group_of = ((groups.get(path, ""), fold) for (path, _), fold in zip(clips, folds))
+        group_of = ((groups.get(clip.wav, ""), fold) for clip, fold in zip(clips, folds))
         divided = [group for group, among in _folds_of(group_of).items() if group and len(among) > 1]
         if divided:
             inflation = "so that models are evaluated on what they were trained on"
             notes.append(f"{len(divided):,} groups, such as {divided[0]}, are in several folds, {inflation}")
-        classes = _folds_of((mid, fold) for (_, mids), fold in zip(clips, folds) for mid in mids)
+        classes = _folds_of((mid, fold) for clip, fold in zip(clips, folds) for mid in clip.mids)
         absent = [mid for mid, among in classes.items() if len(among) < len(set(folds))]
         if absent:
             notes.append(f"{len(absent):,} classes, such as {absent[0]}, have no clip in at least one fold")

@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from psla_jax.audio.segments import fragment
 from psla_jax.data import datafile
 from psla_jax.data.clip_ids import ClipIdError, Matching, match
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.runtime.files import atomic_text
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -103,8 +104,10 @@ def relabel(enhanced: str, onto: str, out: str, *, unmatched: Unmatched = "keep"
             f"none of the {len(local):,} clips of {onto}, such as {next(iter(local))}, is among the {len(source):,} of "
             f"{enhanced}, such as {next(iter(source))}: name datafiles of the same recordings."
         )
-    source_labels = list(source.values())
-    new_labels = {wav: source_labels[i] for wav, i in zip(local, matching.positions.tolist()) if i >= 0}
+    enhanced_records = list(source.values())
+    new_labels = {
+        clip: tuple(enhanced_records[i].mids) for clip, i in zip(local, matching.positions.tolist()) if i >= 0
+    }
     missing, ambiguous = (tuple(np.array(list(local), object)[c]) for c in (matching.missing(), matching.ambiguous()))
     for stale in (datafile.weight_path(out), unmatched_list):
         Path(stale).unlink(missing_ok=True)
@@ -123,10 +126,10 @@ def relabel(enhanced: str, onto: str, out: str, *, unmatched: Unmatched = "keep"
         unused=len(source) - len(new_labels),
         unmatched=unmatched,
         unmatched_list=unmatched_list if missing or ambiguous else "",
-        changed=sum(set(mids) != set(local[wav]) for wav, mids in new_labels.items()),
-        added=sum(len(set(mids) - set(local[wav])) for wav, mids in new_labels.items()),
-        removed=sum(len(set(local[wav]) - set(mids)) for wav, mids in new_labels.items()),
-        new_classes=tuple(sorted(set(chain(*new_labels.values())) - set(chain(*local.values())))),
+        changed=sum(set(mids) != set(local[clip].mids) for clip, mids in new_labels.items()),
+        added=sum(len(set(mids) - set(local[clip].mids)) for clip, mids in new_labels.items()),
+        removed=sum(len(set(local[clip].mids) - set(mids)) for clip, mids in new_labels.items()),
+        new_classes=tuple(sorted(set(chain(*new_labels.values())) - {mid for r in local.values() for mid in r.mids})),
     )
 
 
@@ -139,30 +142,32 @@ def _check_paths(out: str, outputs: tuple[str, ...], inputs: tuple[str, ...], fo
         raise RelabelError(f"{existing[0]} would be overwritten: choose another --out, or replace it with --force.")
 
 
-def _read(path: str, *, allow_repeats: bool = False) -> dict[str, Mids]:
-    """Returns the mids of every clip by path; with `allow_repeats`, a clip may be listed again with the same labels."""
-    labels: dict[str, Mids] = {}
-    for number, (wav, mids) in enumerate(datafile.records(path)):
-        wav = os.path.normpath(wav)
-        if wav in labels and not (allow_repeats and set(labels[wav]) == set(mids)):
+def _read(path: str, *, allow_repeats: bool = False) -> dict[str, Record]:
+    """Returns the clips by path and times; with `allow_repeats`, one may be listed again with the same labels."""
+    clips: dict[str, Record] = {}
+    for number, record in enumerate(datafile.records(path)):
+        record = record._replace(wav=os.path.normpath(record.wav))
+        clip = record.wav + fragment(record.start, record.end)
+        if clip in clips and not (allow_repeats and set(clips[clip].mids) == set(record.mids)):
             difference = " with other labels" if allow_repeats else ""
-            raise ClipIdError(f"clip {number} of {path} repeats {wav}{difference}: keep one of the two records.")
-        labels[wav] = mids
-    if not labels:
+            raise ClipIdError(f"clip {number} of {path} repeats {clip}{difference}: keep one of the two records.")
+        clips[clip] = record
+    if not clips:
         raise RelabelError(f"{path} has no clip: name a datafile.")
-    return labels
+    return clips
 
 
 def _records(
-    local: dict[str, Mids], new_labels: dict[str, Mids], unmatched: Unmatched, prefix: str
-) -> Iterator[tuple[str, Mids]]:
-    for wav, mids in local.items():
-        if wav in new_labels or unmatched == "keep":
-            yield os.path.join(prefix, wav), tuple(sorted(new_labels[wav])) if wav in new_labels else mids
+    local: dict[str, Record], new_labels: dict[str, Mids], unmatched: Unmatched, prefix: str
+) -> Iterator[Record]:
+    for clip, record in local.items():
+        if clip in new_labels or unmatched == "keep":
+            mids = tuple(sorted(new_labels[clip])) if clip in new_labels else record.mids
+            yield record._replace(wav=os.path.join(prefix, record.wav), mids=mids)
 
 
 def _write_weights(path: str) -> None:
-    mids = sorted({mid for _, labels in datafile.records(path) for mid in labels})
+    mids = sorted({mid for record in datafile.records(path) for mid in record.mids})
     if mids:
         data = Datafile.read(path, Vocabulary(tuple(mids), tuple(mids)))
         datafile.write_weights(data, datafile.weight_path(path))

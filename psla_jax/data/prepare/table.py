@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from psla_jax.data.prepare import label_cells
+from psla_jax.audio.segments import WHOLE
+from psla_jax.data.prepare import audioset_strong, label_cells, label_files, segments
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, part_names
 from psla_jax.data.prepare.locate import find_files
 from psla_jax.data.prepare.names import nfc
@@ -18,11 +19,11 @@ from psla_jax.data.prepare.walk import printable_path
 
 FILE_COLUMNS = (
     *("filename", "file_name", "file", "filepath", "file_path", "path", "fname", "slice_file_name", "wav", "audio"),
-    *("audio_path", "audio_file", "recording", "clip"),
+    *("audio_path", "audio_file", "recording", "clip", "begin path", "begin file", audioset_strong.ID_COLUMN),
 )
 LABEL_COLUMNS = (
     *("labels", "label", "classes", "class", "class_name", "categories", "category", "tags", "tag", "species"),
-    *("targets", "target", "primary_label", "scene_label"),
+    *("targets", "target", "primary_label", "scene_label", "event_label", "event", "annotation", "common name"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold")
 GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier")
@@ -43,11 +44,16 @@ class Columns:
     label: str = ""
     split: str = ""
     group: str = ""
+    start: str = ""
+    """``none`` to label whole recordings in any case."""
+    end: str = ""
 
 
 @dataclass(frozen=True)
 class _Row:
     line: int
+    time: tuple[float, float]
+    """Start and end in seconds of a segment of the file."""
     file: str
     label: str
     split: str
@@ -60,6 +66,10 @@ class _Table:
     """Names of the columns as spelled in the file; empty for a column that does not exist."""
     rows: list[_Row]
     notes: tuple[str, ...]
+    times: str = ""
+    """What segments are cut by, in words; empty if the rows are whole recordings."""
+    layout: str = ""
+    """Description of a file that is not a table."""
 
 
 def read(
@@ -74,7 +84,11 @@ def read(
 ) -> Collection:
     """Returns the clips of a CSV with a file, its labels and optionally a part or a fold in each row.
 
-    Files are looked up by :func:`psla_jax.data.prepare.locate.find_files`.
+    With columns of starts and ends, each row is a segment of the file, and rows with the same times are one clip with
+    all of their labels. A label file of Audacity belongs to the recording with its name.
+
+    Files are looked up by :func:`psla_jax.data.prepare.locate.find_files`, and the ``segment_id`` of AudioSet's strong
+    labels by :func:`psla_jax.data.prepare.audioset_strong.find_files`.
 
     Args:
         path: the CSV, in UTF-8, with a header; cells are separated by comma, semicolon or tab, or by the character in
@@ -92,29 +106,31 @@ def read(
         CollectionError, PathError: the CSV is missing or malformed, a column is missing, a file is listed twice or its
             name is ambiguous, no clip can be used, or the folder of the recordings cannot be listed.
     """
-    read_table = _read_table(path, columns)
+    read_table = _read_label_file(path) or _read_table(path, columns)
     header, rows = read_table.header, read_table.rows
     base = os.path.abspath(audio or os.path.dirname(path))
-    files, excluded = _locate(path, rows, base, progress)
+    files, excluded = _locate(path, read_table, base, progress)
     cells = _parse_labels(path, rows, separator)
     labels = {row.line: names for row, names in zip(rows, cells.labels)}
-    exclusive = max(map(len, cells.labels)) == 1
     parts, split = _parts(path, rows, header.split, fold)
     groups, group_notes = _groups(rows, header.group, cells.labels, requested=bool(columns.group))
-    clips = []
-    for row, file in files:
-        if exclusive and not labels[row.line]:
-            excluded.append(ExcludedClip(file, f"has no label in line {row.line}: add one, or remove the line."))
-        else:
-            clips.append(Clip(file, labels[row.line], parts.get(row.line, ""), groups.get(row.line, "")))
+    every_line = [
+        (row.line, Clip(file, labels[row.line], parts.get(row.line, ""), groups.get(row.line, ""), *row.time))
+        for row, file in files
+    ]
+    entries, invalid = segments.merge(every_line, path)
+    exclusive = max(map(len, (*cells.labels, *(clip.labels for _, clip in entries)))) == 1
+    clips, unlabelled = segments.with_labels(entries) if exclusive else ([clip for _, clip in entries], [])
+    excluded += [*invalid, *unlabelled]
     if not clips:
         raise CollectionError(f"no clip of {path} can be used: {printable_path(excluded[0].path)} {excluded[0].reason}")
-    kind = "one label per clip" if exclusive else f"several labels per clip, {cells.separated}"
-    layout = layout or f"table with the columns {header.file} and {header.label}, {kind}"
-    if not exclusive and (unlabelled := sum(not clip.labels for clip in clips)):
-        group_notes.append(f"clips without a label, in which training treats every class as absent: {unlabelled:,}")
+    kind = "one label per clip" if exclusive else ", ".join(filter(None, ["several labels per clip", cells.separated]))
+    layout = layout or read_table.layout or f"table with the columns {header.file} and {header.label}, {kind}"
+    if not exclusive and (absent := sum(not clip.labels for clip in clips)):
+        group_notes.append(f"clips without a label, in which training treats every class as absent: {absent:,}")
     notes = (*read_table.notes, *cells.notes, *group_notes)
-    return Collection(layout + split, tuple(clips), exclusive, tuple(excluded), notes)
+    collection = Collection(layout + split, tuple(clips), exclusive, tuple(excluded), notes)
+    return segments.describe(collection, read_table.times, progress) if read_table.times else collection
 
 
 def _read_table(path: str, columns: Columns) -> _Table:
@@ -128,17 +144,53 @@ def _read_table(path: str, columns: Columns) -> _Table:
                 f"{delimiter!r} in quotes."
             )
     named = {kind: _column(path, header, getattr(columns, kind), kind) for kind in _RECOGNISED}
-    notes = []
+    times = _time_columns(path, header, columns)
+    notes = [] if times or columns.start == segments.NONE else list(segments.unpaired_notes(header))
     if not columns.label and (better := _named_classes(header, body, named["label"])):
         notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
         named["label"] = better
     if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
         notes.append(f"the column {secondary[0]} is not used: clips have only the labels of {named['label']}")
     positions = [header.index(name) if name else None for name in named.values()]
-    rows = [_Row(line, *("" if p is None else cells[p] for p in positions)) for line, cells in lines[1:]]
+    rows = [
+        _Row(line, _time(path, line, times, header, cells), *("" if p is None else cells[p] for p in positions))
+        for line, cells in lines[1:]
+    ]
     if nameless := next((row for row in rows if not row.file), None):
         raise CollectionError(f"line {nameless.line} of {path} names no file: fill in its {named['file']}.")
-    return _Table(Columns(**named), rows, tuple(notes))
+    notes += segments.raven_notes(times, (row.file for row in rows)) if times else []
+    return _Table(Columns(**named), rows, tuple(notes), f"the columns {times.description}" if times else "")
+
+
+def _read_label_file(path: str) -> _Table | None:
+    """Returns the rows of a label file of Audacity, which have the name of a recording; None for another file."""
+    labels = label_files.read_audacity(path)
+    if labels is None:
+        return None
+    file = os.path.splitext(os.path.basename(path))[0]
+    rows = [_Row(label.line, label.time, file, label.text, "", "") for label in labels]
+    return _Table(Columns(), rows, (), "its times", "label file of Audacity")
+
+
+def _time_columns(path: str, header: Sequence[str], columns: Columns) -> segments.TimeColumns | None:
+    for kind in ("start", "end"):
+        if (name := getattr(columns, kind)) not in ("", segments.NONE, *header):
+            raise CollectionError(
+                f"{path} has no column {name!r}, only {', '.join(header)}: name one with --{kind}-column."
+            )
+    found = segments.find_columns(header, columns.start, columns.end)
+    if found is None and {columns.start, columns.end} - {"", segments.NONE}:
+        raise CollectionError(f"{path} has no pair of times: name --start-column and --end-column.")
+    return found
+
+
+def _time(
+    path: str, line: int, times: segments.TimeColumns | None, header: Sequence[str], cells: Sequence[str]
+) -> tuple[float, float]:
+    try:
+        return times.time(dict(zip(header, cells))) if times else WHOLE
+    except ValueError as error:
+        raise CollectionError(f"line {line} of {path} has {error}.") from None
 
 
 def _parse_labels(path: str, rows: list[_Row], separator: str | None) -> label_cells.CellLabels:
@@ -199,13 +251,16 @@ def _column(path: str, header: Sequence[str], requested: str, kind: str) -> str:
     )
 
 
-def _locate(
-    path: str, rows: list[_Row], base: str, progress: bool
-) -> tuple[list[tuple[_Row, str]], list[ExcludedClip]]:
+def _locate(path: str, table: _Table, base: str, progress: bool) -> tuple[list[tuple[_Row, str]], list[ExcludedClip]]:
     """Returns the rows with their audio files, and the missing clips."""
     line_of_file: dict[str, int] = {}
     files, missing = [], []
-    for row, found in zip(rows, find_files([row.file for row in rows], base, progress=progress)):
+    is_strong = table.header.file.lower() == audioset_strong.ID_COLUMN
+    find = audioset_strong.find_files if is_strong else find_files
+    names = list(dict.fromkeys(row.file for row in table.rows))
+    files_of_name = dict(zip(names, find(names, base, progress=progress)))
+    for row in table.rows:
+        found = files_of_name[row.file]
         if len(found) > 1:
             raise CollectionError(
                 f"line {row.line} of {path} names {row.file}, which matches {len(found)} files, such as {found[0]} and "
@@ -216,10 +271,10 @@ def _locate(
             missing.append(ExcludedClip(os.path.normpath(os.path.join(base, row.file)), reason))
             continue
         file = found[0]
-        if file in line_of_file:
+        if file in line_of_file and not table.times:
             raise CollectionError(
                 f"lines {line_of_file[file]} and {row.line} of {path} both name {row.file}: put all its labels in one "
-                "line, separated by semicolons."
+                "line, separated by semicolons, or add columns of starts and ends."
             )
         line_of_file[file] = row.line
         files.append((row, file))

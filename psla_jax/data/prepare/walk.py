@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-AUDIO_EXTENSIONS = frozenset(
-    {".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".w64", ".wav"}
-)
-"""Extensions of the formats that libsndfile reads, in lower case."""
-UNSUPPORTED_EXTENSIONS = frozenset(
-    {".3gp", ".aac", ".ac3", ".amr", ".avi", ".m4a", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
-)
-"""Extensions of audio and video formats that libsndfile does not read."""
+from psla_jax.audio.file_kinds import AUDIO_EXTENSIONS
+
+UNSUPPORTED_EXTENSIONS = frozenset({".aa", ".aax", ".m4p", ".mid", ".midi", ".ra", ".ram", ".rm"})
+"""Extensions of audio formats that are not read: encrypted, without samples, or without a free decoder."""
 _FOLDERS_PER_BATCH = 256
 
 

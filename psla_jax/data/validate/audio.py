@@ -26,7 +26,7 @@ MAX_MEAN_OFFSET, MAX_STD_RATIO = 0.5, 1.25
 
 
 def check_readability(dataset: MeasuredDataset) -> Iterator[Finding]:
-    """Reports files that are missing, are not audio or contain samples that are not finite."""
+    """Reports files that are missing, are not audio or contain samples that no recording can have."""
     yield from finding_for_items(
         [f"{problem.path} {problem.reason}" for problem in dataset.measurements.problems],
         "unreadable",
@@ -37,21 +37,28 @@ def check_readability(dataset: MeasuredDataset) -> Iterator[Finding]:
         "clip",
         len(dataset.datafile),
     )
+
+
+def check_completeness(dataset: MeasuredDataset) -> Iterator[Finding]:
+    """Reports files that end before the length in their header, have no end, or are damaged."""
+    notes = dataset.measurements.notes
     yield from dataset.finding_for_rows(
-        np.flatnonzero(~dataset.table["finite"]),
-        "not-finite",
-        "error",
-        "Samples that are NaN or infinite",
-        "A single such sample would make the loss and all weights NaN, so training treats these files as unreadable.",
-        "Export the files again as 16-bit PCM, or remove them from the datafile.",
+        np.flatnonzero([bool(of_clip) for of_clip in notes]),
+        "truncated",
+        "warning",
+        "Incomplete or damaged",
+        "A part of the recording is missing, for example after an interrupted download, and the model learns the "
+        "labels of these clips from the rest.",
+        "Download or convert the files again.",
+        lambda row: " ".join(notes[row]),
     )
 
 
 def check_scale(dataset: MeasuredDataset) -> Iterator[Finding]:
     """Reports floating-point files that were never divided by 32768, or twice, and peaks far beyond full scale."""
     table = dataset.table
-    peak, finite = table["peak"], table["finite"]
-    integers = finite & table["is_float"] & (peak >= INTEGER_PEAK)
+    peak = table["peak"]
+    integers = table["is_float"] & (peak >= INTEGER_PEAK)
 
     def detail(row: int) -> str:
         return f"peak {peak[row]:.3g}"
@@ -76,7 +83,7 @@ def check_scale(dataset: MeasuredDataset) -> Iterator[Finding]:
         detail,
     )
     yield from dataset.finding_for_rows(
-        np.flatnonzero(finite & (peak >= LOUD_PEAK) & ~integers),
+        np.flatnonzero((peak >= LOUD_PEAK) & ~integers),
         "loud",
         "warning",
         "Peaks far beyond full scale",
@@ -103,7 +110,7 @@ def check_silence(dataset: MeasuredDataset) -> Iterator[Finding]:
         return f"peak {20 * np.log10(table['peak'][row]):.0f} dB"
 
     yield from dataset.finding_for_rows(
-        np.flatnonzero(table["finite"] & (table["mono_peak"] < SILENCE_PEAK) & ~_scaled_twice(table)),
+        np.flatnonzero((table["mono_peak"] < SILENCE_PEAK) & ~_scaled_twice(table)),
         "silent",
         "warning",
         "Silent, nothing above -60 dB",
@@ -117,7 +124,7 @@ def check_silence(dataset: MeasuredDataset) -> Iterator[Finding]:
 def check_bandwidth(dataset: MeasuredDataset) -> Iterator[Finding]:
     """Reports clips without the upper part of the frequency range of the model."""
     table = dataset.table
-    limited = np.flatnonzero(table["finite"] & (table["bandwidth"] < MIN_BANDWIDTH))
+    limited = np.flatnonzero(table["bandwidth"] < MIN_BANDWIDTH)
     num_upsampled = int((table["rate"][limited] >= SAMPLE_RATE).sum())
     upsampled = f" {format_count(num_upsampled, 'file')} probably upsampled." if num_upsampled else ""
     cutoffs = format_values(np.round(table["bandwidth"][limited] / 1000, 1), "kHz")
@@ -154,21 +161,11 @@ def check_log_mel(dataset: MeasuredDataset) -> Iterator[Finding]:
 
 
 def check_lengths(dataset: MeasuredDataset) -> Iterator[Finding]:
-    """Reports files that are truncated, very long, shorter than a frame, or longer than the input of the model."""
-    table = dataset.table
-    finite, seconds = table["finite"], dataset.seconds
-    yield from dataset.finding_for_rows(
-        np.flatnonzero(finite & (table["samples"] < 0.98 * table["header_samples"])),
-        "truncated",
-        "warning",
-        "Shorter than stated in the header",
-        "The end of the recording is missing, for example after an interrupted download.",
-        "Download or convert the files again.",
-        lambda row: f"{seconds[row]:.1f} s",
-    )
+    """Reports files that are very long, shorter than a frame, or longer than the input of the model."""
+    seconds = dataset.seconds
     capped = " Only the first hour of each file was checked." if (seconds > MAX_SECONDS).any() else ""
     yield from dataset.finding_for_rows(
-        np.flatnonzero(finite & (seconds > LONG_SECONDS)),
+        np.flatnonzero(seconds > LONG_SECONDS),
         "very-long",
         "warning",
         f"Longer than {LONG_SECONDS / 60:.0f} minutes",
@@ -178,7 +175,7 @@ def check_lengths(dataset: MeasuredDataset) -> Iterator[Finding]:
         lambda row: f"{seconds[row] / 60:,.0f} min",
     )
     yield from dataset.finding_for_rows(
-        np.flatnonzero(finite & (seconds < FRAME_SECONDS)),
+        np.flatnonzero(seconds < FRAME_SECONDS),
         "too-short",
         "warning",
         f"Shorter than one frame of {1000 * FRAME_SECONDS:.0f} ms",
@@ -187,8 +184,8 @@ def check_lengths(dataset: MeasuredDataset) -> Iterator[Finding]:
         lambda row: f"{1000 * seconds[row]:.1f} ms",
     )
     input_seconds = 0.01 * dataset.frontend.target_length + 0.015
-    cut = np.flatnonzero(finite & (seconds > input_seconds + 0.1))
-    unused = (seconds[cut] - input_seconds).sum() / max(np.where(finite, seconds, 0).sum(), 1e-9)
+    cut = np.flatnonzero(seconds > input_seconds + 0.1)
+    unused = (seconds[cut] - input_seconds).sum() / max(seconds.sum(), 1e-9)
     yield from dataset.finding_for_rows(
         cut,
         "cut",
@@ -203,7 +200,7 @@ def check_lengths(dataset: MeasuredDataset) -> Iterator[Finding]:
 def check_clipping(dataset: MeasuredDataset) -> Iterator[Finding]:
     """Reports clipped recordings, the worst first."""
     table = dataset.table
-    clipped = np.flatnonzero(table["finite"] & (table["clipped"] >= CLIPPED_FRACTION) & (table["peak"] < LOUD_PEAK))
+    clipped = np.flatnonzero((table["clipped"] >= CLIPPED_FRACTION) & (table["peak"] < LOUD_PEAK))
     yield from dataset.finding_for_rows(
         clipped[np.argsort(-table["clipped"][clipped], kind="stable")],
         "clipped",

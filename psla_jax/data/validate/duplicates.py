@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from psla_jax.audio.segments import split_fragment
 from psla_jax.data.validate.findings import Finding, MeasuredDataset, finding_for_items, format_count
 
 
@@ -27,7 +28,16 @@ def check_overlap(dataset: MeasuredDataset) -> Iterator[Finding]:
             "clip",
             len(dataset.table),
         )
-        yield from _check_file_names(dataset, other, name, set(shared))
+        same_recording = _clips_of_recordings(dataset, other) - set(shared)
+        yield from dataset.finding_for_clips(
+            sorted(same_recording),
+            "overlap-by-recording",
+            "warning",
+            f"Other segments of recordings in {name}",
+            f"Segments of one recording are alike, and may overlap in time, so metrics on {name} would be too high.",
+            "Put all segments of a recording into one set.",
+        )
+        yield from _check_file_names(dataset, other, name, set(shared) | same_recording)
         yield from finding_for_items(
             [f"{problem.path} {problem.reason}" for problem in other.measurements.problems],
             "against-unreadable",
@@ -40,16 +50,26 @@ def check_overlap(dataset: MeasuredDataset) -> Iterator[Finding]:
         )
 
 
+def _clips_of_recordings(dataset: MeasuredDataset, other: MeasuredDataset) -> set[int]:
+    """Returns the clips whose recording is in both sets, if one of them has a segment of it."""
+    fragments: dict[str, str] = {}
+    for clip in other.clip_ids(range(len(other.datafile))):
+        recording, fragment = split_fragment(clip)
+        fragments[recording] = fragments.get(recording, "") or fragment
+    named = enumerate(map(split_fragment, dataset.clip_ids(range(len(dataset.datafile)))))
+    return {i for i, (file, fragment) in named if file in fragments and (fragment or fragments[file])}
+
+
 def _check_file_names(
-    dataset: MeasuredDataset, other: MeasuredDataset, name: str, identical: set[int]
+    dataset: MeasuredDataset, other: MeasuredDataset, name: str, reported: set[int]
 ) -> Iterator[Finding]:
-    """Reports clips with a file name of `other`, except the `identical` ones, whose audio is known to be shared."""
+    """Reports clips with a file name of `other`, except `reported` ones."""
     stems = set(map(_stem, other.clip_ids(range(len(other.datafile)))))
     # Running numbers such as 0017 do not identify a recording; Freesound ids have five digits and more.
     stems -= {stem for stem in stems if stem.isdigit() and len(stem) < 5}
     shared = [i for i, clip in enumerate(dataset.clip_ids(range(len(dataset.datafile)))) if _stem(clip) in stems]
     yield from dataset.finding_for_clips(
-        [i for i in shared if i not in identical],
+        [i for i in shared if i not in reported],
         "overlap-by-name",
         "note",
         f"File names that also occur in {name}",
@@ -59,8 +79,8 @@ def _check_file_names(
     )
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
+def _stem(clip_id: str) -> str:
+    return os.path.splitext(os.path.basename(split_fragment(clip_id)[0]))[0]
 
 
 def check_repeated_files(dataset: MeasuredDataset) -> Iterator[Finding]:
@@ -120,7 +140,7 @@ def check_duplicates(dataset: MeasuredDataset) -> Iterator[Finding]:
 
 def _audible_clips(dataset: MeasuredDataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices and digests of clips that are not silent; all silence has the same digest."""
-    audible = dataset.table["finite"] & (dataset.table["mono_peak"] > 0)
+    audible = dataset.table["mono_peak"] > 0
     return dataset.measurements.clips[audible], dataset.table["digest"][audible]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from psla_jax.audio import decode
+from psla_jax.audio import decode, segments
 from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.config import Channel, FrontendConfig
 from psla_jax.data.datafile import Datafile
@@ -35,7 +35,7 @@ def log_mel_statistics(
     """
     frontend = Frontend.from_config(config)
     threads = workers or min(32, (os.cpu_count() or 1) + 4)
-    waveforms = in_order(lambda clip: _waveform(data.wav(int(clip)), channel, frontend.num_samples), clips, threads)
+    waveforms = in_order(lambda clip: _waveform(data.audio(int(clip)), channel, frontend.num_samples), clips, threads)
     num_values = num_clips = 0
     total = total_squares = 0.0
     for batch, lengths in _batches(waveforms, frontend.num_samples, len(clips)):
@@ -51,10 +51,10 @@ def log_mel_statistics(
     return LogMelStatistics(float(mean), math.sqrt(max(total_squares / num_values - mean**2, 0.0)), num_clips)
 
 
-def _waveform(path: str, channel: Channel, samples: int) -> np.ndarray:
+def _waveform(clip: decode.StrPath, channel: Channel, samples: int) -> np.ndarray:
     """Returns the zero-mean waveform of a clip, cut to the input length; an empty one if it cannot be read."""
     try:
-        waveform = decode.read(path, channel=channel)
+        waveform = segments.read(clip, channel=channel)
     except decode.AudioError:
         return np.zeros(0, np.float32)
     return (waveform - waveform.mean())[:samples]

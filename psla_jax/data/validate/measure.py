@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
-import soundfile
 
-from psla_jax.audio import decode
+from psla_jax.audio import decode, segments
+from psla_jax.audio.segments import Segment
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.validate.preflight import ClipProblem, check_files
@@ -32,8 +31,6 @@ _LOWEST_CUTOFF, _HIGHEST_CUTOFF = 2000.0, 0.9
 """Range of the search for a cutoff: lowest in hertz, highest as a fraction of the Nyquist frequency."""
 _MIN_DROP, _MAX_FLOOR = 25.0, 15.0
 """Decibels: least drop at a cutoff, and highest level above it relative to the rounding noise of 16 bits."""
-_CORRECTED = re.compile(r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""libsndfile's note, in bytes, on a WAV file whose data end before the length in its header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +42,8 @@ class ClipMeasurement:
     channels: int
     samples: int
     """Samples per channel; beyond :data:`MAX_SECONDS`, as stated in the header."""
-    header_samples: int
-    """Samples per channel as stated in the header."""
     is_float: bool
     """Whether samples are stored as floating-point numbers."""
-    finite: bool
-    """Whether all samples are finite."""
     peak: float
     """Largest magnitude in any channel; full scale is 1."""
     mono_peak: float
@@ -80,57 +73,51 @@ class Measurements:
     """Clips that could not be read, and all clips of the data set whose file is missing or empty."""
     num_requested: int
     """Number of clips that were to be read."""
+    notes: tuple[tuple[str, ...], ...] = ()
+    """Sentences on the defects of each measured clip, in the order of `clips`; see :class:`decode.Reading`."""
 
 
-def measure_file(path: str | os.PathLike[str], channel: Channel) -> ClipMeasurement:
-    """Measures a file in blocks, without relying on the length in its header.
+def measure_file(path: decode.StrPath, channel: Channel, reading: decode.Reading | None = None) -> ClipMeasurement:
+    """Measures a file, or a segment of one, in blocks, without relying on the length in its header.
+
+    `reading` receives notes on the file.
 
     Raises:
-        AudioError: the file is missing, is not audio or contains no samples.
+        AudioError: the file is missing, is not audio, contains no samples or samples that no recording can have, or the
+            segment is not within it.
     """
-    with decode.open_audio(path) as file:
-        rate = file.samplerate
-        samples, num_clipped, peak, mono_peak, finite = 0, 0, 0.0, 0.0, True
+    with segments.open_audio(path) as file:
+        rate = file.rate
+        seconds, num_clipped, num_values, peak, mono_peak = 0.0, 0, 0, 0.0, 0.0
         digest, spectrum = hashlib.sha256(str(rate).encode()), _Spectrum(rate)
-        for block in decode.read_blocks(file, _BLOCK):
-            samples += len(block)
-            magnitude = np.abs(block)
-            finite = bool(np.isfinite(magnitude.max()))
-            if not finite:
-                break
+        for block, block_rate in segments.native_blocks(file, path, _BLOCK):
             mono = decode.to_mono(block, channel)
+            decode.require_plausible(path, block, mono, seconds, block_rate)
+            seconds, num_values = seconds + len(block) / block_rate, num_values + block.size
+            magnitude = np.abs(block)
             peak, mono_peak = max(peak, float(magnitude.max())), max(mono_peak, float(np.abs(mono).max()))
             num_clipped += int(np.count_nonzero(magnitude >= CLIPPING_LEVEL))
             digest.update((mono + np.float32(0)).tobytes())  # turns -0, which integer formats lack, into 0
             spectrum.add(mono)
-            if samples >= MAX_SECONDS * rate:
+            if seconds >= MAX_SECONDS:
                 break
-        if not samples:
+        if not num_values:
             reason = "contains no samples: record or download it again, or remove it from the datafile."
             raise decode.AudioError(path, reason)
+        if reading is not None:
+            reading.notes += file.notes
+        is_cut = seconds >= MAX_SECONDS and not isinstance(path, Segment)
         return ClipMeasurement(
             rate=rate,
             channels=file.channels,
-            samples=max(samples, file.frames) if samples >= MAX_SECONDS * rate else samples,
-            header_samples=_header_samples(file),
-            is_float=file.subtype in ("FLOAT", "DOUBLE"),
-            finite=finite,
+            samples=round(max(seconds, file.seconds() if is_cut else 0.0) * rate),
+            is_float=file.is_float,
             peak=peak,
             mono_peak=mono_peak,
-            clipped=num_clipped / (samples * file.channels),
+            clipped=num_clipped / num_values,
             bandwidth=spectrum.bandwidth(),
             digest=digest.digest()[:16],
         )
-
-
-def _header_samples(file: soundfile.SoundFile) -> int:
-    """Returns the samples per channel stated in the header, which libsndfile corrects for truncated WAV files."""
-    corrected = _CORRECTED.search(file.extra_info)
-    if corrected is None:
-        return file.frames
-    stated, actual = map(int, corrected.groups())
-    # Programs that write to a pipe do not know the length and state the largest possible one.
-    return file.frames * stated // actual if actual < stated < 0x7F000000 else file.frames
 
 
 class _Spectrum:
@@ -199,16 +186,18 @@ def measure_clips(
     readable = np.array([i for i in clips if int(i) not in problems], np.int64)
     advance(len(clips) - len(readable))
     table, measured = np.zeros(len(readable), ROW), np.zeros(len(readable), bool)
+    notes: dict[int, tuple[str, ...]] = {}
     for k, result in as_completed(
         lambda k: _measure(data, int(readable[k]), channel), range(len(readable)), threads, READ_TIMEOUT
     ):
-        if isinstance(result, ClipMeasurement):
-            table[k], measured[k] = dataclasses.astuple(result), True
+        if isinstance(result, tuple):
+            table[k], notes[k], measured[k] = dataclasses.astuple(result[0]), result[1], True
         else:
             clip = int(readable[k])
             problems[clip] = result or _timed_out(data, clip)
         advance(1)
-    return Measurements(readable[measured], table[measured], tuple(problems[i] for i in sorted(problems)), len(clips))
+    in_order = tuple(problems[i] for i in sorted(problems)), len(clips), tuple(notes[k] for k in sorted(notes))
+    return Measurements(readable[measured], table[measured], *in_order)
 
 
 def _timed_out(data: Datafile, clip: int) -> ClipProblem:
@@ -216,12 +205,12 @@ def _timed_out(data: Datafile, clip: int) -> ClipProblem:
         f"could not be read within {READ_TIMEOUT:.0f} s, because the disk does not respond or the decoder hangs: copy "
         "it to another disk, or remove it from the datafile."
     )
-    return ClipProblem(clip, data.wav(clip), reason)
+    return ClipProblem(clip, os.fspath(data.audio(clip)), reason)
 
 
-def _measure(data: Datafile, clip: int, channel: Channel) -> ClipMeasurement | ClipProblem:
-    path = data.wav(clip)
+def _measure(data: Datafile, clip: int, channel: Channel) -> tuple[ClipMeasurement, tuple[str, ...]] | ClipProblem:
+    audio, reading = data.audio(clip), decode.Reading()
     try:
-        return measure_file(path, channel)
+        return measure_file(audio, channel, reading), tuple(reading.notes)
     except decode.AudioError as error:
-        return ClipProblem(clip, path, error.reason)
+        return ClipProblem(clip, os.fspath(audio), error.reason)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, segments, shards
 from psla_jax.data.datafile import Datafile
 
 _BLOCK = 1024
@@ -35,6 +35,7 @@ def find_unreadable_clips(
     name: str,
     workers: int | None = None,
     progress: bool = True,
+    damaged: list[ClipProblem] | None = None,
 ) -> list[ClipProblem]:
     """Looks up the audio files of all clips and returns the unreadable ones in the order of the datafile, each once.
 
@@ -45,6 +46,7 @@ def find_unreadable_clips(
         name: name of the data set on the progress bars, such as ``training``.
         workers: number of threads; None or 0 for the number of cores plus 4, at most 32.
         progress: whether to show progress bars on stderr.
+        damaged: receives the defects of the clips that were read although a part of them is missing.
     """
     blocks = [range(start, min(start + _BLOCK, len(datafile))) for start in range(0, len(datafile), _BLOCK)]
     in_threads = functools.partial(decode.in_threads, workers=workers, progress=progress)
@@ -53,7 +55,9 @@ def find_unreadable_clips(
     count = max(0, min(limit, len(datafile)))
     chosen = [i for i in (k * len(datafile) // count for k in range(count)) if i not in problems]
     read = in_threads(lambda i: _read(datafile, i, channel), chosen, f"Reading {name} clips")
-    problems.update((problem.index, problem) for problem in read if problem)
+    problems.update((found.problem.index, found.problem) for found in read if found.problem)
+    if damaged is not None:
+        damaged += [defect for found in read for defect in found.defects]
     return [problems[i] for i in sorted(problems)]
 
 
@@ -64,9 +68,9 @@ def check_files(datafile: Datafile, clips: Iterable[int]) -> list[ClipProblem]:
 
 def check_file(datafile: Datafile, index: int) -> ClipProblem | None:
     """Reports a clip whose file (or shard) is missing, is not a regular file or is empty, without reading it."""
-    path = datafile.wav(index)
+    path = os.fspath(datafile.audio(index))
     try:
-        status = os.stat(shards.storage_path(path))
+        status = os.stat(shards.storage_path(datafile.wav(index)))
     except (OSError, ValueError):
         return ClipProblem(index, path, _missing_reason(datafile, index))
     if not stat.S_ISREG(status.st_mode):
@@ -83,10 +87,19 @@ def _missing_reason(datafile: Datafile, index: int) -> str:
     return f"is missing: paths in a datafile are relative to its own folder; {remedy}"
 
 
-def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> ClipProblem | None:
-    path = datafile.wav(index)
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """Result of reading a clip."""
+
+    problem: ClipProblem | None
+    defects: tuple[ClipProblem, ...] = ()
+
+
+def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> _Outcome:
+    clip, reading = datafile.audio(index), decode.Reading()
+    path = os.fspath(clip)
     try:
-        decode.read(path, channel=channel, seconds=decode.MAX_CLIP_SECONDS)
+        segments.read(clip, channel=channel, seconds=decode.MAX_CLIP_SECONDS, reading=reading)
     except decode.AudioError as error:
-        return ClipProblem(index, path, error.reason)
-    return None
+        return _Outcome(ClipProblem(index, path, error.reason))
+    return _Outcome(None, tuple(ClipProblem(index, path, note) for note in reading.notes))

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from psla_jax.audio.segments import WHOLE
 from psla_jax.data.validate.audio import format_values
 from psla_jax.data.validate.findings import SEVERITIES, Finding, MeasuredDataset, format_count
 from psla_jax.data.validate.run import Report
@@ -48,6 +49,10 @@ def _properties(dataset: MeasuredDataset) -> Iterator[tuple[str, str]]:
     table, data = dataset.table, dataset.datafile
     labels, classes = np.diff(data.label_offsets), format_count(dataset.num_known_classes, "class")
     yield "clips", f"{len(data):,}, of which {len(table):,} were read"
+    if data.times is not None:
+        is_segment = (data.times != WHOLE).any(axis=1)
+        recordings = {data.path(clip) for clip in np.flatnonzero(is_segment).tolist()}
+        yield "segments", f"{is_segment.sum():,} of the clips, of {format_count(len(recordings), 'recording')}"
     yield "labels", f"{labels.sum():,} of {classes}, {labels.min()} to {labels.max()} per clip"
     if not len(table):
         return
@@ -57,8 +62,7 @@ def _properties(dataset: MeasuredDataset) -> Iterator[tuple[str, str]]:
     yield "rate", format_values(table["rate"] / 1000, "kHz")
     channels = zip(*np.unique(table["channels"], return_counts=True))
     yield "channels", ", ".join(f"{CHANNEL_NAMES.get(int(k), f'{k} channels')} ({n:,})" for k, n in channels)
-    peak = np.median(table["peak"][table["finite"]]) if table["finite"].any() else 0
-    yield "peak", f"median {20 * np.log10(max(peak, 1e-9)):.1f} dB of full scale"
+    yield "peak", f"median {20 * np.log10(max(np.median(table['peak']), 1e-9)):.1f} dB of full scale"
     if dataset.log_mel is not None:
         measured, config = dataset.log_mel, dataset.frontend
         clips = format_count(measured.num_clips, "clip")

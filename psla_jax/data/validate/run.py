@@ -21,7 +21,7 @@ CHECKS: tuple[Check, ...] = (
     audio.check_readability, labels.check_label_counts, labels.check_unknown_labels, audio.check_scale,
     duplicates.check_overlap, duplicates.check_repeated_files, audio.check_silence, audio.check_bandwidth,
     duplicates.check_duplicates, labels.check_absent_classes, labels.check_hierarchy, audio.check_log_mel,
-    audio.check_lengths, audio.check_clipping, audio.check_rates,
+    audio.check_completeness, audio.check_lengths, audio.check_clipping, audio.check_rates,
 )  # fmt: skip
 """All checks, in the order of their findings within a severity."""
 MAX_LOG_MEL_CLIPS = 1000
@@ -102,7 +102,7 @@ def _measure(path: str, request: Request, logger: Logger, vocabulary: Vocabulary
 
 
 def _log_mel(dataset: MeasuredDataset, request: Request, logger: Logger) -> LogMelStatistics | None:
-    clips = dataset.measurements.clips[dataset.table["finite"]]
+    clips = dataset.measurements.clips
     clips = clips[evenly_spaced(len(clips), MAX_LOG_MEL_CLIPS)]
     with logger.progress("Measuring the log-mel", len(clips)) as bar:
         return log_mel_statistics(

@@ -119,7 +119,7 @@ def _tag_clips(directory: Path, data: Datafile, options: Options, trust: bool, l
     tagger = Tagger([(str(directory), load_model(directory, trust=trust))], options)
     with logger.progress(f"scoring {data.source}", len(data)) as bar:
         tagger.on_compile = bar.describe
-        results = enumerate(bar.track(tagger.tag_all(data.wav(i) for i in range(len(data)))))
+        results = enumerate(bar.track(tagger.tag_all(data.audio(i) for i in range(len(data)))))
         rows = {clip: result.scores for clip, result in results if not isinstance(result, Failure)}
     if not rows:
         raise CalibrationError(f"none of the {len(data)} clips of {data.source} can be read: check it with psla check.")

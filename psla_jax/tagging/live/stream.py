@@ -130,6 +130,7 @@ class Stream:
         self._tracker = EventTracker(self._rules.min_gap_frames)
         self._compute_seconds: list[deque[float]] = [deque(maxlen=TIMED_WINDOWS) for _ in tagger.cutters()]
         self._offset, self._earlier_peak = 0.0, 0.0
+        self.reading = decode.Reading()
         self._reset()
         for number, cutter in enumerate(self._cutters):
             for _ in range(2):  # The first window compiles the model; the second one measures the computing time.
@@ -249,7 +250,7 @@ class Stream:
             raise AudioError(
                 "the block", f"has {channels} channels, earlier blocks have {self._channels}: use the same number."
             )
-        mono = decode.array_to_mono("the block", array, self._tagger.options.channel)
+        mono = decode.array_to_mono("the block", array, self._tagger.options.channel, self.reading)
         self._channels = channels
         return mono
 

@@ -163,12 +163,12 @@ def test_irregularities_are_reported(copy, tmp_path):
     shutil.copytree(audio, tmp_path / "audio")
     first, second = SETS["balanced_train"][:2]
     file = tmp_path / "audio" / files[first.id].relative_to(audio)
-    empty_files(tmp_path / "audio" / "zz", file.name, "another.m4a", f"._{file.name}")
+    empty_files(tmp_path / "audio" / "zz", file.name, "another.rm", f"._{file.name}")
     other = tmp_path / "audio" / files[second.id].relative_to(audio)
     other.rename(other.with_name(f"{second.id}_{second.start + 100:.0f}.flac"))
     not_utf8 = os.fsencode(tmp_path / "audio") + b"/\xff.wav"
     open(not_utf8, "wb").close()
-    open(not_utf8.replace(b".wav", b".mp4"), "wb").close()
+    open(not_utf8.replace(b".wav", b".rm"), "wb").close()
     leaked = Path(lists[2]).read_text() + first.line
     (tmp_path / "eval_segments.csv").write_text(leaked)
     made = run([*lists[:2], str(tmp_path / "eval_segments.csv")], tmp_path / "audio", tmp_path / "out")
@@ -178,7 +178,7 @@ def test_irregularities_are_reported(copy, tmp_path):
     assert "files named after another start time than that of their clip: 1, such as" in notes
     assert f"a clip that starts at {second.start:g} s" in notes
     assert f"clips of eval that are also in balanced_train: 1, such as {first.id}" in notes
-    assert rf"files in unsupported formats are ignored, such as {tmp_path}/audio/\xff.mp4;" in notes
+    assert rf"files in unsupported formats are ignored, such as {tmp_path}/audio/\xff.rm;" in notes
     assert rf"files ignored because their name is not UTF-8: 1, such as {tmp_path}/audio/\xff.wav; rename" in notes
     assert records(tmp_path / "out" / "eval_data.json")[-1][0] == str(file)
     assert made.found["eval"] == 12
@@ -218,8 +218,8 @@ def test_missing_audio_is_an_error_of_one_sentence_and_nothing_is_written(copy, 
     assert "none of the 25 clips of balanced_train is among the 2 audio files" in error_message(
         AudioSetError, lists, others, out
     )
-    foreign = empty_files(tmp_path / "foreign", f"Y{ALL[0].id}.m4a")
-    assert "m4a in an unsupported format: convert" in error_message(AudioSetError, lists, foreign, out)
+    foreign = empty_files(tmp_path / "foreign", f"Y{ALL[0].id}.rm")
+    assert "rm in an unsupported format: convert" in error_message(AudioSetError, lists, foreign, out)
     assert "nowhere cannot be read" in error_message(PathError, lists, tmp_path / "nowhere", out)
     half = empty_files(tmp_path / "half", *(f"{c.id}.wav" for c in SETS["eval"]))
     assert "none of the 7 clips of unbalanced_train" in error_message(AudioSetError, lists[1:], half, out)

@@ -53,7 +53,7 @@ def test_a_path_may_be_relative_or_end_with_a_slash(tmp_path, monkeypatch):
 
 
 def test_excluded_files_and_unused_folders_are_reported(tmp_path):
-    touch(tmp_path, "dog/a.wav", "cat/b.wav", "loose.wav", "cat/c.m4a", "documents/readme.txt", "Empty/.keep")
+    touch(tmp_path, "dog/a.wav", "cat/b.wav", "loose.wav", "cat/c.rm", "documents/readme.txt", "Empty/.keep")
     root = os.fsencode(tmp_path)
     open(root + b"/dog/caf\xe9.wav", "wb").close()
     os.mkdir(root + b"/v\xf6gel")
@@ -62,7 +62,7 @@ def test_excluded_files_and_unused_folders_are_reported(tmp_path):
     assert set(clips(made, tmp_path)) == {"dog/a.wav", "cat/b.wav"}
     reasons = {os.fsencode(clip.path).removeprefix(root + b"/"): clip.reason for clip in made.excluded}
     assert "is not in a class folder" in reasons.pop(b"loose.wav")
-    assert "is in an unsupported format: convert" in reasons.pop(b"cat/c.m4a")
+    assert "is in an unsupported format: convert" in reasons.pop(b"cat/c.rm")
     assert set(reasons) == {b"dog/caf\xe9.wav", b"v\xf6gel/a.wav"}
     assert all("not UTF-8" in reason for reason in reasons.values())
     assert sorted(made.notes) == [

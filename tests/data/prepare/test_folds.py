@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from psla_jax.cli import main
-from psla_jax.data.datafile import Datafile
+from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.folds import fold_files
 from psla_jax.data.prepare.folds import choose, of_folders, of_table
 from psla_jax.data.prepare.table import Columns
@@ -105,17 +105,35 @@ def test_without_folds_of_its_own_a_number_makes_stratified_ones(tmp_path, capsy
 
 
 def test_a_group_stays_in_one_fold_and_divided_groups_and_rare_classes_are_named(tmp_path):
-    clips = [(f"{i}.wav", ("x" if i % 2 else "y",)) for i in range(12)]
-    groups = {path: f"g{i // 3}" for i, (path, _) in enumerate(clips)}
+    clips = [Record(f"{i}.wav", ("x" if i % 2 else "y",)) for i in range(12)]
+    groups = {clip.wav: f"g{i // 3}" for i, clip in enumerate(clips)}
     folding = choose([2], {}, seed=0, name="a test")
     folds = folding.assign(clips, groups)
     assert all(len(set(folds[3 * group : 3 * group + 3])) == 1 for group in range(4))
     assert Counter(folds) == {"1": 6, "2": 6}
     assert folding.notes(clips, groups, folds) == []
-    own = dict(zip((path for path, _ in clips), "111122223333"))
+    own = dict(zip((clip.wav for clip in clips), "111122223333"))
     folding = choose([], own, seed=0, name="a test")
-    folds = folding.assign([*clips[:4], (clips[9][0], ("z",))], groups)
+    folds = folding.assign([*clips[:4], Record(clips[9].wav, ("z",))], groups)
     assert folds == ["1", "1", "1", "1", "3"]
-    notes = folding.notes([*clips[:5], (clips[9][0], ("z",))], groups, ["1", "1", "1", "1", "2", "3"])
+    notes = folding.notes([*clips[:5], Record(clips[9].wav, ("z",))], groups, ["1", "1", "1", "1", "2", "3"])
     assert notes[0].startswith("1 groups, such as g1, are in several folds")
     assert notes[1].startswith("3 classes, such as y, have no clip in at least one fold")
+
+
+def test_segments_of_a_recording_are_in_one_fold_with_their_times(tmp_path):
+    names = [f"{i}.wav" for i in range(6)]
+    for name in names:
+        soundfile.write(tmp_path / name, np.full(16_000, 0.1), 8000)
+    rows = [f"{name},{label},{start},{start + 0.5}" for name in names for label, start in (("dog", 0.0), ("cat", 1.0))]
+    (tmp_path / "list.csv").write_text("\n".join(["file,label,start,end", *rows]))
+    out = tmp_path / "out"
+    assert main.main(["prepare", "csv", str(tmp_path / "list.csv"), "--folds", "3", "--out", str(out)]) == 0
+    vocabulary = Vocabulary.read(out / "class_labels_indices.csv")
+    folds = [Datafile.read(path, vocabulary) for path in fold_files(out / "folds")]
+    assert [len(data) for data in folds] == [4, 4, 4]
+    assert [len({data.wav(i) for i in range(4)}) for data in folds] == [2, 2, 2]
+    for data in folds:
+        assert {(vocabulary.names[data.labels(i)[0]], *data.time(i)) for i in range(4)} == {
+            ("dog", 0.0, 0.5), ("cat", 1.0, 1.5),
+        }  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
+from psla_jax.data.datafile import Record
 
 IDS = ("--PJHxphWEs", "0aaaaaaaaaa", "1bbbbbbbbbb", "Yccccccccc1", "2dddddddddd")
 ENHANCED = [
@@ -136,3 +137,17 @@ def test_datafiles_that_do_not_match_are_errors(home, capsys):
     (home / "enhanced" / "data.json").unlink()
     assert "cannot be read" in error_message(capsys, arguments(home))
     assert sorted(path.name for path in (home / "mine").iterdir()) == ["data.json"]
+
+
+def test_segments_keep_their_times_and_match_by_them(home, capsys):
+    mine = [Record("a.wav", ["dog"], 1.0, 2.5), Record("a.wav", ["cat"], 2.5, 4.0), ("b.wav", ["cat"])]
+    enhanced = [Record("/x/a.flac", ["cat", "purr"], 2.5, 4.0), Record("/x/a.flac", ["bark"], 1.0, 2.5)]
+    datafile.write(home / "mine" / "data.json", mine)
+    datafile.write(home / "enhanced" / "data.json", [*enhanced, Record("/x/b.flac", ["rain"], 0.0, 1.0)])
+    assert main.main(arguments(home)) == 0
+    assert list(datafile.records(home / "mine" / "new.json")) == [
+        Record("a.wav", ("bark",), 1.0, 2.5), Record("a.wav", ("cat", "purr"), 2.5, 4.0), Record("b.wav", ("cat",)),
+    ]  # fmt: skip
+    assert "not found: 1, labels unchanged: b.wav" in capsys.readouterr().out
+    datafile.write(home / "mine" / "data.json", [*mine, mine[0]])
+    assert "clip 3 of" in error_message(capsys, arguments(home, "--force"))

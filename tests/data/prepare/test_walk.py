@@ -33,9 +33,9 @@ def test_audio_is_recognised_by_extension_in_any_case_and_depth_and_hidden_files
 
 
 def test_unsupported_formats_are_listed_separately(tmp_path):
-    touch(tmp_path, "a.wav", "b.m4a", "c.WebM")
+    touch(tmp_path, "a.wav", "b.rm", "c.AAX", "d.WebM")
     (listing,) = walk([str(tmp_path)], progress=False)
-    assert (listing.audio, listing.unsupported) == (["a.wav"], ["b.m4a", "c.WebM"])
+    assert (listing.audio, listing.unsupported) == (["a.wav", "d.WebM"], ["b.rm", "c.AAX"])
 
 
 def test_links_are_followed_but_no_folder_is_listed_twice(tmp_path):

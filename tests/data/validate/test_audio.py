@@ -12,6 +12,7 @@ from psla_jax.data.validate import audio
 from psla_jax.data.validate.audio import (
     check_bandwidth,
     check_clipping,
+    check_completeness,
     check_lengths,
     check_log_mel,
     check_rates,
@@ -23,7 +24,7 @@ from psla_jax.data.validate.findings import LogMelStatistics
 
 CHECKS = (
     check_readability, check_scale, check_silence, check_bandwidth, check_log_mel, check_lengths, check_clipping,
-    check_rates,
+    check_completeness, check_rates,
 )  # fmt: skip
 
 
@@ -46,6 +47,8 @@ def cut_short(path) -> None:
     path.write_bytes(path.read_bytes()[:20_000])
 
 
+NOT_FINITE = "holds samples that are not finite or too large for a recording, the first "
+
 # Function that writes the defective file; kind, severity and reported detail of the finding.
 DEFECTS = {
     "missing": (lambda p: None, "unreadable", "error", "is missing: "),
@@ -53,10 +56,9 @@ DEFECTS = {
     "text": (lambda p: p.write_text("hello"), "unreadable", "error", "cannot be read as audio"),
     "a folder": (lambda p: p.mkdir(), "unreadable", "error", "is not a file: "),
     "no samples": (lambda p: write(p, noise(9)[:0]), "unreadable", "error", "contains no samples: "),
-    "NaN": (lambda p: write(p, noise(9) * np.nan, subtype="FLOAT"), "not-finite", "error", ""),
-    "one infinity": (
-        lambda p: write(p, np.r_[noise(9), np.inf], subtype="DOUBLE"), "not-finite", "error", ""
-    ),
+    "NaN": (lambda p: write(p, noise(9) * np.nan, subtype="FLOAT"), "unreadable", "error", NOT_FINITE),
+    "one infinity": (lambda p: write(p, np.r_[noise(9), np.inf], subtype="DOUBLE"), "unreadable", "error", NOT_FINITE),
+    "one huge value": (lambda p: write(p, np.r_[noise(9), 1e30], subtype="FLOAT"), "unreadable", "error", NOT_FINITE),
     "integers": (
         lambda p: write(p, noise(9) * 32768, subtype="FLOAT"), "scale-integers", "error", "  peak 3.28e+03"
     ),
@@ -72,7 +74,7 @@ DEFECTS = {
         lambda p: write(p, soxr.resample(noise(9, 1.0, 8000), 8000, 16_000)),
         "band", "warning", "  16,000 Hz, ends at 3.8 kHz",
     ),
-    "cut short": (cut_short, "truncated", "warning", "  0.6 s"),
+    "cut short": (cut_short, "truncated", "warning", "  holds 0.62 s of the 2.00 s that its header states"),
     "long": (lambda p: write(p, noise(9, 45.0)), "very-long", "warning", "  1 min"),
     "10 ms": (lambda p: write(p, noise(9, 0.010)), "too-short", "warning", "  10.0 ms"),
     "longer than the input": (lambda p: write(p, noise(9, 3.0)), "cut", "note", "  3.0 s"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 from recordings import MIDS, clean, measure, noise, only, write
 
+from psla_jax.data.datafile import Record
 from psla_jax.data.validate.duplicates import check_duplicates, check_overlap, check_repeated_files
 
 
@@ -81,3 +83,32 @@ def test_running_numbers_as_names_are_ignored(tmp_path):
     other = measure(tmp_path / "other", [("0017.wav", []), ("64760.wav", [])])
     dataset = measure(tmp_path, [("0017.wav", []), ("64760.wav", [])], against={"eval.json": other})
     assert list(only(check_overlap, dataset).items) == [str(tmp_path / "64760.wav")]
+
+
+def test_segments_of_one_recording_are_different_clips(tmp_path):
+    write(tmp_path / "long.wav", np.concatenate([noise(1), noise(2), noise(1)]))
+    records = [Record("long.wav", MIDS[:1], 0.0, 0.5), Record("long.wav", MIDS[1:2], 0.5, 1.0)]
+    dataset = measure(tmp_path, records)
+    assert [*check_repeated_files(dataset), *check_duplicates(dataset)] == []
+    again = measure(tmp_path, [*records, Record("long.wav", MIDS[2:], 1.0, 1.5), records[0]])
+    assert list(only(check_repeated_files, again).items) == [f"{tmp_path / 'long.wav'}#t=0,0.5  2 times"]
+    copies = only(check_duplicates, again)
+    assert list(copies.items) == [" = ".join(f"{tmp_path / 'long.wav'}#t={time}" for time in ("0,0.5", "1,1.5"))]
+
+
+def test_segments_of_recordings_of_another_data_set(tmp_path):
+    write(tmp_path / "long.wav", np.concatenate([noise(1), noise(2)]))
+    write(tmp_path / "whole.wav", noise(3))
+    write(tmp_path / "other.wav", noise(4))
+    (tmp_path / "eval").mkdir()
+    held_out = [Record(str(tmp_path / "long.wav"), [], 0.25, 0.75), (str(tmp_path / "whole.wav"), [])]
+    other = measure(tmp_path / "eval", held_out)
+    records = [
+        Record("long.wav", [], 0.25, 0.75), Record("long.wav", [], 0.5, 1.0), Record("whole.wav", [], 0.1, 0.4),
+        Record("other.wav", [], 0.0, 0.2),
+    ]  # fmt: skip
+    same, recording = check_overlap(measure(tmp_path, records, against={"eval.json": other}))
+    path = tmp_path / "long.wav"
+    assert (same.kind, list(same.items)) == ("overlap", [f"{path}#t=0.25,0.75 = {path}#t=0.25,0.75"])
+    assert (recording.kind, recording.severity) == ("overlap-by-recording", "warning")
+    assert list(recording.items) == [f"{path}#t=0.5,1", f"{tmp_path / 'whole.wav'}#t=0.1,0.4"]

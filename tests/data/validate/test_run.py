@@ -13,6 +13,7 @@ from rich.console import Console
 
 from psla_jax.config import FrontendConfig
 from psla_jax.data import datafile, pack
+from psla_jax.data.datafile import Record
 from psla_jax.data.validate.report import print_report, report_to_json
 from psla_jax.data.validate.run import Report, Request, validate_dataset
 from psla_jax.runtime.logging import Logger
@@ -173,3 +174,32 @@ def test_a_long_vocabulary_is_shown_in_part(home, fitting):
     assert lines[start + 1].count("█") == 40
     assert lines[start + 13] == "  ... 40 classes omitted"
     assert lines[start + 21].split()[:3] == ["Class", "59", "1"]
+
+
+def test_segments_are_examined_as_if_each_were_a_file(home):
+    """One long recording has, one after the other, sound, silence, a clipped part and sound of another loudness."""
+    parts = [noise(1), 0 * noise(), np.sign(noise(2)), noise(3, level=0.9)]
+    times = [(0.5 * i, 0.5 * i + 0.5) for i in range(4)]
+    write(home / "long.flac", np.concatenate(parts))
+    for i, part in enumerate(parts):
+        write(home / f"part{i}.wav", part)
+    labels = [[MIDS[0], MIDS[1]], [MIDS[2]], [MIDS[2]], [MIDS[0], MIDS[1]]]
+    datafile.write(home / "files.json", [(f"part{i}.wav", mids) for i, mids in enumerate(labels)])
+    records = [Record("long.flac", mids, *time) for mids, time in zip(labels, times)]
+    datafile.write(home / "cut.json", [*records, Record("long.flac", labels[1], 0.75, 0.76)])
+    datafile.write(home / "beyond.json", [*records, Record("long.flac", labels[1], 1.5, 9.0)])
+
+    files, cut, beyond = (validate(home, f"{name}.json") for name in ("files", "cut", "beyond"))
+    np.testing.assert_array_equal(cut.dataset.table[:4], files.dataset.table)
+    assert cut.dataset.table["samples"][4] == 160
+    np.testing.assert_array_equal(beyond.dataset.table, files.dataset.table)
+    assert beyond.dataset.log_mel == files.dataset.log_mel
+    unreadable = next(finding for finding in beyond.findings if finding.kind == "unreadable")
+    path = home / "long.flac"
+    assert unreadable.items[0].startswith(f"{path}#t=1.5,9 is not within the recording, which lasts 2 s")
+    found = {finding.kind: list(finding.items) for finding in cut.findings}
+    assert found["silent"] == [f"{path}#t=0.5,1  all samples are 0", f"{path}#t=0.75,0.76  all samples are 0"]
+    assert found["clipped"] == [f"{path}#t=1,1.5  100.0% of its samples"]
+    assert found["too-short"] == [f"{path}#t=0.75,0.76  10.0 ms"]
+    assert "  segments  5 of the clips, of 1 recording\n" in printed(cut)
+    assert "  segments " not in printed(files)

@@ -1,0 +1,182 @@
+"""Finds the sound in files whose header does not tell where it ends: joined files and WAV files of unknown length."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+_CHUNK = 1 << 20
+"""Number of bytes that are searched at a time."""
+_OGG_PAGE, _OGG_HEAD = b"OggS\0", 27
+"""Beginning of a page, and bytes of its header before the lengths of its segments."""
+_OGG_FIRST, _OGG_LAST = 2, 4
+"""Flags of the first and the last page of a stream."""
+_FLAC_START = b"fLaC\0\0\0\x22"
+"""Signature of a FLAC file and the head of its first block, which no sound contains except by a chance of 2^-64."""
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_UNNOTICED = 0.1
+"""Seconds of bytes after the samples of a WAV file that are ignored: padding, or a tag of another format."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the sound in a file is."""
+
+    parts: tuple[tuple[int, int], ...]
+    """First byte and end of each of the joined files, which are decoded one after the other."""
+    has_end: bool = True
+    """False for an Ogg file without the mark that ends its last stream."""
+    intact: bool = True
+    """False for an Ogg file with a wrong checksum, or with other bytes between its pages."""
+    length_known: bool = True
+    """False for a WAV file whose samples continue behind the length in its header."""
+
+
+@dataclass
+class Section:
+    """Bytes of a file from `start` to `stop`, as a file without a name, from which a decoder would guess the format."""
+
+    file: BinaryIO
+    start: int
+    stop: int
+    position: int = 0
+
+    def read(self, size: int) -> bytes:
+        """Returns up to `size` bytes from the position."""
+        self.file.seek(self.start + self.position)
+        data = self.file.read(min(size, max(self.stop - self.start - self.position, 0)))
+        self.position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves the position, relative to the start of the section, and returns it."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.stop - self.start}[whence]
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        """Returns the position."""
+        return self.position
+
+
+@dataclass(frozen=True)
+class WavData:
+    """The samples of a WAV file according to its header."""
+
+    format_chunk: bytes
+    """Content of the ``fmt`` chunk."""
+    start: int
+    """Position of the first sample, in bytes."""
+    length: int
+    """Number of bytes of samples that the header states."""
+
+
+def find_layout(file: BinaryIO) -> Layout:
+    """Returns the layout of a seekable file; its position changes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    find = {b"OggS": _ogg_layout, b"fLaC": _flac_layout, b"RIFF": _wav_layout}.get(file.read(4))
+    return Layout(((0, size),)) if find is None else find(file, size)
+
+
+def find_wav_data(file: BinaryIO, start: int = 0) -> WavData | None:
+    """Returns the samples of a WAV file that begins at `start` and moves there; None for another or a damaged file."""
+    file.seek(start)
+    head, format_chunk = file.read(12), b""
+    if (head[:4], head[8:]) != (b"RIFF", b"WAVE"):
+        return None
+    while len(chunk := file.read(8)) == 8:
+        kind, length = chunk[:4], int.from_bytes(chunk[4:], "little")
+        if kind == b"data":
+            return WavData(format_chunk, file.tell(), length)
+        if kind == b"fmt ":
+            format_chunk = file.read(length)
+            continue
+        file.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _ogg_layout(file: BinaryIO, size: int) -> Layout:
+    """Divides an Ogg file where new streams begin; the streams of a video begin together, with a page each."""
+    flags, end, starts, intact = _OGG_FIRST, 0, [0], True
+    for position, page in _ogg_pages(file):
+        previous, flags = flags, page[5]
+        if flags & _OGG_FIRST and not previous & _OGG_FIRST:
+            starts.append(position)
+        intact = intact and position == end and _has_right_checksum(page)
+        end = position + len(page)
+    return Layout(_parts(starts, size), has_end=bool(flags & _OGG_LAST), intact=intact)
+
+
+def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yields the complete pages of an Ogg file with their positions; bytes between pages are skipped."""
+    file.seek(0)
+    start, buffer = 0, b""
+    while data := file.read(_CHUNK):
+        buffer, first = buffer + data, 0
+        while (position := buffer.find(_OGG_PAGE, first)) >= 0:
+            head = position + _OGG_HEAD
+            content = head + int.from_bytes(buffer[head - 1 : head])  # After the lengths of the segments.
+            end = content + sum(buffer[head:content])
+            if end > len(buffer):
+                break
+            yield start + position, buffer[position:end]
+            first = end
+        first = position if position >= 0 else max(first, len(buffer) - len(_OGG_PAGE))
+        start, buffer = start + first, buffer[first:]
+
+
+def _has_right_checksum(page: bytes) -> bool:
+    """Returns whether an Ogg page has the checksum in its header: CRC-32 of reversed bits, with the checksum as 0."""
+    content = page[:22] + bytes(4) + page[26:]
+    checksum = zlib.crc32(content.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{checksum:032b}"[::-1], 2) == int.from_bytes(page[22:26], "little")
+
+
+def _flac_layout(file: BinaryIO, size: int) -> Layout:
+    """Divides a file where another FLAC file is appended."""
+    file.seek(0)
+    starts, start, buffer = list[int](), 0, b""
+    while data := file.read(_CHUNK):
+        buffer, position = buffer + data, -1
+        while (position := buffer.find(_FLAC_START, position + 1)) >= 0:
+            starts.append(start + position)
+        kept = len(_FLAC_START) - 1
+        start, buffer = start + max(len(buffer) - kept, 0), buffer[-kept:]
+    return Layout(_parts(sorted({0, *starts}), size))
+
+
+def _wav_layout(file: BinaryIO, size: int) -> Layout:
+    """Divides a file where another WAV file is appended."""
+    starts, data = [0], find_wav_data(file)
+    while data is not None:
+        end = data.start + data.length + data.length % 2
+        appended = _behind_chunks(file, end, size)
+        if appended is None:
+            rate = int.from_bytes(data.format_chunk[8:12], "little")
+            return Layout(_parts(starts, size), length_known=size - end < _UNNOTICED * rate)
+        if appended == size:
+            break
+        starts.append(appended)
+        data = find_wav_data(file, appended)
+    return Layout(_parts(starts, size))
+
+
+def _behind_chunks(file: BinaryIO, position: int, size: int) -> int | None:
+    """Returns the start of the next WAV file, or the end of the file; None if the bytes until then are no chunks."""
+    while position + 8 <= size:
+        file.seek(position)
+        kind, length = file.read(4), int.from_bytes(file.read(4), "little")
+        if kind == b"RIFF":
+            return position
+        position += 8 + length + length % 2
+        if not (kind.isascii() and kind.decode("ascii").isprintable()) or position > size + 1:
+            return None
+    return size
+
+
+def _parts(starts: list[int], size: int) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(starts, [*starts[1:], size]))
