@@ -127,6 +127,9 @@ class DataConfig:
     """Action on missing or unreadable clips found before training: `stop`, or `skip` and report them."""
     edited: Literal["stop", "accept"] = "stop"
     """Action on resuming with a datafile that was edited: `stop`, or `accept` it and log the change."""
+    windows: bool = False
+    """Score held-out clips that are longer than frontend.target_length by overlapping windows, as `psla tag` does;
+    False scores their beginning."""
 
     def __post_init__(self) -> None:
         _require_one_of(self, "channel", Channel)

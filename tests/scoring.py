@@ -32,6 +32,7 @@ def stream(clips: int, batch: int, missing: tuple[int, ...] = ()) -> Iterator[di
             "labels": labels[indices] * exists[:, None],
             "valid": (exists & ~np.isin(rows, missing)).astype(np.float32),
             "clip": np.where(exists, rows, -1),
+            "left_out": np.zeros(batch, np.int32),
         }
 
 

@@ -39,6 +39,7 @@ class Request:
     labels: str = ""
     batch_size: int = 32
     channel: Channel = "mean"
+    windows: bool = False
     bootstrap: int = 200
     trust: bool = False
     keep_scores: bool = True
@@ -63,6 +64,7 @@ def evaluate(
     labels: str | os.PathLike[str] = "",
     batch_size: int = 32,
     channel: Channel = "mean",
+    windows: bool = False,
     bootstrap: int = 200,
     trust: bool = False,
     keep_scores: bool = True,
@@ -78,6 +80,8 @@ def evaluate(
         labels: label CSV that fixes the order of the classes; by default the order of the first model.
         batch_size: number of clips that are scored at a time.
         channel: channel of stereo files, ``mean`` or ``first``.
+        windows: score clips that are longer than the input of a model by overlapping windows, as
+            :meth:`psla_jax.tagging.tagger.Tagger.tag` does, instead of their beginning only.
         bootstrap: number of resamples for the confidence interval; 0 disables it.
         trust: import the Python code that a custom model names.
         keep_scores: cache the scores, and use cached ones if neither model nor data have changed.
@@ -90,7 +94,7 @@ def evaluate(
     """
     paths = (models,) if isinstance(models, str | os.PathLike) else models
     names = tuple(os.fspath(path) for path in paths)
-    request = Request(names, os.fspath(data), os.fspath(labels), batch_size, channel, bootstrap)
+    request = Request(names, os.fspath(data), os.fspath(labels), batch_size, channel, windows, bootstrap)
     request = replace(request, save=os.fspath(save), per_class=os.fspath(per_class), confusion=os.fspath(confusion))
     return evaluate_request(replace(request, trust=trust, keep_scores=keep_scores))
 
@@ -125,9 +129,12 @@ def _evaluate(request: Request) -> EvaluationResult:
         if request.keep_scores:
             note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
-            scores = score_cache.cached(model, vocabulary, data, (request.channel,), compute, on_hit)
+            settings = (request.channel, f"windows {request.windows}")
+            scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit)
         else:
             scores = compute()
+        for note in scores.notes():
+            logger.info(f"{path}: {note}")
         running.add(scores)
         members.append(scores.metrics())
     combined = running.mean()
@@ -169,14 +176,14 @@ def _compute_scores(
     model = load_model(path, trust=request.trust)
     graphdef = nnx.graphdef(model.network)
     weights = placement.replicate(jax.device_get(split_model(model.network)))
-    config = DataConfig(batch_size=request.batch_size, channel=request.channel)
+    config = DataConfig(batch_size=request.batch_size, channel=request.channel, windows=request.windows)
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with logger.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
-        network, shard, exclusive = (graphdef, *weights), placement.shard_rows, model.card.exclusive
-        scores = score(network, model.frontend, stream, shard, data.clip_id, exclusive=exclusive)
-    if scores.skipped:
-        logger.info(f"{len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
+        scores = score(
+            (graphdef, *weights), model.frontend, stream, placement.shard_rows, data.clip_id,
+            exclusive=model.card.exclusive, clip_of_row=source.clip_of_row,
+        )  # fmt: skip
     return replace(scores, scores=scores.scores[:, order])
 
 

@@ -94,6 +94,9 @@ class Evaluate:
     """Number of clips scored at a time."""
     channel: Literal["mean", "first"] = "mean"
     """Channel of multi-channel files: the mean of all, or the first."""
+    windows: bool = False
+    """Score clips that are longer than the input of a model by overlapping windows, as psla tag does, instead of their
+    beginning only."""
     bootstrap: int = 200
     """Number of resamples for the confidence intervals; 0 disables them."""
     trust: bool = False

@@ -15,6 +15,7 @@ Field           Shape                dtype   Content
 ``valid``       ``(batch,)``         float32 1 for a clip; 0 for a row that loss and metrics must ignore: padding of
                                              the last batch of an epoch or for the devices, or an unreadable clip.
 ``clip``        ``(batch,)``         int64   Index of the (first) clip in the datafile; -1 for padding.
+``left_out``    ``(batch,)``         int32   Number of samples of the (first) clip that were cut off.
 ``failed``      ``(batch,)``         int64   Index of the clip that could not be read for this row, else -1. It is the
                                              clip itself if ``valid`` is 0, else the mixup partner, and the row is then
                                              left unmixed.
@@ -43,8 +44,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError
-from psla_jax.audio.segments import read
+from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError, in_threads
+from psla_jax.audio.segments import duration, read
+from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, window_starts
 from psla_jax.config import Channel, DataConfig, SamplingConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.sampling.balance import epoch_order
@@ -76,6 +78,13 @@ class ClipReader:
         samples -= samples.mean()
         return samples
 
+    def num_clip_samples(self, clip: int) -> int:
+        """Returns the number of samples of a clip at 16 kHz, 0 if it cannot be read."""
+        try:
+            return round(duration(self.datafile.audio(clip)) * SAMPLE_RATE)
+        except AudioError:
+            return 0
+
     def row(self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1) -> Row:
         """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
         cut = waveform[: self.num_samples]
@@ -84,6 +93,7 @@ class ClipReader:
         return {
             "waveform": padded,
             "num_samples": np.int32(len(cut)),
+            "left_out": np.int32(len(waveform) - len(cut)),
             "labels": labels,
             "valid": np.float32(1.0),
             "clip": np.int64(clip),
@@ -102,6 +112,8 @@ class EvaluationSource:
 
     reader: ClipReader
     batch_size: int
+    clip_of_row = None
+    """As for :class:`WindowSource`: the field ``clip`` is the index of the clip itself."""
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -118,6 +130,62 @@ class EvaluationSource:
             return self.reader.row(clip, self.reader.waveform(clip), self.reader.datafile.multi_hot(clip))
         except AudioError:
             return self.reader.invalid_row(clip)
+
+
+@dataclass(frozen=True)
+class WindowSource:
+    """Every window of every clip, in the order of the datafile, padded to whole batches.
+
+    The windows are those of ``psla tag``: they overlap by half, and the mean of each is subtracted. The field ``clip``
+    is the number of the window.
+    """
+
+    reader: ClipReader
+    batch_size: int
+    clip_of_row: np.ndarray
+    """Index of the clip of each window, ``(windows,)``."""
+    starts: np.ndarray
+    """First sample of each window at 16 kHz, ``(windows,)``."""
+    _decoded: threading.local = field(default_factory=threading.local, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, reader: ClipReader, batch_size: int) -> WindowSource:
+        """Returns the windows of all clips, whose durations are looked up; an unreadable clip has a single window."""
+        size, clips = reader.num_samples, range(len(reader.datafile))
+        hop = hop_frames(size)
+        lengths = in_threads(reader.num_clip_samples, clips, "Looking up durations", progress=False)
+        starts = [np.array(window_starts(length, size, hop)) * OUTPUT_FRAME_SAMPLES for length in lengths]
+        return cls(reader, batch_size, np.repeat(clips, [len(each) for each in starts]), np.concatenate(starts))
+
+    def __len__(self) -> int:
+        return self.num_batches * self.batch_size
+
+    @property
+    def num_batches(self) -> int:
+        return math.ceil(len(self.starts) / self.batch_size)
+
+    def __getitem__(self, item: int) -> Row:
+        window = int(item)
+        if window >= len(self.starts):
+            return self.reader.invalid_row()
+        clip, start = int(self.clip_of_row[window]), int(self.starts[window])
+        try:
+            samples = self._recording(clip)[start : start + self.reader.num_samples]
+        except AudioError:
+            return self.reader.invalid_row(window)
+        if not len(samples):  # The file has changed, or its header states too long a duration.
+            return self.reader.invalid_row(window)
+        return self.reader.row(window, samples - samples.mean(), self.reader.datafile.multi_hot(clip))
+
+    def _recording(self, clip: int) -> np.ndarray:
+        """Returns the whole waveform of a clip, which each thread keeps for the next window."""
+        if getattr(self._decoded, "clip", None) != clip:
+            audio = self.reader.datafile.audio(clip)
+            self._decoded.waveform, self._decoded.clip = read(audio, channel=self.reader.channel), clip
+        return self._decoded.waveform
+
+
+HeldOutSource = EvaluationSource | WindowSource
 
 
 @dataclass(frozen=True)
@@ -185,7 +253,7 @@ class TrainSource:
 class RowSubset:
     """The same rows of every batch of a source, for one of several processes; rows beyond the batch are padding."""
 
-    source: TrainSource | EvaluationSource
+    source: TrainSource | HeldOutSource
     rows: range
 
     def __len__(self) -> int:
@@ -204,7 +272,7 @@ class LoaderError(RuntimeError):
 
 
 def batches(
-    source: TrainSource | EvaluationSource,
+    source: TrainSource | HeldOutSource,
     *,
     workers: int = 0,
     threads: int = 2,
@@ -283,6 +351,10 @@ def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed
     return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed)
 
 
-def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int) -> EvaluationSource:
-    """Returns the evaluation source for a config; `num_samples` is the input length of the model at 16 kHz."""
-    return EvaluationSource(ClipReader(datafile, num_samples, data.channel), data.batch_size)
+def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int) -> HeldOutSource:
+    """Returns the evaluation source for a config; `num_samples` is the input length of the model at 16 kHz.
+
+    With ``data.windows``, its rows are windows, and durations are looked up.
+    """
+    reader = ClipReader(datafile, num_samples, data.channel)
+    return WindowSource.of(reader, data.batch_size) if data.windows else EvaluationSource(reader, data.batch_size)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio.frontend import Frontend
+from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
 from psla_jax.runtime import distributed
@@ -19,6 +19,9 @@ from psla_jax.runtime.xla_options import inference_options
 
 ShardRows = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 """Splits arrays over the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_rows`."""
+
+HOST_FIELDS = ("labels", "valid", "left_out")
+"""Batch fields that are returned with the scores."""
 
 
 @functools.cache
@@ -45,6 +48,7 @@ def score(
     clip_id: Callable[[int], str],
     *,
     exclusive: bool = False,
+    clip_of_row: np.ndarray | None = None,
 ) -> Scores:
     """Scores every clip of `batches` once; rows without a clip are dropped. Raises ScoresError if no clip is readable.
 
@@ -55,6 +59,9 @@ def score(
         shard_rows: transfers the rows of a batch to the devices.
         clip_id: maps the index of a clip to its id, see ``Datafile.clip_id``.
         exclusive: normalise the scores over the classes, as cross-entropy does.
+        clip_of_row: index of the clip of each window if the rows are windows of clips, see
+            :class:`psla_jax.data.loader.WindowSource`. The score of a clip is then the largest one of its windows, or
+            with exclusive classes their mean, as in ``psla tag``.
     """
     graphdef, params, batch_stats = model
     pending: list[dict[str, Any]] = []
@@ -63,7 +70,7 @@ def score(
         sound = shard_rows({name: batch[name] for name in ("waveform", "num_samples")})
         scores = scoring_program()(graphdef, frontend, exclusive, params, batch_stats, sound)
         # Sharded like the scores, so that the rows are those of the scores in any order of the devices.
-        clips = shard_rows({"clip": batch["clip"].astype(np.int32), "labels": batch["labels"], "valid": batch["valid"]})
+        clips = shard_rows({"clip": batch["clip"].astype(np.int32), **{name: batch[name] for name in HOST_FIELDS}})
         pending.append({"scores": scores, **clips})
         # One batch stays in flight, so that the device computes while the next one is read.
         if len(pending) > 1:
@@ -72,6 +79,8 @@ def score(
     if not fetched:
         raise ScoresError("there is no clip to score: the datafile is empty.")
     fields = {name: np.concatenate([batch[name] for batch in fetched]) for name in fetched[0]}
+    if clip_of_row is not None:
+        fields = _join_windows(fields, clip_of_row, np.add if exclusive else np.maximum)
     clip, valid = fields["clip"], fields["valid"] > 0
     skipped = tuple(clip_id(int(i)) for i in clip[~valid & (clip >= 0)])
     if skipped and not valid.any():
@@ -80,7 +89,23 @@ def score(
             "(relative ones start at its own folder), or run psla check on it."
         )
     readable = np.array([clip_id(int(i)) for i in clip[valid]], dtype=str)
-    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped)
+    left_out = fields["left_out"][valid].astype(np.float32) / SAMPLE_RATE
+    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped, left_out=left_out)
+
+
+def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, combine: np.ufunc) -> dict[str, np.ndarray]:
+    """Returns the fields of clips from those of their windows; a clip is valid if all of its windows are."""
+    rows = fields["clip"] >= 0  # without the padding
+    scores, labels, valid, window = (fields[name][rows] for name in ("scores", "labels", "valid", "clip"))
+    clips, first, count = np.unique(clip_of_row[window], return_index=True, return_counts=True)
+    joined = combine.reduceat(scores, first)
+    return {
+        "clip": clips,
+        "scores": joined / count[:, None].astype(np.float32) if combine is np.add else joined,
+        "labels": labels[first],
+        "valid": np.minimum.reduceat(valid, first),
+        "left_out": np.zeros(len(clips), np.int32),
+    }
 
 
 def _fetch(batch: dict[str, Any]) -> dict[str, np.ndarray]:

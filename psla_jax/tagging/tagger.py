@@ -15,6 +15,7 @@ from flax import nnx
 from psla_jax.audio import decode, segments
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError
 from psla_jax.audio.frontend import FRAME_LENGTH, Frontend
+from psla_jax.audio.windows import hop_frames
 from psla_jax.config import Channel
 from psla_jax.models.model_dir import Model, find_model, fingerprint, load_model
 from psla_jax.tagging.batcher import WindowBatcher
@@ -26,7 +27,7 @@ from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
 from psla_jax.tagging.prefetch import prefetch
 from psla_jax.tagging.recording import FrameOutputs, RecordingAccumulator
 from psla_jax.tagging.result import DEFAULT_TOP, Embeddings, Tags, Timeline
-from psla_jax.tagging.windows import Cutter, Window, hop_frames
+from psla_jax.tagging.windows import Cutter, Window
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 DEFAULT_POLICY: Policy = "pad"

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-OUTPUT_STRIDE = 32
-"""Spectrogram frames per output frame."""
-FRAME_LENGTH, FRAME_SHIFT = 400, 160
-"""Samples of a spectrogram frame, and from one to the next."""
-OUTPUT_FRAME_SAMPLES = OUTPUT_STRIDE * FRAME_SHIFT
-OUTPUT_FRAME_SECONDS = 0.32
+from psla_jax.audio.windows import (
+    FRAME_LENGTH,
+    FRAME_SHIFT,
+    OUTPUT_FRAME_SAMPLES,
+    OUTPUT_FRAME_SECONDS,
+    OUTPUT_STRIDE,
+    WindowError,
+)
+
 _FIRST_CENTRE = FRAME_LENGTH / 2 / 16_000
 """Seconds from the beginning of a recording to the centre of its first output frame."""
-
-
-class WindowError(ValueError):
-    """Invalid window settings; the message names the setting."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,6 @@ def num_output_frames(samples: int) -> int:
 def frame_start(frame: int) -> float:
     """Start of the sound that an output frame of a recording represents, in seconds; 0 for the first frame."""
     return max(0.0, (frame - 0.5) * OUTPUT_FRAME_SECONDS + _FIRST_CENTRE)
-
-
-def hop_frames(size: int, overlap: float) -> int:
-    """Output frames from one window of `size` samples to the next, for an overlap as a fraction of a window.
-
-    Raises:
-        WindowError: the overlap is not in [0, 0.95].
-    """
-    if not 0 <= overlap <= 0.95:
-        raise WindowError(f"overlap is {overlap!r}: use a fraction from 0 to 0.95.")
-    return max(1, round(size // OUTPUT_FRAME_SAMPLES * (1 - overlap)))
 
 
 class Cutter:

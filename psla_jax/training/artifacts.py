@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from flax import nnx
 from psla_jax.aggregation.average import reestimate
 from psla_jax.config import RunConfig, flatten
 from psla_jax.data.datasets import DataSets
-from psla_jax.data.loader import Batch, EvaluationSource, TrainSource, batches, evaluation_source, plain_source
+from psla_jax.data.loader import Batch, HeldOutSource, TrainSource, batches, evaluation_source, plain_source
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, read_card, save_model
@@ -47,6 +48,14 @@ class RunArtifacts:
     model: nnx.Module
     logger: Logger
     stop: StopHandler
+    _noted: set[tuple[str, str]] = field(default_factory=set)
+
+    @functools.cached_property
+    def _sources(self) -> dict[str, HeldOutSource]:
+        """The held-out sets as sources of the loader; with ``data.windows``, durations are looked up only once."""
+        samples = self.trainer.frontend.num_samples
+        held_out = self.data.held_out.items()
+        return {kind: evaluation_source(data, self.config.data, num_samples=samples) for kind, data in held_out}
 
     @property
     def graphdef(self) -> nnx.GraphDef:
@@ -110,16 +119,19 @@ class RunArtifacts:
 
     def score(self, kind: str, weights: Weights, description: str) -> Scores:
         """Computes the scores of given weights on a data set."""
-        data = self.data.held_out[kind]
-        source = evaluation_source(data, self.config.data, num_samples=self.trainer.frontend.num_samples)
+        data, source = self.data.held_out[kind], self._sources[kind]
         placement = self.trainer.placement
         model = (self.graphdef, *placement.replicate(weights))
         with self._stream(source, description) as stream:
             shard, exclusive = placement.shard_rows, self.exclusive
-            scores = score(model, self.trainer.frontend, stream, shard, data.clip_id, exclusive=exclusive)
-        if scores.skipped:
-            examples = ", ".join(scores.skipped[:5])
-            self.logger.info(f"{kind} set: {len(scores.skipped)} clips cannot be read: {examples}")
+            scores = score(
+                model, self.trainer.frontend, stream, shard, data.clip_id,
+                exclusive=exclusive, clip_of_row=source.clip_of_row,
+            )  # fmt: skip
+        for note in scores.notes():
+            if (kind, note) not in self._noted:
+                self._noted.add((kind, note))
+                self.logger.info(f"{kind} set: {note}")
         return dataclasses.replace(scores, mids=self.data.vocabulary.mids)
 
     def reestimate_batch_stats(self, weights: Weights) -> Weights:
@@ -132,7 +144,7 @@ class RunArtifacts:
             return params, reestimate(model, frontend, stream, placement.shard_rows)
 
     @contextlib.contextmanager
-    def _stream(self, source: EvaluationSource | TrainSource, description: str) -> Iterator[Iterator[Batch]]:
+    def _stream(self, source: HeldOutSource | TrainSource, description: str) -> Iterator[Iterator[Batch]]:
         """Yields this process's part of the batches with a progress bar; ends between batches when asked to stop."""
         rows = self.trainer.placement.rows(source.batch_size)
         stream = batches(source, threads=max(2, self.config.data.workers), rows=rows)

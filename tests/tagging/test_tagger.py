@@ -23,7 +23,7 @@ from psla_jax.audio.frontend import Frontend
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, Record
 from psla_jax.evaluation.predict import Scores
-from psla_jax.models.model_dir import CheckpointError, load_model
+from psla_jax.models.model_dir import CheckpointError, load_model, read_card
 from psla_jax.tagging.calibration import run as calibration
 from psla_jax.tagging.events import Rules, find_events
 from psla_jax.tagging.plot.figure import PlotError
@@ -62,6 +62,36 @@ def test_a_clip_no_longer_than_a_window_scores_as_in_evaluation(saved, sound, tm
     for clip, scores in zip(evaluated[0].clips, evaluated[0].scores):
         np.testing.assert_allclose(tagger.tag(clip).scores, scores, atol=2e-6)
     assert np.ptp(evaluated[0].scores) > 0.2
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_evaluation_by_windows_scores_recordings_as_tagging_does(saved, sound, tmp_path, capsys, exclusive):
+    """Without --windows only the first window counts, and the sound that is left out is reported."""
+    model = shutil.copytree(saved("attention"), tmp_path / "model")
+    card = dataclasses.replace(read_card(model), exclusive=exclusive)
+    (model / "model.json").write_text(card.to_json())
+    records = []
+    for i, length in enumerate((9_000, SIZE, SIZE + 1, 40_000, 96_000)):
+        soundfile.write(tmp_path / f"{i}.wav", sound[:length], 16_000, "FLOAT")
+        records.append((str(tmp_path / f"{i}.wav"), [VOCABULARY.mids[i % 3]]))
+    (tmp_path / "unreadable.wav").write_bytes(b"RIFF")
+    datafile.write(tmp_path / "data.json", [*records, (str(tmp_path / "unreadable.wav"), [VOCABULARY.mids[0]])])
+    scores = {}
+    for windows in (False, True):
+        file = tmp_path / f"{windows}.npz"
+        evaluate(
+            model, tmp_path / "data.json", batch_size=4, bootstrap=0, windows=windows, save=file, keep_scores=False
+        )
+        scores[windows] = Scores.load(file)
+        assert scores[windows].skipped == (str(tmp_path / "unreadable.wav"),)
+        seconds = (40_000 + 96_000 - 2 * SIZE) / 16_000
+        note = f"2 of 5 clips are longer than a window of the model, and {seconds:.0f} s at their ends were not scored"
+        assert (note in capsys.readouterr().out) is not windows
+    tagger = psla_jax.load(model, batch_size=4)
+    for clip, row in zip(scores[True].clips, scores[True].scores):
+        np.testing.assert_allclose(tagger.tag(clip).scores, row, atol=1e-5)
+    np.testing.assert_allclose(scores[True].scores[:2], scores[False].scores[:2], atol=1e-5)
+    assert np.abs(scores[True].scores[3:] - scores[False].scores[3:]).max() > 0.05
 
 
 def test_a_long_recording_is_its_windows_joined(saved, sound):

@@ -10,16 +10,9 @@ import pytest
 from flax import nnx
 from tolerance import assert_close
 
+from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, WindowError, hop_frames, window_starts
 from psla_jax.models.factory import build_model
-from psla_jax.tagging.windows import (
-    OUTPUT_FRAME_SAMPLES,
-    Cutter,
-    OverlapAverage,
-    WindowError,
-    frame_start,
-    hop_frames,
-    num_output_frames,
-)
+from psla_jax.tagging.windows import Cutter, OverlapAverage, frame_start, num_output_frames
 
 SIZE = 3 * OUTPUT_FRAME_SAMPLES + 240
 
@@ -46,6 +39,7 @@ def test_windows_are_slices_that_cover_the_recording(hop, length):
         covered[start : start + SIZE] = True
     assert covered.all()
     starts = [window.start for window in windows]
+    assert starts == window_starts(length, SIZE, hop)
     assert starts[0] == 0
     assert starts[:-1] == [hop * i for i in range(len(starts) - 1)]
     assert all(0 < b - a <= hop for a, b in pairwise(starts))

@@ -145,6 +145,24 @@ def test_the_run_directory_stands_for_its_average(whole_run):
     assert model.frontend.target_length == 40
 
 
+def test_sound_beyond_a_window_is_reported_once_and_scored_on_request(whole_run, data, tmp_path, capsys):
+    """The clips last 0.3 to 0.6 s, a window 0.415 s: a clip counts from a left-out output frame of 0.32 s on."""
+    log = (Path(whole_run[0].run_dir) / "log.txt").read_text()
+    assert "longer than a window" not in log
+    config = sounds.config(data, tmp_path / "short", frontend=FrontendConfig(target_length=8))
+    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, time_mask=4))
+    loop.train(config)
+    shown = capsys.readouterr().out
+    assert re.findall(r"(\w+) set: \d+ of \d+ clips are longer than a window", shown) == ["validation", "evaluation"]
+    windows = dataclasses.replace(config.data, windows=True)
+    loop.train(dataclasses.replace(config, run_dir=str(tmp_path / "windows"), data=windows))
+    assert "longer than a window" not in capsys.readouterr().out
+    scores = [Scores.load(tmp_path / run / "scores" / "evaluation_epoch_001.npz") for run in ("short", "windows")]
+    assert scores[0].clips.tolist() == scores[1].clips.tolist()
+    assert (scores[1].scores >= scores[0].scores - 1e-6).all()
+    assert np.abs(scores[1].scores - scores[0].scores).max() > 0.01
+
+
 def test_a_finished_run_started_again_changes_nothing(whole_run, tmp_path):
     config, measured = whole_run
     directory = Path(config.run_dir)
