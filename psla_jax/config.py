@@ -182,15 +182,19 @@ class OptimizerConfig:
     accumulate: int = 1
     """Microbatches per step: less memory, same gradient; batch statistics are those of each microbatch."""
     compute: Compute = "float32"
-    """Data type of the backbone's arithmetic; parameters, statistics, frontend and head stay in float32."""
+    """Data type of the backbone's arithmetic in training steps; parameters, statistics, frontend and head stay in
+    float32, and all scores are computed in float32."""
     remat: bool = False
     """Recompute each block in the backward pass: saves memory on accelerators for a third more computation."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """Action on a loss or gradient that is not finite: `stop` the run, or `skip` the update and count the step."""
+    patience: int = 0
+    """Early stopping: epochs after the best one on the validation set after which training ends; 0 disables it."""
 
     def __post_init__(self) -> None:
         _require(self, "learning_rate", 0 < self.learning_rate < math.inf, "use a positive rate")
         _require(self, "epochs", self.epochs >= 1, "train for at least one epoch")
+        _require(self, "patience", self.patience >= 0, "use 0 or more epochs")
         _require(self, "warmup_steps", self.warmup_steps >= 0, "use 0 or more steps")
         _require(self, "decay_start", self.decay_start >= 1, "use epoch 1 or later")
         _require(self, "decay_every", self.decay_every >= 1, "use at least one epoch")
@@ -286,6 +290,8 @@ class RunConfig:
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         _require(self.aggregation, "last", self.aggregation.last <= epochs, remedy)
+        remedy = "name the set that decides when training ends with data.validation, or use 0"
+        _require(self.optimizer, "patience", not self.optimizer.patience or bool(self.data.validation), remedy)
         remedy = f"use a divisor of data.batch_size, {batch_size}"
         _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
@@ -300,13 +306,13 @@ _PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in 
 """Prefix of the command-line names of a section's fields, by its class."""
 
 FREE_FIELDS = frozenset(
-    {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite"}
+    {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}
     | {"data.train", "data.labels", "data.validation", "data.evaluation"}
     | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
 )
-"""Fields that may change when a run is resumed. They do not affect the results, or they resolve the error that stopped
-the run (``unreadable``, ``edited``, ``nonfinite``). Data sets are compared by content, not by path."""
+"""Fields that may change when a run is resumed. They do not affect the results of an epoch, or they resolve the error
+that stopped the run (``unreadable``, ``edited``, ``nonfinite``). Data sets are compared by content, not by path."""
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:

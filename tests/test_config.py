@@ -80,6 +80,7 @@ REFUSED = [
     ("optimizer.weight_decay", -1e-9, "use 0 or more"),
     ("optimizer.accumulate", 0, "use at least one microbatch"),
     ("optimizer.nonfinite", "ignore", "choose stop or skip"),
+    ("optimizer.patience", -1, "use 0 or more epochs"),
     ("optimizer.loss", "mse", "choose one of auto, bce, ce"),
     ("optimizer.compute", "float16", "choose one of float32, bfloat16"),
     ("aggregation.first", 0, "epochs are counted from 1"),
@@ -113,6 +114,10 @@ ACROSS_SECTIONS = [
         "aggregation.last is 21: the run ends after epoch 20 (optimizer.epochs); average epochs up to that one.",
     ),
     (
+        {"optimizer": OptimizerConfig(patience=3)},
+        "optimizer.patience is 3: name the set that decides when training ends with data.validation, or use 0.",
+    ),
+    (
         {"data": DataConfig(batch_size=10), "optimizer": OptimizerConfig(accumulate=4)},
         "optimizer.accumulate is 4: use a divisor of data.batch_size, 10.",
     ),
@@ -130,7 +135,7 @@ CHANGED = RunConfig(
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
     sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
-    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True, "skip"),
+    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True, "skip", 2),
     aggregation=AggregationConfig(2, 4, False),
     distributed=DistributedConfig(4, 3, "first:1234", 30, 20),
     checkpoint_every=50,
@@ -260,7 +265,7 @@ def test_only_fields_without_effect_on_the_results_are_free():
     execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
     recovery = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
     processes = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
-    assert paths | execution | recovery | processes == FREE_FIELDS
+    assert paths | execution | recovery | processes | {"optimizer.patience"} == FREE_FIELDS
 
 
 # ---- The recipes -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from flax import nnx
 from psla_jax.aggregation.average import AggregationError, average, reestimate
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import locate
+from psla_jax.data.datasets import data_notes, locate
 from psla_jax.data.loader import batches, plain_source
 from psla_jax.models.model_dir import Model, ModelCard, find_model, load_model, require_replaceable, save_model
 from psla_jax.models.self_test import self_test_record, self_test_scores
@@ -47,6 +47,8 @@ def average_models(request: Request) -> None:
     require_replaceable(directory, overwrite=request.overwrite)
     first = load_model(request.models[0], trust=request.trust)
     data = Datafile.read(locate(request.data, logger.info), first.card.vocabulary) if request.data else None
+    for note in data_notes(data, held_out=False) if data else ():
+        logger.info(note)
     weights = average(split_model(_load_compatible(first, path, request)) for path in request.models)
     if data is not None:
         weights = (weights[0], _reestimated(first, weights, data, request, logger))
@@ -72,6 +74,7 @@ def _load_compatible(first: Model, path: str, request: Request) -> nnx.Module:
 def _differences(first: ModelCard, other: ModelCard) -> list[str]:
     """Returns the settings in which two models differ, apart from those that only affect training."""
     differences = [] if first.vocabulary == other.vocabulary else ["their classes"]
+    differences += [] if first.exclusive == other.exclusive else ["whether their classes are exclusive"]
     for section in ("model", "frontend"):
         expected, actual = (dataclasses.asdict(getattr(card, section)) for card in (first, other))
         differences += [
@@ -85,10 +88,10 @@ def _differences(first: ModelCard, other: ModelCard) -> list[str]:
 def _reestimated(model: Model, weights: Sequence, data: Datafile, request: Request, logger: Logger) -> Any:
     """Re-estimates the batch statistics of the averaged weights in one pass over a training set."""
     placement = Placement.over_all_devices()
-    placement.check_batch_size(request.batch_size)
     config = DataConfig(batch_size=request.batch_size, channel=request.channel)
     source = plain_source(data, config, num_samples=model.frontend.num_samples, seed=0)
     placed = jax.device_put(tuple(weights), placement.replicated)
     with logger.progress("re-estimating batch statistics", source.num_batches) as bar:
         graphdef = nnx.graphdef(model.network)
-        return reestimate((graphdef, *placed), model.frontend, bar.track(batches(source)), placement.shard_batch)
+        stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
+        return reestimate((graphdef, *placed), model.frontend, stream, placement.shard_rows)

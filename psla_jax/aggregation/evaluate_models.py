@@ -15,9 +15,9 @@ from flax import nnx
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.config import Channel, DataConfig, DistributedConfig
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import DataError, locate
+from psla_jax.data.datasets import DataError, data_notes, locate
 from psla_jax.data.loader import batches, evaluation_source
-from psla_jax.evaluation import score_cache
+from psla_jax.evaluation import per_class, score_cache
 from psla_jax.evaluation.metrics import Metrics, bootstrap
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores, ScoresError
@@ -43,6 +43,8 @@ class Request:
     trust: bool = False
     keep_scores: bool = True
     save: str = ""
+    per_class: str = ""
+    confusion: str = ""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
@@ -65,6 +67,8 @@ def evaluate(
     trust: bool = False,
     keep_scores: bool = True,
     save: str | os.PathLike[str] = "",
+    per_class: str | os.PathLike[str] = "",
+    confusion: str | os.PathLike[str] = "",
 ) -> EvaluationResult:
     """Evaluates one or several models and their ensemble on a data set, and prints the reference's summary.
 
@@ -78,6 +82,8 @@ def evaluate(
         trust: import the Python code that a custom model names.
         keep_scores: cache the scores, and use cached ones if neither model nor data have changed.
         save: ``.npz`` file to write the scores (of several models, their mean) to.
+        per_class: CSV file to write the results of every class to, of the model or the ensemble.
+        confusion: CSV file to write the confusion matrix to, if every clip has exactly one label.
 
     Raises:
         ValueError: an error class of this package; the message names the model or file and the remedy.
@@ -85,7 +91,8 @@ def evaluate(
     paths = (models,) if isinstance(models, str | os.PathLike) else models
     names = tuple(os.fspath(path) for path in paths)
     request = Request(names, os.fspath(data), os.fspath(labels), batch_size, channel, bootstrap)
-    return evaluate_request(replace(request, trust=trust, keep_scores=keep_scores, save=os.fspath(save)))
+    request = replace(request, save=os.fspath(save), per_class=os.fspath(per_class), confusion=os.fspath(confusion))
+    return evaluate_request(replace(request, trust=trust, keep_scores=keep_scores))
 
 
 def evaluate_request(request: Request) -> EvaluationResult:
@@ -97,17 +104,21 @@ def evaluate_request(request: Request) -> EvaluationResult:
 def _evaluate(request: Request) -> EvaluationResult:
     if not request.models:
         raise DataError("there is no model to evaluate: name at least one.")
-    if os.path.exists(request.save):
-        raise ScoresError(f"{request.save} already exists, and scores are not overwritten: name another file.")
+    for file in filter(os.path.exists, (request.save, request.per_class, request.confusion)):
+        raise ScoresError(f"{file} already exists, and results are not overwritten: name another file.")
     logger = Logger(silent=not distributed.is_primary())
     placement = Placement.over_all_devices()
-    placement.check_batch_size(DataConfig(batch_size=request.batch_size).batch_size)
+    DataConfig(batch_size=request.batch_size)  # Raises ConfigError for a batch without clips.
     cards = {path: read_card(find_model(Path(path))) for path in request.models}
     vocabulary = cards[request.models[0]].vocabulary
     if request.labels:
         vocabulary = Vocabulary.read(locate(request.labels, logger.info))
     orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
     data = Datafile.read(locate(request.data, logger.info), vocabulary)
+    if request.confusion:
+        _require_single_labels(data)
+    for note in data_notes(data, held_out=True):
+        logger.info(note)
     running, members = RunningEnsemble(), []
     for path in request.models:
         compute = functools.partial(_compute_scores, path, orders[path], data, request, placement, logger)
@@ -122,10 +133,33 @@ def _evaluate(request: Request) -> EvaluationResult:
     combined = running.mean()
     ensemble = combined.metrics()
     _log_summary(request, members, ensemble, combined, logger)
-    if request.save and distributed.is_primary():
-        replace(combined, mids=vocabulary.mids).save(Path(request.save))
-        logger.info(f"{request.save}: the scores of {'the ensemble' if len(members) > 1 else 'the model'}, by clip id")
+    if distributed.is_primary():
+        _write_files(request, replace(combined, mids=vocabulary.mids), ensemble, vocabulary, logger)
     return EvaluationResult(tuple(members), ensemble)
+
+
+def _require_single_labels(data: Datafile) -> None:
+    several = np.flatnonzero(np.diff(data.label_offsets) != 1)
+    if len(several):
+        clip = int(several[0])
+        raise DataError(
+            f"{data.source} gives {data.wav(clip)} {len(data.labels(clip))} labels, but a confusion matrix needs one "
+            "per clip: omit --confusion, or use --per-class."
+        )
+
+
+def _write_files(request: Request, scores: Scores, metrics: Metrics, vocabulary: Vocabulary, logger: Logger) -> None:
+    """Writes the requested files about the model or the ensemble."""
+    name = "the ensemble" if len(request.models) > 1 else "the model"
+    if request.save:
+        scores.save(Path(request.save))
+        logger.info(f"{request.save}: the scores of {name}, by clip id")
+    if request.per_class:
+        per_class.write_class_table(Path(request.per_class), [scores], metrics, vocabulary)
+        logger.info(f"{request.per_class}: the results of {name} for every class")
+    if request.confusion:
+        per_class.write_confusion_matrix(Path(request.confusion), scores, vocabulary)
+        logger.info(f"{request.confusion}: the confusion matrix of {name}, a row per true class")
 
 
 def _compute_scores(
@@ -139,7 +173,8 @@ def _compute_scores(
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with logger.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
-        scores = score((graphdef, *weights), model.frontend, stream, placement.shard_batch, data.clip_id)
+        network, shard, exclusive = (graphdef, *weights), placement.shard_rows, model.card.exclusive
+        scores = score(network, model.frontend, stream, shard, data.clip_id, exclusive=exclusive)
     if scores.skipped:
         logger.info(f"{len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
     return replace(scores, scores=scores.scores[:, order])

@@ -41,6 +41,12 @@ GROUPS = {
             "train_evaluate:train",
             True,
         ),
+        "crossval": Command(
+            "CONFIG [--folds F.json ...]",
+            "Train and evaluate on every fold; report the mean.",
+            "crossval:crossval",
+            True,
+        ),
     },
     "evaluation and tagging": {
         "evaluate": Command(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +88,11 @@ class CollectionOptions:
     """Share of clips to select the best epoch on; None: 0.1, or 0 if the data set has a predefined split."""
     evaluation: float = 0.1
     """Share of clips to evaluate on, if the data set has no predefined split."""
+    folds: tuple[int, ...] | None = None
+    """Write folds for psla crossval: without a number, those of the data set itself (ESC-50, UrbanSound8K, folders
+    fold1, fold2 ..., or a column fold of the table); with a number, as many stratified ones."""
     seed: int = 0
-    """Random seed of the split."""
+    """Random seed of the split and of the folds."""
     force: bool = False
     """Whether to replace existing files."""
 
@@ -96,7 +101,7 @@ class CollectionOptions:
 class PrepareFolder(CollectionOptions):
     """Writes datafiles and a config for a folder with one subfolder per class. Example: psla prepare folder sounds
 
-    ESC-50, Speech Commands, and train, validation and test folders are recognised.
+    ESC-50, UrbanSound8K, Speech Commands, and folders of parts (train, validation, test) or folds are recognised.
     """
 
     directory: Positional[str]
@@ -107,10 +112,10 @@ def prepare_folder(arguments: list[str]) -> int:
     """psla prepare folder DIR"""
     options = parse(PrepareFolder, arguments, "psla prepare folder")
 
-    from psla_jax.data.prepare import folder
+    from psla_jax.data.prepare import folder, folds
 
     collection = folder.read(options.directory, fold=options.fold)
-    return _prepare_collection(collection, options, Path(options.directory).resolve().name)
+    return _prepare_collection(collection, options, Path(options.directory).resolve().name, folds.of_folders)
 
 
 @dataclass(frozen=True)
@@ -131,8 +136,12 @@ class PrepareCSV(CollectionOptions):
     """Column of the classes; empty: the first with a common name."""
     split_column: str = ""
     """Column of the parts or folds; empty: the first with a common name, if there is one."""
+    group_column: str = ""
+    """Column of the sources, such as a recording that clips are cut from, which a random split does not divide;
+    empty: the first with a common name (src_file, fsID, recording_id ...), if there is one."""
     separator: Literal["auto", "bar", "semicolon", "comma", "none"] = "auto"
-    """Separator of the labels of a clip; auto: the first of bar, semicolon and comma that occurs."""
+    """Separator of the labels of a clip; auto: lists such as ['Dog', 'Bark'], or the first of bar, semicolon and comma
+    that occurs."""
 
 
 _SEPARATORS = {"auto": None, "bar": "|", "semicolon": ";", "comma": ",", "none": ""}
@@ -142,19 +151,34 @@ def prepare_csv(arguments: list[str]) -> int:
     """psla prepare csv FILE.csv"""
     options = parse(PrepareCSV, arguments, "psla prepare csv")
 
-    from psla_jax.data.prepare import table
+    from psla_jax.data.prepare import folds, table
 
-    columns = table.Columns(options.file_column, options.label_column, options.split_column)
+    columns = table.Columns(
+        file=options.file_column, label=options.label_column, split=options.split_column, group=options.group_column
+    )
     separator = _SEPARATORS[options.separator]
     collection = table.read(options.table, options.audio, columns=columns, separator=separator, fold=options.fold)
-    return _prepare_collection(collection, options, Path(options.table).stem)
+    own_folds = functools.partial(folds.of_table, options.table, columns)
+    return _prepare_collection(collection, options, Path(options.table).stem, own_folds)
 
 
-def _prepare_collection(recordings: Collection, options: CollectionOptions, name: str) -> int:
-    from psla_jax.data.prepare import collection
+def _prepare_collection(
+    recordings: Collection, options: CollectionOptions, name: str, own_folds: Callable[[list[str]], dict[str, str]]
+) -> int:
+    from psla_jax.data.prepare import collection, folds
 
+    folding = None
+    if options.folds is not None:
+        own = own_folds([clip.path for clip in recordings.clips])
+        folding = folds.choose(options.folds, own, seed=options.seed, name=name)
     settings = {field: getattr(options, field) for field in ("validation", "evaluation", "seed", "force")}
-    return _print_report(collection.prepare(recordings, options.out or str(Path("data") / name), **settings))
+    prepared = collection.prepare(recordings, options.out or str(Path("data") / name), **settings)
+    _print_report(prepared)
+    if folding is None:
+        folds.remove(os.path.dirname(prepared.config))
+    else:
+        print(printable(folds.write(prepared, folding, exclusive=recordings.exclusive)))
+    return 0
 
 
 def _print_report(prepared: Any) -> int:
@@ -174,7 +198,7 @@ class DataSet:
 DATA_SETS = {
     "fsd50k": DataSet("DIR", "FSD50K as downloaded", prepare_fsd50k),
     "audioset": DataSet("--segments CSV... --audio DIR...", "AudioSet: its lists, your audio", prepare_audioset),
-    "folder": DataSet("DIR", "your recordings, a folder per class; ESC-50, Speech Commands", prepare_folder),
+    "folder": DataSet("DIR", "a folder per class; ESC-50, UrbanSound8K, Speech Commands", prepare_folder),
     "csv": DataSet("FILE.csv [--audio DIR]", "your recordings, listed in a table", prepare_csv),
     "relabel": DataSet("ENHANCED.json --onto MINE.json", "published labels, your audio", enhance.relabel),
 }

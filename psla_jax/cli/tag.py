@@ -17,6 +17,7 @@ from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.config import ShareConfig
+from psla_jax.runtime import launcher
 from psla_jax.runtime.terminal import printable
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def tag(arguments: list[str]) -> int:
 
         figure.require_plotting()
     recordings = find_audio(options.audio, lambda note: print(printable(note), file=sys.stderr))
+    launcher.use_own_accelerator(options.distributed)
     tagger, classes = build_tagger(options, options.batch_size)
     if options.embeddings:
         tagger.require_embeddings()
@@ -178,7 +180,6 @@ class _TagCommand:
     def __init__(self, options: TagOptions, tagger: Tagger, classes: list[int] | None) -> None:
         from rich.console import Console
 
-        from psla_jax.runtime import launcher
         from psla_jax.tagging import formats
         from psla_jax.tagging.share import Share
 

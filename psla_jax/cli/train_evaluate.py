@@ -99,9 +99,13 @@ class Evaluate:
     trust: bool = False
     """Import the Python code of custom models."""
     keep_scores: bool = True
-    """Cache the scores, and reuse them as long as neither the model nor the data changes."""
+    """Cache the scores, and reuse them as long as neither the model nor the data changes; not for custom models."""
     save: str = ""
     """Write the scores of the clips to this .npz file, for psla enhance; for several models, their mean scores."""
+    per_class: str = ""
+    """Write AP, AUC, positives and best F1 of every class to this CSV file; for several models, of their ensemble."""
+    confusion: str = ""
+    """Write the confusion matrix to this CSV file, if every clip has exactly one label."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Distributed evaluation; the options are those of psla train."""
 

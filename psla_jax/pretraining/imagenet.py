@@ -10,7 +10,13 @@ from flax import nnx
 
 from psla_jax.pretraining import torch_file
 from psla_jax.pretraining.infer import backbone_name
-from psla_jax.pretraining.state_dict import LoadReport, PretrainingError, load_state_dict, to_state_dict
+from psla_jax.pretraining.state_dict import (
+    LoadReport,
+    PretrainingError,
+    load_state_dict,
+    to_state_dict,
+    without_wrappers,
+)
 from psla_jax.runtime.cache import cache_directory
 from psla_jax.runtime.download import DownloadError, fetch
 
@@ -69,7 +75,7 @@ def load_imagenet(backbone: nnx.Module, name: str, file: torch_file.WeightFile, 
     Raises:
         PretrainingError: the weights belong to another architecture.
     """
-    arrays = dict(file.arrays)
+    arrays = {without_wrappers(name): value for name, value in file.arrays.items()}
     check_backbone(arrays, name, str(file.path))
     initial = to_state_dict(backbone)
     first = next(key for key in STEMS if key in initial)

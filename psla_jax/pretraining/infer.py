@@ -10,7 +10,7 @@ import numpy as np
 
 from psla_jax.config import ModelConfig, Padding, Pooling
 from psla_jax.models.efficientnet import HEAD, SCALES, round_channels, scaled_blocks
-from psla_jax.pretraining.state_dict import PREFIX, PretrainingError
+from psla_jax.pretraining.state_dict import PretrainingError, without_wrappers
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,13 +27,13 @@ def infer_architecture(arrays: Mapping[str, np.ndarray], padding: Padding = "sym
     """Returns the architecture of official weights.
 
     Args:
-        arrays: weights by official name, with or without the ``module.`` prefix of DataParallel.
+        arrays: weights by official name, with or without the names of wrappers.
         padding: padding of an EfficientNet, which the weights do not determine.
 
     Raises:
         PretrainingError: the weights belong to another kind of model; the message describes them.
     """
-    shapes = {name.removeprefix(PREFIX): value.shape for name, value in arrays.items()}
+    shapes = {without_wrappers(name): value.shape for name, value in arrays.items()}
     if "effnet._conv_stem.weight" in shapes:
         blocks, features = _size({name.removeprefix("effnet."): shape for name, shape in shapes.items()})
         name = _variant(blocks, features)
@@ -55,7 +55,7 @@ def infer_architecture(arrays: Mapping[str, np.ndarray], padding: Padding = "sym
 
 def backbone_name(arrays: Mapping[str, np.ndarray]) -> str:
     """Returns the backbone of weights under the names of its own library; empty if it is not supported."""
-    shapes = {name: value.shape for name, value in arrays.items()}
+    shapes = {without_wrappers(name): value.shape for name, value in arrays.items()}
     if "_conv_stem.weight" in shapes:
         return _variant(*_size(shapes))
     return _torchvision(shapes, "")

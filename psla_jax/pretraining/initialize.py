@@ -14,7 +14,7 @@ from psla_jax.models.pooling import Pooling
 from psla_jax.models.psla import PSLAModel
 from psla_jax.pretraining import torch_file
 from psla_jax.pretraining.imagenet import imagenet_file, load_backbone, load_imagenet
-from psla_jax.pretraining.state_dict import PREFIX, PretrainingError, to_state_dict
+from psla_jax.pretraining.state_dict import PretrainingError, to_state_dict, without_wrappers
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 IMAGENET = "imagenet"
@@ -56,7 +56,7 @@ def _from_file(
     model: PSLAModel, config: ModelConfig, pretraining: PretrainingConfig, file: torch_file.WeightFile
 ) -> str:
     """Loads the backbone from a file of ImageNet weights or an official checkpoint."""
-    plain = {name.removeprefix(PREFIX): value for name, value in file.arrays.items()}
+    plain = {without_wrappers(name): value for name, value in file.arrays.items()}
     official = {name.split(".", 1)[1]: value for name, value in plain.items() if name.startswith(BACKBONE_PREFIXES)}
     if not official:
         report = load_imagenet(model.backbone, config.name, file, pretraining.stem)

@@ -20,6 +20,8 @@ IGNORED = re.compile(r"(^|\.)num_batches_tracked$|^(effnet\.)?_fc\.|^fc\.|^class
 """Entries without a counterpart in any model: batch counters and ImageNet classifiers."""
 PREFIX = "module."
 """Prefix that PyTorch's DataParallel adds to every name."""
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Names that wrappers of PyTorch (DataParallel, torch.compile, FSDP, activation checkpointing) add to a module's."""
 MAX_PROBLEMS = 8
 """Number of problems listed in an error message."""
 
@@ -57,6 +59,11 @@ class LoadReport:
         ]
 
 
+def without_wrappers(name: str) -> str:
+    """Returns the name of an entry without the names of wrappers, at the beginning or around a part of the model."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
 def official_names(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Returns the parameters and batch statistics of a model by their names in the official state dict."""
     return {_official_name(path): v for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))}
@@ -85,13 +92,13 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
 
     Args:
         model: a model from ``build_model``, or its backbone.
-        state_dict: arrays by official name, with or without the ``module.`` prefix of DataParallel.
+        state_dict: arrays by official name, with or without the names of wrappers (:data:`WRAPPERS`).
 
     Raises:
         PretrainingError: an entry is missing, duplicated, not part of the model, of another shape, or not finite.
     """
-    arrays = {name.removeprefix(PREFIX): np.asarray(value) for name, value in state_dict.items()}
-    counts = Counter(name.removeprefix(PREFIX) for name in state_dict)
+    arrays = {without_wrappers(name): np.asarray(value) for name, value in state_dict.items()}
+    counts = Counter(map(without_wrappers, state_dict))
     variables = official_names(model)
     ignored = tuple(name for name in arrays if IGNORED.search(name))
     values = {name: _from_torch(value) for name, value in arrays.items() if name not in ignored}

@@ -15,7 +15,7 @@ from psla_jax.config import ModelConfig
 from psla_jax.models.efficientnet import SCALES, scaled_blocks
 from psla_jax.models.mobilenet import STAGES as MOBILENET_STAGES
 from psla_jax.models.resnet import STAGES as RESNET_STAGES
-from psla_jax.pretraining.state_dict import PREFIX
+from psla_jax.pretraining.state_dict import without_wrappers
 
 FLOOR = 1e-7
 """Attention weights are clamped to [FLOOR, 1 - FLOOR]."""
@@ -24,14 +24,14 @@ FLOOR = 1e-7
 def reference_scores(arrays: Mapping[str, np.ndarray], model: ModelConfig, spectrograms: np.ndarray) -> np.ndarray:
     """Returns the scores `(batch, classes)` of normalised spectrograms `(batch, frames, mels)`, computed by PyTorch.
 
-    The weights `arrays` have their official names, with or without the ``module.`` prefix of DataParallel.
+    The weights `arrays` have their official names, with or without the names of wrappers.
 
     Raises:
         ImportError: PyTorch is not installed.
     """
     import torch
 
-    weights = {name.removeprefix(PREFIX): torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+    weights = {without_wrappers(name): torch.from_numpy(np.array(value)) for name, value in arrays.items()}
     with torch.no_grad():
         image = torch.from_numpy(np.array(spectrograms)).transpose(1, 2)[:, None]
         layers = _Layers(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from psla_jax.config import ShareConfig
 
@@ -16,6 +17,33 @@ def several() -> bool:
 def share(config: ShareConfig) -> tuple[int, int]:
     """Returns the index of this process and the number of processes, for work that needs no connection between them."""
     return (config.index, config.processes) if config.processes > 1 else _from_environment()
+
+
+def use_own_accelerator(config: ShareConfig) -> None:
+    """Restricts this process to one of the GPUs of its machine, if several processes share the work.
+
+    It is the one with the index of the process on this machine. Without this, every process would compute on the first
+    GPU, and reserve memory on all of them. Must be called before JAX is used. A single GPU per process, as with
+    ``srun --gpus-per-task=1``, and a choice by ``JAX_CUDA_VISIBLE_DEVICES`` are respected.
+    """
+    index, count = share(config)
+    num_gpus = _num_visible_gpus()
+    if count < 2 or num_gpus < 2 or "JAX_CUDA_VISIBLE_DEVICES" in os.environ:
+        return
+    import jax
+
+    local = os.environ.get("SLURM_LOCALID", os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", ""))
+    own = int(local) if local and config.processes < 2 else index
+    jax.config.update("jax_cuda_visible_devices", str(own % num_gpus))
+    jax.config.update("jax_rocm_visible_devices", str(own % num_gpus))
+
+
+def _num_visible_gpus() -> int:
+    """Returns the number of GPUs that this process can see; JAX counts them from 0."""
+    for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if variable in os.environ:
+            return len([device for device in os.environ[variable].split(",") if device])
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or len(list(Path("/dev/dri").glob("renderD*")))
 
 
 def _from_environment() -> tuple[int, int]:

@@ -28,13 +28,14 @@ from psla_jax.data.loader import Batch, batches, train_source
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
 from psla_jax.models import factory
+from psla_jax.models.custom import require_trainable
 from psla_jax.models.state import split_model
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger, TensorBoardWriter
 from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.sharding import CONTROL, Placement
-from psla_jax.training import run_directory
+from psla_jax.training import run_directory, short_runs
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
 from psla_jax.training.losses import LOSSES
@@ -42,6 +43,7 @@ from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
 from psla_jax.training.optimizer import learning_rate
 from psla_jax.training.profiling import Profile
 from psla_jax.training.run_directory import CHECKPOINTS, LOG, RunError
+from psla_jax.training.selection import best_epoch, is_complete
 from psla_jax.training.step import State, make_trainer, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
 
@@ -74,7 +76,6 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
 
 def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     placement = Placement.over_all_devices()
-    placement.check_batch_size(config.data.batch_size, config.optimizer.accumulate)
     directory = Path(config.run_dir)
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
@@ -104,6 +105,8 @@ def open_run(
     """Builds model and trainer for a run directory with metadata."""
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
+    if ":" in config.model.name:
+        require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
     trainer = make_trainer(config, model, steps, placement, cache_programs=cache_programs)
     logger = Logger(directory / LOG, silent=not distributed.is_primary())
@@ -151,7 +154,7 @@ class Run:
         return summarise(self.artifacts, read_rows(self.directory / RESULT))
 
     def fit(self) -> None:
-        """Trains the missing epochs."""
+        """Trains the missing epochs; with ``optimizer.patience``, up to the one at which training stops early."""
         checkpoints = RunCheckpoints(self.directory / CHECKPOINTS)
         try:
             if not self._is_trained(checkpoints):
@@ -166,12 +169,24 @@ class Run:
             raise
         checkpoints.close()
         distributed.barrier("trained")
+        rows = read_rows(self.directory / RESULT)
+        if len(rows) < self.epochs:
+            best = best_epoch(rows, self.config.optimizer)
+            self.logger.info(
+                f"training ended early, after epoch {len(rows)} of {self.epochs}: epoch {best} is still the best "
+                f"(optimizer.patience is {self.config.optimizer.patience})"
+            )
 
     def _is_trained(self, checkpoints: RunCheckpoints) -> bool:
-        """Returns whether all epochs are complete and in the table, for every process."""
-        last, table = checkpoints.steps()[:1] == [self.epochs * self.steps_per_epoch], self.directory / RESULT
-        complete = last and table.is_file() and len(read_rows(table)) == self.epochs
-        return not distributed.any_process(not complete)
+        """Returns whether training has ended and all its epochs are in the table, for every process."""
+        table = self.directory / RESULT
+        rows = read_rows(table) if table.is_file() else []
+        last = checkpoints.steps()[:1] == [len(rows) * self.steps_per_epoch]
+        return not distributed.any_process(not (last and is_complete(rows, self.config.optimizer)))
+
+    def _ends_after(self, rows: list[EpochRow]) -> bool:
+        """Returns whether training ends after these epochs, as the primary process decides."""
+        return distributed.on_primary(lambda: is_complete(rows, self.config.optimizer), RunError)
 
     def _resume(self, checkpoints: RunCheckpoints) -> Progress:
         """Returns the progress in the latest checkpoint, or that of a new run."""
@@ -194,6 +209,8 @@ class Run:
             f"{self.config.model.name}: {count:,} parameters, {len(data.vocabulary)} classes; {len(data.train):,} "
             f"training clips; {len(devices)} x {devices[0].device_kind}{processes}; run {self.directory}"
         )
+        for note in short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch):
+            self.logger.info(note)
         if self.config.optimizer.loss == "ce":
             chosen = ", and the best epoch is the most accurate" if data.primary == VALIDATION else ""
             self.logger.info(f"every clip has exactly one label: the loss is cross-entropy{chosen}")
@@ -208,7 +225,7 @@ class Run:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
         settings = {"num_samples": trainer.frontend.num_samples, "epochs": self.epochs, "seed": config.seed}
         source = train_source(data.train, config.data, config.sampling, **settings)
-        own_rows = trainer.placement.rows(config.data.batch_size)
+        own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)
         profile = Profile(self.directory / "profile", config.profile, first_step)
         ensemble = RunningEnsemble()
@@ -220,7 +237,7 @@ class Run:
             TensorBoardWriter(events, len(progress.rows), self.logger.info) as epoch_curves,
             TensorBoardWriter(events and events / "steps", first_step + 1, self.logger.info) as step_curves,
         ):
-            while len(progress.rows) < self.epochs:
+            while not self._ends_after(progress.rows):
                 monitor = self._monitor(progress, step_curves)
                 progress = self._train_epoch(checkpoints, progress, stream, monitor, profile)
                 resumed = progress.step == first_step

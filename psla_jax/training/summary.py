@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ import numpy as np
 
 from psla_jax.aggregation.average import average, ensemble
 from psla_jax.data.datasets import EVALUATION
-from psla_jax.evaluation import tables
+from psla_jax.evaluation import per_class, tables
 from psla_jax.evaluation.metrics import Metrics, bootstrap, d_prime
 from psla_jax.evaluation.scores import Scores
-from psla_jax.evaluation.tables import ACCURACY, EpochRow, ModelSummary
+from psla_jax.evaluation.tables import EpochRow, ModelSummary
 from psla_jax.models.model_dir import AVERAGE, BEST, PLAIN_AVERAGE
 from psla_jax.runtime import distributed
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.run_directory import SUMMARY
+from psla_jax.training.selection import averaged_epochs, best_epoch
 
 SINGLE_WITHOUT_VALIDATION = 5
 """Number of last epochs whose mean metrics are the "single model" without a validation set, as in the reference for
 AudioSet."""
-ENSEMBLE = "ensemble"
+ENSEMBLE, SINGLE = "ensemble", "single"
 AGGREGATES = (AVERAGE, PLAIN_AVERAGE, ENSEMBLE)
 """Names of the models and scores that are made from the epochs."""
 
@@ -37,9 +39,10 @@ def summarise(artifacts: RunArtifacts, rows: list[EpochRow]) -> list[ModelSummar
     """Averages, ensembles and scores the epochs of a training, writes the result files and prints the table."""
     measured = [_single(artifacts, rows)]
     held_out = artifacts.data.held_out
-    for name, label in _averages(artifacts):
-        measured.append(_measure(artifacts, label, {kind: artifacts.scores(kind, name) for kind in held_out}))
-    measured.append(_measure(artifacts, f"checkpoint ensemble ({len(rows)} epochs)", _ensembles(artifacts, len(rows))))
+    for name, label in _averages(artifacts, len(rows)):
+        measured.append(_measure(artifacts, name, label, {kind: artifacts.scores(kind, name) for kind in held_out}))
+    label = f"checkpoint ensemble ({len(rows)} epochs)"
+    measured.append(_measure(artifacts, ENSEMBLE, label, _ensembles(artifacts, len(rows))))
     if distributed.is_primary():
         _write(artifacts, measured)
         tables.print_summary(artifacts.logger.console, measured, f"summary of {artifacts.directory}")
@@ -51,25 +54,30 @@ def _single(artifacts: RunArtifacts, rows: list[EpochRow]) -> ModelSummary:
     """Returns the metrics of the best epoch on the validation set; without one, the mean over the last epochs."""
     if artifacts.data.primary == EVALUATION:
         last = range(max(len(rows) - SINGLE_WITHOUT_VALIDATION, 0) + 1, len(rows) + 1)
-        members = [artifacts.scores(EVALUATION, epoch_name(e)).metrics() for e in last]
+        members = [artifacts.scores(EVALUATION, epoch_name(e)) for e in last]
+        mean = _mean_metrics([member.metrics() for member in members])
         _save_best(artifacts, len(rows))
-        return ModelSummary(f"single (mean of epochs {last[0]}-{last[-1]})", {EVALUATION: _mean_metrics(members)}, {})
-    by_accuracy = artifacts.config.optimizer.loss == "ce"  # Small sets have ties in accuracy, which mAP breaks.
-    merits = [(row.get(ACCURACY, 0.0) if by_accuracy else 0.0, row["mAP"]) for row in rows]
-    best = 1 + merits.index(max(merits))
+        _write_per_class(artifacts, f"{EVALUATION}_{SINGLE}", members, mean)
+        return ModelSummary(f"single (mean of epochs {last[0]}-{last[-1]})", {EVALUATION: mean}, {})
+    best = best_epoch(rows, artifacts.config.optimizer)
     _save_best(artifacts, best)
     scores = {kind: artifacts.scores(kind, epoch_name(best)) for kind in artifacts.data.held_out}
-    return _measure(artifacts, f"best single (epoch {best})", scores)
+    return _measure(artifacts, BEST, f"best single (epoch {best})", scores)
 
 
 def _save_best(artifacts: RunArtifacts, epoch: int) -> None:
     artifacts.save_model(BEST, artifacts.weights(epoch_name(epoch)), {"epochs": [epoch]}, finished=True)
 
 
-def _averages(artifacts: RunArtifacts) -> list[tuple[str, str]]:
+def _averages(artifacts: RunArtifacts, trained: int) -> list[tuple[str, str]]:
     """Saves the weight averages and returns the name and the label in the summary of each."""
     config = artifacts.config
-    first, last = config.aggregation.first, config.aggregation.last
+    first, last = averaged_epochs(config.aggregation, config.optimizer.epochs, trained)
+    if last != config.aggregation.last:
+        artifacts.logger.info(
+            f"epochs {config.aggregation.first}-{config.aggregation.last} were to be averaged, but training ended "
+            f"after epoch {trained}: the weight average is that of the same share of its epochs, {first}-{last}"
+        )
     label = f"weight average (epochs {first}-{last})"
     plain = average(artifacts.weights(epoch_name(e)) for e in range(first, last + 1))
     notes = {"epochs": list(range(first, last + 1))}
@@ -91,10 +99,19 @@ def _ensembles(artifacts: RunArtifacts, epochs: int) -> dict[str, Scores]:
     return combined
 
 
-def _measure(artifacts: RunArtifacts, name: str, scores: dict[str, Scores]) -> ModelSummary:
+def _measure(artifacts: RunArtifacts, name: str, label: str, scores: dict[str, Scores]) -> ModelSummary:
+    """Returns the row `label` of the summary, and writes the results of every class of the model `name`."""
     resamples = artifacts.config.bootstrap if distributed.is_primary() else 0
     intervals = {k: bootstrap(s.scores, s.labels, resamples=resamples) for k, s in scores.items() if resamples}
-    return ModelSummary(name, {k: s.metrics() for k, s in scores.items()}, intervals)
+    metrics = {k: s.metrics() for k, s in scores.items()}
+    for kind in scores:
+        _write_per_class(artifacts, f"{kind}_{name}", [scores[kind]], metrics[kind])
+    return ModelSummary(label, metrics, intervals)
+
+
+def _write_per_class(artifacts: RunArtifacts, name: str, members: Sequence[Scores], metrics: Metrics) -> None:
+    if distributed.is_primary():
+        per_class.write_all(artifacts.directory, name, members, metrics, artifacts.data.vocabulary)
 
 
 def _write(artifacts: RunArtifacts, measured: list[ModelSummary]) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import sounds
+import tiny
 from tolerance import assert_trees_close
 
 from psla_jax.cli import main, train_evaluate
 from psla_jax.cli.prepare import DATA_SETS
+from psla_jax.data import datafile
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import load_model
 from psla_jax.models.state import split_model
@@ -110,7 +112,6 @@ def test_bad_data_end_before_training_in_one_sentence(home, capsys, mistake):
 
 
 FIELDS = {
-    "--data.batch-size 10": "data.batch_size is 10, which 4 devices do not divide",
     "--data.batch-size 0": "data.batch_size is 0",
     "--aggregation.last 7": "aggregation.last is 7",
     "--sampling.mixup 2": "sampling.mixup is 2.0",
@@ -277,6 +278,27 @@ def test_evaluate_prints_the_references_ensemble_summary(trained, capsys):
     assert float(lines[3].split("mAP: ")[1].split(",")[0]) == pytest.approx(expected, abs=1e-6)
 
 
+def test_evaluate_explains_relative_paths_and_counts_repeats(tmp_path, capsys, monkeypatch):
+    data, model = sounds.make(tmp_path / "data"), str(tiny.save(tmp_path / "model", seed=0))
+    records = [(f"evaluation0{i}.wav", ["/t/low"]) for i in (0, 3, 3, 6)]
+    (tmp_path / "lists").mkdir()
+    datafile.write(tmp_path / "lists" / "eval.json", [*records, ("./evaluation03.wav", ["/t/low"])])
+    arguments = ["evaluate", model, "--data", str(tmp_path / "lists" / "eval.json"), "--batch-size", "4"]
+    monkeypatch.chdir(tmp_path)
+    message = complaint(capsys, arguments)
+    assert "none of the 5 clips can be read, such as" in message
+    assert "relative ones start at its own folder" in message
+    monkeypatch.chdir(data)
+    assert main.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"its relative paths are in the working directory, {data}, instead of the folder of the datafile" in shown
+    assert "2 of 5 records list a clip again, which counts several times in metrics" in shown
+    assert main.main(["evaluate", model, "--data", str(data / "evaluation.json"), "--batch-size", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "relative paths" not in shown
+    assert "again, which" not in shown
+
+
 def test_evaluate_matches_classes_by_mid(trained, tmp_path, capsys):
     rows = (trained / "data" / "labels.csv").read_text().splitlines()
     reordered = [rows[0]] + [f"{i},{row.split(',', 1)[1]}" for i, row in enumerate(rows[:0:-1])]
@@ -294,11 +316,11 @@ def test_evaluate_matches_classes_by_mid(trained, tmp_path, capsys):
     assert "'/t/cow'" in complaint(capsys, [*more, "--batch-size", "4"])
 
 
-def test_scores_are_reused_until_the_data_change(trained, tmp_path, capsys, monkeypatch):
+def test_scores_are_reused_until_the_data_change(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PSLA_CACHE", str(tmp_path / "cache"))
     data = sounds.make(tmp_path / "data")
-    models = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002", "best")]
-    arguments = ["evaluate", *models, "--data", str(data / "evaluation.json"), "--batch-size", "4", "--trust"]
+    models = [str(tiny.save(tmp_path / f"model {seed}", seed=seed)) for seed in range(3)]
+    arguments = ["evaluate", *models, "--data", str(data / "evaluation.json"), "--batch-size", "4"]
     shown = []
     for _ in range(2):
         assert main.main(arguments) == 0
@@ -325,7 +347,32 @@ def test_scores_are_saved_by_clip_id_and_not_over_a_file(trained, tmp_path, caps
     np.testing.assert_allclose(scores.scores, ensemble.scores, atol=1e-6)
     assert scores.mids == ensemble.mids == sounds.VOCABULARY.mids
     again = complaint(capsys, ["evaluate", *models, *data, "--save", str(saved)])
-    assert "scores are not overwritten" in again
+    assert "results are not overwritten" in again
+
+
+def test_results_per_class_and_the_confusion_matrix_are_those_of_the_run(trained, tmp_path, capsys):
+    models = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002")]
+    command = ["evaluate", *models, "--trust", "--batch-size", "4", "--data"]
+    files = ["--per-class", str(tmp_path / "new" / "classes.csv"), "--confusion", str(tmp_path / "confusion.csv")]
+    assert main.main([*command, str(trained / "data" / "evaluation.json"), *files]) == 0
+    assert "classes.csv: the results of the ensemble for every class" in capsys.readouterr().out
+    confusion = (tmp_path / "confusion.csv").read_text()
+    assert confusion == (trained / "run" / "confusion" / "evaluation_ensemble.csv").read_text()
+    tables = []
+    for path in (tmp_path / "new" / "classes.csv", trained / "run" / "per_class" / "evaluation_ensemble.csv"):
+        with open(path, newline="", encoding="utf-8") as file:
+            tables.append(list(csv.DictReader(file)))
+    for mine, theirs in zip(*tables, strict=True):
+        assert mine.pop("class") == theirs.pop("class")
+        assert mine.pop("mid") == theirs.pop("mid")
+        assert [float(cell or -1) for cell in mine.values()] == pytest.approx(
+            [float(cell or -1) for cell in theirs.values()], abs=1e-6
+        )
+    two = tmp_path / "two.json"
+    two.write_text((trained / "data" / "evaluation.json").read_text())
+    rewrite(two, lambda clips: clips[3].update(labels="/t/low,/t/noise"))
+    message = complaint(capsys, [*command, str(two), "--confusion", str(tmp_path / "other.csv")])
+    assert "evaluation03.wav 2 labels, but a confusion matrix needs one per clip" in message
 
 
 def test_average_equals_that_of_the_run_with_and_without_reestimated_statistics(trained, tmp_path, capsys):

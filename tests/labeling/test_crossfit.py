@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sounds
+import starting
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
 from psla_jax.evaluation.scores import Scores
 from psla_jax.labeling import crossfit
-from psla_jax.labeling.crossfit import CrossfitError, assign_folds
 from psla_jax.training import loop
-from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLIPS = sounds.SIZES["train"]
 ENHANCED = tuple(f"train_{kind}_mean.json" for kind in ("type1", "type2", "type1_2"))
@@ -152,6 +151,23 @@ def test_an_interrupted_crossfit_is_resumed(data, finished, tmp_path, capsys, mo
     assert "holds a cross-fit with other folds" in error_message(capsys, other)
 
 
+def test_processes_share_every_fold_and_exclusive_classes_stay_so(data, tmp_path):
+    """Both folds are trained in one connection of the processes; the recipe's cross-entropy comes from the datafile."""
+    home = tmp_path / "home"
+    home.mkdir()
+    records = list(datafile.records(data / "data" / "train.json"))
+    datafile.write(home / "train.json", records, exclusive=True)
+    _, _, *options = arguments(data, home, "--data.train", str(home / "train.json"))
+    parts = starting.start_together(home, 2, *options, command="crossfit")
+    assert [part.wait(timeout=300) for part in parts] == [0, 0], (home / "out0.txt").read_text()
+    for fold in ("fold_1", "fold_2"):
+        assert json.loads((home / "run-crossfit" / fold / "config.json").read_text())["optimizer"]["loss"] == "ce"
+        assert json.loads((home / "run-crossfit" / f"{fold}_train.json").read_text())["classes"] == "exclusive"
+    np.testing.assert_allclose(load_scores(home).scores.sum(axis=1), 1, atol=1e-6)
+    assert all((home / "out" / name).is_file() for name in ENHANCED)
+    assert "fold" not in (home / "out1.txt").read_text()
+
+
 def test_mistakes_are_reported_before_training(data, tmp_path, capsys):
     command = arguments(data, tmp_path)
     for folds, message in (
@@ -168,36 +184,3 @@ def test_mistakes_are_reported_before_training(data, tmp_path, capsys):
     assert "nowhere.json cannot be read" in error_message(capsys, command)
     assert "config file first" in error_message(capsys, ["crossfit", "--folds", "2"])
     assert [path.name for path in (tmp_path / "run-crossfit").iterdir()] == ["cat.jpg"]
-
-
-@pytest.fixture(scope="module")
-def long_tail(tmp_path_factory) -> Datafile:
-    """Returns a datafile of 300 clips with a long-tailed class distribution; some clips have no label."""
-    rng = np.random.default_rng(0)
-    mids = tuple(f"m{i}" for i in range(12))
-    rates = 0.5 / np.arange(1, 13)
-    file = tmp_path_factory.mktemp("long_tail") / "long_tail.json"
-    datafile.write(file, [(f"{i}.wav", [m for m, p in zip(mids, rates) if rng.random() < p]) for i in range(300)])
-    return Datafile.read(file, Vocabulary(mids, mids))
-
-
-@pytest.mark.parametrize("folds", [2, 3, 5])
-def test_folds_are_even_in_size_and_in_every_class(long_tail, folds):
-    fold_of = assign_folds(long_tail, folds, seed=0)
-    hot = np.array([long_tail.multi_hot(i) for i in range(300)])
-    sizes = np.bincount(fold_of, minlength=folds)
-    assert sizes.sum() == 300
-    assert sizes.max() - sizes.min() <= 10
-    for column in hot.T:
-        counts = np.bincount(fold_of, weights=column, minlength=folds)
-        assert counts.max() - counts.min() <= max(2, 0.15 * column.sum())
-        assert counts.min() >= 1
-    np.testing.assert_array_equal(fold_of, assign_folds(long_tail, folds, seed=0))
-    assert np.any(fold_of != assign_folds(long_tail, folds, seed=1))
-
-
-def test_an_invalid_number_of_folds_is_rejected(long_tail):
-    for folds in (-1, 0, 1, 301):
-        with pytest.raises(CrossfitError, match=f"folds is {folds}: use 2 or more"):
-            assign_folds(long_tail, folds, seed=0)
-    assert sorted(assign_folds(long_tail, 300, seed=0)) == list(range(300))

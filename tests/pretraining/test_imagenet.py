@@ -57,7 +57,8 @@ def folder(tmp_path_factory) -> Path:
     """Returns a folder with a weight file for each backbone."""
     folder = tmp_path_factory.mktemp("imagenet")
     for name in NAMES:
-        torch.save(reference(name).state_dict(), folder / f"{name}.pth")
+        wrapper = "module._orig_mod." if name == NAMES[0] else ""  # As saved by DataParallel of a compiled module.
+        torch.save({wrapper + k: v for k, v in reference(name).state_dict().items()}, folder / f"{name}.pth")
     return folder
 
 

@@ -55,7 +55,9 @@ def test_every_name_and_shape_is_that_of_the_reference(heads: int) -> None:
     assert all(value.dtype == np.float32 for value in state_dict.values())
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module.module.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_loading_and_exporting_preserves_the_weights(official: StateDict, model: nnx.Module, prefix: str) -> None:
     zeros = {name: np.zeros_like(value) for name, value in official.items()}
     load_state_dict(model, zeros)
@@ -63,6 +65,13 @@ def test_loading_and_exporting_preserves_the_weights(official: StateDict, model:
     assert_same(to_state_dict(model), without_counters(official))
     assert {name.removeprefix(prefix) for name in report.loaded} == set(without_counters(official))
     assert {name.removeprefix(prefix) for name in report.ignored} == {n for n in official if n.endswith(COUNTER)}
+
+
+def test_wrappers_of_parts_of_the_model_are_left_out(official: StateDict, model: nnx.Module) -> None:
+    wrapped = {name.replace("effnet.", "effnet._orig_mod.", 1): value for name, value in official.items()}
+    load_state_dict(model, {name: np.zeros_like(value) for name, value in official.items()})
+    load_state_dict(model, wrapped)
+    assert_same(to_state_dict(model), without_counters(official))
 
 
 def test_exported_weights_can_be_loaded_by_pytorch() -> None:

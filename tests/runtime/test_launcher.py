@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from psla_jax.config import ShareConfig
 from psla_jax.runtime import launcher
 
 SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
-MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
 
 
@@ -36,3 +37,30 @@ def test_launchers_are_understood(monkeypatch, environment, several, share):
     assert launcher.several() is several
     assert launcher.share(ShareConfig()) == share
     assert launcher.share(ShareConfig(processes=5, index=4)) == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "config", "device"),
+    [
+        (
+            SLURM | {"CUDA_VISIBLE_DEVICES": "4,5,6,7"},
+            ShareConfig(),
+            "1",
+        ),  # the third process, the second on its machine
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "2"}, ShareConfig(), None),  # srun --gpus-per-task=1
+        (SLURM | {"SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "0,1"}, ShareConfig(), "1"),
+        (MPI | {"ROCR_VISIBLE_DEVICES": "0,1"}, ShareConfig(), "1"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ShareConfig(processes=4, index=3), "3"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ShareConfig(), None),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "JAX_CUDA_VISIBLE_DEVICES": "0"}, ShareConfig(), None),
+        (SLURM | {"CUDA_VISIBLE_DEVICES": ""}, ShareConfig(), None),
+    ],
+)
+def test_processes_that_share_work_use_the_gpu_of_their_index_on_the_machine(monkeypatch, environment, config, device):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    chosen = {}
+    monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
+    launcher.use_own_accelerator(config)
+    expected = {f"jax_{kind}_visible_devices": device for kind in ("cuda", "rocm")}
+    assert chosen == (expected if device else {})

@@ -19,12 +19,13 @@ import sounds
 from flax import nnx
 from tolerance import assert_close, assert_trees_close
 
+import psla_jax
 from psla_jax.config import AggregationConfig, FrontendConfig, ModelConfig, OptimizerConfig, PretrainingConfig
 from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError
 from psla_jax.evaluation.predict import Scores
 from psla_jax.models.factory import from_config
-from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, save_model
+from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, read_card, save_model
 from psla_jax.models.state import split_model
 from psla_jax.runtime.preemption import Stopped
 from psla_jax.training import loop
@@ -106,6 +107,24 @@ def test_the_figures_are_those_of_the_scores(whole_run):
     assert low <= metrics.mAP <= high
 
 
+def test_every_row_of_the_summary_has_its_results_per_class(whole_run):
+    config, measured = whole_run
+    directory = Path(config.run_dir)
+    stems = ("best", "average", "plain_average", "ensemble")
+    files = {f"{kind}_{stem}.csv" for kind in ("validation", "evaluation") for stem in stems}
+    assert {path.name for path in (directory / "per_class").iterdir()} == files
+    assert {path.name for path in (directory / "confusion").iterdir()} == files
+    for stem, row in zip(stems, measured):
+        rows = table(directory / "per_class" / f"evaluation_{stem}.csv")
+        assert [each["class"] for each in rows] == list(sounds.VOCABULARY.names)
+        assert [each["positives"] for each in rows] == ["4", "4", "3", "0"]
+        assert rows[3]["AP"] == ""
+        assert np.mean([float(each["AP"]) for each in rows[:3]]) == pytest.approx(row.sets["evaluation"].mAP)
+        confusion = table(directory / "confusion" / f"evaluation_{stem}.csv")
+        right = sum(int(each[each["true class"]]) for each in confusion)
+        assert right / 11 == pytest.approx(row.sets["evaluation"].accuracy)
+
+
 def test_the_weight_average_is_the_mean_of_its_epochs_with_statistics_of_its_own(whole_run):
     models = Path(whole_run[0].run_dir) / "models"
     trees = {
@@ -153,6 +172,62 @@ def test_an_interrupted_run_goes_on_exactly(whole_run, data, tmp_path, monkeypat
     assert_same_results(Path(whole_run[0].run_dir), tmp_path / "run")
 
 
+@pytest.fixture
+def second_is_best(monkeypatch):
+    """Makes the scores of the first epoch the worst and those of the second the best; yields the steps taken."""
+    score, add, steps = RunArtifacts.score, TrainingMonitor.add, []
+
+    def changed(self, kind, weights, description):
+        scores = score(self, kind, weights, description)
+        known = {"epoch 1": 1 - scores.labels, "epoch 2": scores.labels}
+        return dataclasses.replace(scores, scores=known.get(description.split(":")[0], scores.scores))
+
+    def counted(self, step, batch, metrics):
+        steps.append(step)
+        add(self, step, batch, metrics)
+
+    monkeypatch.setattr(RunArtifacts, "score", changed)
+    monkeypatch.setattr(TrainingMonitor, "add", counted)
+    return steps
+
+
+def test_early_stopping_ends_a_run_for_good(data, tmp_path, monkeypatch, capsys, second_is_best):
+    config = sounds.config(data, tmp_path / "run")
+    optimizer = dataclasses.replace(config.optimizer, epochs=10, patience=2)
+    config = dataclasses.replace(config, optimizer=optimizer, aggregation=AggregationConfig(first=6, last=10))
+    save_scores = RunArtifacts.save_scores
+
+    def killed(self, kind, name, scores):
+        if name == "epoch_004":
+            raise KeyboardInterrupt
+        save_scores(self, kind, name, scores)
+
+    monkeypatch.setattr(RunArtifacts, "save_scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config)
+    monkeypatch.setattr(RunArtifacts, "save_scores", save_scores)
+    measured = loop.train(config)
+    assert second_is_best == list(range(16))
+    assert [m.name.split(",")[0] for m in measured] == [
+        "best single (epoch 2)", "weight average (epochs 3-4)", "weight average (epochs 3-4)",
+        "checkpoint ensemble (4 epochs)",
+    ]  # fmt: skip
+    rows = table(tmp_path / "run" / "result.csv")
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3])
+    assert load_model(tmp_path / "run", trust=True).card.notes["epochs"] == [3, 4]
+    said = "training ended early, after epoch 4 of 10: epoch 2 is still the best (optimizer.patience is 2)"
+    assert capsys.readouterr().out.count(said) == 1
+    assert [m.to_json() for m in loop.train(config)] == [m.to_json() for m in measured]
+    shown = capsys.readouterr().out
+    assert said in shown
+    assert "epochs 6-10 were to be averaged, but training ended after epoch 4: " in shown
+    assert second_is_best == list(range(16))
+    # With more patience, the same run goes on.
+    more = dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, patience=3))
+    assert loop.train(more)[-1].name == "checkpoint ensemble (5 epochs)"
+    assert second_is_best == list(range(20))
+
+
 def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tmp_path):
     config = sounds.config(data, tmp_path / "run")
     fields = dataclasses.replace(config.data, validation="")
@@ -165,6 +240,11 @@ def test_without_a_validation_set_single_is_the_mean_of_the_last_epochs(data, tm
     ]  # fmt: skip
     assert measured[0].sets["evaluation"].mAP == pytest.approx(np.mean([float(r["mAP"]) for r in rows]), rel=1e-6)
     assert not (tmp_path / "run" / "models" / "plain_average").exists()
+    single, average = (
+        table(tmp_path / "run" / "per_class" / f"evaluation_{stem}.csv") for stem in ("single", "average")
+    )
+    assert np.mean([float(row["AP"]) for row in single[:3]]) == pytest.approx(measured[0].sets["evaluation"].mAP)
+    assert [bool(row["threshold"]) for row in (single[0], average[0])] == [False, True]
     assert list(table(tmp_path / "run" / "wa_result.csv")[0]) == [
         "evaluation_mAP",
         "evaluation_mAUC",
@@ -178,12 +258,30 @@ def test_cross_entropy_trains_single_labels_and_refuses_others(data, tmp_path):
     measured = loop.train(config)
     accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())[measured[0].name]["evaluation"]["accuracy"]
     assert accuracy == measured[0].sets["evaluation"].accuracy
+    assert_scores_are_distributions(tmp_path / "run", config.data.evaluation, tmp_path / "scores.npz")
     clips = json.loads((data / "train.json").read_text())["data"]
     clips[3]["labels"] = "/t/low,/t/noise"
     (tmp_path / "two.json").write_text(json.dumps({"data": clips}))
     two = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "two.json")))
     with pytest.raises(DataError, match=r"train03\.wav 2 labels, but optimizer\.loss ce requires exactly one"):
         loop.train(two)
+
+
+def assert_scores_are_distributions(run: Path, data: str, path: Path) -> None:
+    """Asserts that the scores of exclusive classes add up to 1 and are the same in every place."""
+    model = run / "models" / "average"
+    assert read_card(model).exclusive
+    kept = Scores.load(run / "scores" / "evaluation_average.npz")
+    np.testing.assert_allclose(kept.scores.sum(axis=1), 1, atol=1e-6)
+    psla_jax.evaluate(model, data, trust=True, keep_scores=False, bootstrap=0, save=path)
+    np.testing.assert_allclose(Scores.load(path).scores, kept.scores, atol=1e-6)
+    tagger = psla_jax.load(model, trust=True)
+    tags = [tagger.tag(clip) for clip in kept.clips]
+    np.testing.assert_allclose([tag.scores.sum() for tag in tags], 1, atol=1e-6)
+    single_window = [not tag.long for tag in tags]
+    assert 1 < sum(single_window) < len(tags)
+    whole = np.stack([tag.scores for tag in tags])[single_window]
+    np.testing.assert_allclose(whole, kept.scores[single_window], atol=1e-6)
 
 
 def exclusive(data: Path, folder: Path, change=lambda clips: None) -> Path:

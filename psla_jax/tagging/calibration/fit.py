@@ -7,7 +7,6 @@ applies calibrators to clips that they were not fitted to.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from psla_jax.evaluation.operating_points import OperatingPoints
 from psla_jax.tagging.calibration.model import (
     CalibrationError,
     Calibrator,
@@ -59,38 +59,6 @@ class FitOptions:
 
 
 # ---- thresholds
-
-
-@dataclass(frozen=True)
-class OperatingPoints:
-    """All distinct decisions that a threshold can make on the scores of a class, from the highest threshold down."""
-
-    thresholds: np.ndarray
-    """`(points,)`, halfway between two consecutive scores; the last one is the lowest score."""
-    true_positives: np.ndarray
-    """Number of positives at or above each threshold, `(points,)`."""
-    detections: np.ndarray
-    """Number of clips at or above each threshold, `(points,)`."""
-    positives: int
-
-    @classmethod
-    def from_scores(cls, scores: np.ndarray, labels: np.ndarray) -> OperatingPoints:
-        """Returns the operating points of scores and labels `(clips,)`; clips of equal score are never separated."""
-        order = np.argsort(-scores, kind="stable")
-        ranked = scores[order].astype(np.float64)
-        ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)
-        next_lower = ranked[np.minimum(ends + 1, len(ranked) - 1)]
-        true_positives = np.cumsum(labels[order] > 0.5)[ends]
-        return cls((ranked[ends] + next_lower) / 2, true_positives, ends + 1, int(true_positives[-1]))
-
-    def best_f1_threshold(self) -> float:
-        """Returns the threshold with the best F1; of several, the highest."""
-        return float(self.thresholds[np.argmax(2 * self.true_positives / (self.detections + self.positives))])
-
-    def lowest_threshold(self, precision: float) -> float:
-        """Returns the lowest threshold with at least this precision; infinity if there is none."""
-        reached = np.flatnonzero(self.true_positives >= precision * self.detections)
-        return float(self.thresholds[reached[-1]]) if len(reached) else math.inf
 
 
 def best_macro_f1_threshold(scores: np.ndarray, labels: np.ndarray) -> float:

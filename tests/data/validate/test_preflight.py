@@ -78,6 +78,13 @@ def test_damaged_clips_are_listed_beside_the_unreadable_ones(data):
     assert "of the 2.50 s that its header states: download" in defect.reason
 
 
+def test_a_missing_relative_path_is_explained(tmp_path):
+    datafile.write(tmp_path / "a.json", [("a.wav", []), (str(tmp_path / "b.wav"), [])])
+    data = Datafile.read(tmp_path / "a.json", Vocabulary(("a",), ("A",)))
+    explained = ["relative to its own folder" in problem.reason for problem in find(data, 0)]
+    assert explained == [True, False]
+
+
 def test_an_invalid_path_is_missing(tmp_path):
     datafile.write(tmp_path / "a.json", [("nul\0.wav", []), ("a" * 5000, [])])
     data = Datafile.read(tmp_path / "a.json", Vocabulary(("a",), ("A",)))

@@ -14,9 +14,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import f1_score, precision_recall_curve
 
+from psla_jax.evaluation.operating_points import OperatingPoints
 from psla_jax.tagging.calibration.fit import (
     FitOptions,
-    OperatingPoints,
     best_macro_f1_threshold,
     crossfit,
     fit,

@@ -1,0 +1,43 @@
+"""Notes on runs that are too short for their warm-up or for the running batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flax import nnx
+
+from psla_jax.config import RunConfig
+from psla_jax.models.layers import BatchNorm
+from psla_jax.pretraining.initialize import IMAGENET
+
+MAX_INITIAL_SHARE = 0.1
+"""Share of the initial values in the running batch statistics above which scores of an epoch are noted as too low."""
+
+
+def notes(config: RunConfig, model: nnx.Module, steps_per_epoch: int) -> Iterator[str]:
+    """Yields a sentence for each setting that needs more steps than the run has."""
+    steps = config.optimizer.epochs * steps_per_epoch
+    warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
+    if warmup > steps:
+        yield (
+            f"the warm-up of {warmup:,} steps is longer than the run of {steps:,} steps: the learning rate only "
+            f"reaches {rate * steps / warmup:.2g} of {rate:.2g}; use --optimizer.warmup-steps {max(steps // 10, 1)}, "
+            "for example"
+        )
+    share = max((norm.momentum**steps for norm in _norms(model)), default=0.0)
+    from_audio = config.pretraining.source not in ("", IMAGENET)
+    if share > MAX_INITIAL_SHARE and not (from_audio or config.pretraining.freeze):
+        remedy = "the weight average with re-estimated statistics is not affected"
+        if not config.aggregation.reestimate:
+            remedy = "use --aggregation.reestimate True for the weight average"
+        yield (
+            f"after the {steps:,} steps of the run, {share:.0%} of the running batch statistics are still their "
+            "initial values, so scores of single epochs and of their ensemble may be wrong: train for more steps; "
+            f"{remedy}"
+        )
+
+
+def _norms(model: nnx.Module) -> Iterator[BatchNorm | nnx.BatchNorm]:
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm | nnx.BatchNorm):
+            yield module
