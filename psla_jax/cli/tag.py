@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FOLDER_SUFFIXES = {"audacity": ".txt", "embeddings": ".npz", "plot": ".png"}
 """Suffixes of the files that the options for output folders write for each recording."""
+MAX_NOTED = 20
+"""Number of recordings whose notes are printed; the others are counted."""
 DEFAULT_THRESHOLD = 0.2
 """Default score threshold for uncalibrated models."""
 
@@ -189,6 +191,7 @@ class _TagCommand:
         self.files = [path for path in self.paths.values() if path != "-"]
         columns = formats.COLUMNS if calibration is None else formats.COLUMNS + formats.CALIBRATED_COLUMNS
         self.csv_header = ",".join(columns) + "\n"
+        self.num_noted = 0
         self.share = Share(*launcher.share(options.distributed))
         self.screen = Console(highlight=False)
         self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -212,6 +215,8 @@ class _TagCommand:
             parts = ", ".join(map(self.share.part_path, self.files))
             commands = "; ".join(map(self.share.cat_command, self.files))
             self._print_error(f"wrote {parts}; after all {self.share.count} processes have finished: {commands}")
+        if self.num_noted > MAX_NOTED:
+            self._print_error(f"{self.num_noted - MAX_NOTED} more recordings have notes, which --json lists")
         if writer.failed:
             self._print_error(f"{len(writer.failed)} of {len(recordings)} recordings could not be tagged")
         return 1 if writer.failed else 0
@@ -266,6 +271,7 @@ class _TagCommand:
             texts = {path: line for name, path in self.paths.items() if name == "json"}
         else:
             tags = outcome.result()
+            self._print_notes(tags)
             self._write_own_files(recording, outcome, tags)
             texts = {path: self.formatters[name](tags, self.output_options) for name, path in self.paths.items()}
             if not texts and not self._own_files(recording):
@@ -274,6 +280,13 @@ class _TagCommand:
         writer.append(recording.path, texts, failed=isinstance(outcome, Failure))
         sys.stdout.write(to_stdout)
         sys.stdout.flush()
+
+    def _print_notes(self, tags: Tags) -> None:
+        """Prints the notes on a recording for outputs without them, unless many recordings have notes."""
+        if tags.notes and self.paths and "json" not in self.paths:
+            self.num_noted += 1
+            for note in tags.notes if self.num_noted <= MAX_NOTED else ():
+                self._print_error(note)
 
     def _own_files(self, recording: Recording) -> dict[str, Path]:
         """Returns the output files of a single recording, by option."""

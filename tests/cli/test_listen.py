@@ -140,6 +140,12 @@ def test_nothing_and_silence(home, piped, capsys):
     piped(bytes(40_000))
     assert run(home, "listen", "-", "--format", "f32le", "--rate", "16000") == 0
     assert "standard input is silent" in capsys.readouterr().err
+    wave = (8000 * np.sin(np.arange(20_000))).astype("<i2")
+    piped(np.stack([wave, -wave], axis=1).tobytes())
+    assert run(home, "listen", "-", "--format", "s16le", "--rate", "16000", "--channels", "2") == 0
+    printed = capsys.readouterr().err
+    assert "standard input has channels that cancel each other" in printed
+    assert "is silent" not in printed
 
 
 MISTAKES = {

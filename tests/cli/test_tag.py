@@ -41,6 +41,31 @@ def tag(home, *arguments: str) -> int:
     return main.main(["tag", *map(str, arguments), "--model", str(home / "model"), "--threshold", "0.1"])
 
 
+def test_every_file_of_a_folder_gives_a_result_or_a_line(home, tmp_path, capsys):
+    """A sample of 1e30 ends nothing, a cut file has a note, other files are counted, and linked folders followed."""
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, 30_000)
+    soundfile.write(folder / "a.wav", np.where(np.arange(30_000) == 1600, 1e30, noise), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "b.flac", noise, 16_000)
+    (folder / "b.flac").write_bytes((folder / "b.flac").read_bytes()[:30_000])
+    soundfile.write(elsewhere / "c.wav", noise, 16_000)
+    (folder / "link").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "notes.txt").touch()
+    assert tag(home, folder, "--csv", tmp_path / "t.csv") == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == f"{folder} also contains 1 files that are not audio by their names: 1 .txt"
+    assert errors[1].startswith(f"psla: {folder / 'a.wav'} holds samples that are not finite or too large")
+    assert "the first 1e+30 at 0.100 s" in errors[1]
+    assert errors[2].startswith(f"{folder / 'b.flac'} holds ")
+    assert "s of the 1.88 s that its header states" in errors[2]
+    assert errors[3:] == ["1 of 3 recordings could not be tagged"]
+    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    assert {row["clip"] for row in rows} == {str(folder / "b.flac"), str(folder / "link" / "c.wav")}
+
+
 def test_a_folder_is_written_in_every_format_and_its_unreadable_file_is_one_line(home, tmp_path, capsys):
     out = tmp_path
     outputs = ["--json", out / "t.json", "--csv", out / "t.csv", "--rttm", out / "t.rttm", "--audacity", out / "labels"]

@@ -274,6 +274,17 @@ def test_unreadable_clips_stop_the_command_or_are_skipped(home):
     assert (again.reused, again.left_out) == (4, result.left_out)
 
 
+def test_damaged_clips_are_packed_and_reported_also_after_an_interruption(home):
+    soundfile.write(home / "clip 4.flac", np.random.default_rng(0).normal(0, 0.1, 40_000), 16_000)
+    with open(home / "clip 4.flac", "r+b") as file:
+        file.truncate(40_000)
+    for result in (packed(home, clips_per_shard=3), packed(home, clips_per_shard=3)):
+        (line,) = [line for line in result.report().splitlines() if line.startswith("damaged: ")]
+        assert line.startswith(f"damaged: {home / 'clip 4.flac'} holds ")
+        assert "s of the 2.50 s that its header states" in line
+    assert (result.reused, result.clips) == (4, CLIPS)
+
+
 def test_a_data_set_without_readable_clips(home):
     for clip in range(CLIPS):
         (home / f"clip {clip}.{'flac' if clip % 3 else 'wav'}").write_text("not audio")

@@ -28,8 +28,27 @@ def test_recordings_of_the_same_name_get_unique_output_names(tmp_path):
     assert all(name.endswith("a.wav") and not name.startswith("/") for name in names)
 
 
+def test_links_are_followed_once_and_other_files_are_counted(tmp_path):
+    (tmp_path / "in" / "z").mkdir(parents=True)
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    for name in ("in/z/a.wav", "in/one.txt", "in/z/two.txt", "in/README", "in/.hidden", "far/b.m4a", "far/deep/c.mp3"):
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "a link").symlink_to(tmp_path / "in" / "z", target_is_directory=True)
+    (tmp_path / "in" / "z" / "far").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "far" / "deep" / "back").symlink_to(tmp_path / "in", target_is_directory=True)
+    notes: list[str] = []
+    recordings = find_audio([str(tmp_path / "in")], notes.append)
+    assert [r.output_name for r in recordings] == ["z/a.wav", "z/far/b.m4a", "z/far/deep/c.mp3"]
+    assert notes == [
+        f"{tmp_path / 'in'} also contains 3 files that are not audio by their names: 2 .txt, 1 without an extension"
+    ]
+
+
 def test_missing_audio_is_an_error(tmp_path):
     with pytest.raises(FolderError, match="contains no audio"):
+        find_audio([str(tmp_path)])
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(FolderError, match=r"contains no audio \(other files: 1 \.txt\): name a folder"):
         find_audio([str(tmp_path)])
     with pytest.raises(FolderError, match="nothing to tag"):
         find_audio([])

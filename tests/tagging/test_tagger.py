@@ -440,3 +440,34 @@ def test_segments_score_as_their_sound_alone_in_tagging_evaluation_and_calibrati
     assert evaluated[-1].clips.tolist() == [data.clip_id(i) for i in range(3)]
     np.testing.assert_allclose(evaluated[-1].scores, expected, atol=2e-6)
     np.testing.assert_array_equal(evaluated[-1].labels, np.eye(4, dtype=np.float32)[:3])
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_channels_that_cancel_each_other_and_wrong_scales_are_noted(saved, sound, tmp_path, from_file):
+    antiphase = np.stack([sound, -sound], axis=1)
+    audio = (tmp_path / "a.wav",) if from_file else (antiphase, 16_000)
+    if from_file:
+        soundfile.write(audio[0], antiphase, 16_000, subtype="FLOAT")
+    (note,) = psla_jax.load(saved("attention")).tag(*audio).notes
+    assert note.endswith("channels that cancel each other, so that their mean is nearly silent: use the first one "
+                         "(--channel first).")  # fmt: skip
+    first = psla_jax.load(saved("attention"), channel="first").tag(*audio)
+    assert first.notes == ()
+    np.testing.assert_allclose(first.scores, psla_jax.load(saved("attention")).tag(sound, 16_000).scores, atol=1e-5)
+    soundfile.write(tmp_path / "b.wav", 32768 * sound, 16_000, subtype="FLOAT")
+    assert (
+        "times full scale, for which its scores are wrong"
+        in psla_jax.load(saved("attention")).tag(tmp_path / "b.wav").notes[0]
+    )
+
+
+def test_a_recording_that_was_cut_off_is_noted(saved, sound, tmp_path):
+    for name in ("a.wav", "a.flac"):
+        path = tmp_path / name
+        soundfile.write(path, np.tile(sound, 3), 16_000)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        tags = psla_jax.load(saved("attention")).tag(path)
+        total = 3 * len(sound) / 16_000
+        expected = f"{path} holds {tags.duration:.2f} s of the {total:.2f} s that its header states: download"
+        assert tags.notes[0].startswith(expected)
+        assert tags.duration < 0.75 * total

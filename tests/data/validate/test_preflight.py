@@ -67,6 +67,17 @@ def test_a_readable_data_set_has_no_problem(tmp_path):
     assert find(data, 100) == []
 
 
+def test_damaged_clips_are_listed_beside_the_unreadable_ones(data):
+    soundfile.write(data.wav(4), np.random.default_rng(0).normal(0, 0.1, 40_000), 16000, format="FLAC")
+    with open(data.wav(4), "r+b") as file:
+        file.truncate(40_000)
+    damaged: list[ClipProblem] = []
+    assert [problem.index for problem in find(data, 20, damaged=damaged)] == list(BAD)
+    (defect,) = damaged
+    assert (defect.index, defect.path) == (4, data.wav(4))
+    assert "of the 2.50 s that its header states: download" in defect.reason
+
+
 def test_a_missing_relative_path_is_explained(tmp_path):
     datafile.write(tmp_path / "a.json", [("a.wav", []), (str(tmp_path / "b.wav"), [])])
     data = Datafile.read(tmp_path / "a.json", Vocabulary(("a",), ("A",)))
