@@ -24,6 +24,7 @@ from rich.progress import track
 from psla_jax.audio import shards
 from psla_jax.config import Channel
 from psla_jax.runtime.files import atomic_path
+from psla_jax.runtime.streams import is_stream
 from psla_jax.runtime.threads import in_order
 
 StrPath = str | os.PathLike[str]
@@ -165,6 +166,8 @@ def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[soun
     encode = os.fspath if sys.platform == "win32" else os.fsencode
     try:
         record = _record(path) if record is None else record
+        if record is None and is_stream(path):  # Opening a pipe would wait for a program that writes to it.
+            raise AudioError(path, "is a pipe or a device: save the sound to a file, or pipe it into psla tag.")
         with soundfile.SoundFile(encode(path) if record is None else io.BytesIO(record)) as file:
             if file.samplerate < MIN_SAMPLE_RATE:
                 raise AudioError(path, f"has an invalid sample rate of {file.samplerate} Hz: repair its header.")

@@ -7,13 +7,12 @@ same command resumes.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from psla_jax.runtime import process
-from psla_jax.runtime.terminal import printable
+from psla_jax.runtime import process, streams
+from psla_jax.runtime.terminal import accept_any_text, printable
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: command-line arguments after ``psla``; None takes those of the process.
     """
+    accept_any_text()
     name, *options = list(sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("", "-h", "--help"):
         print(usage())
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"psla: {message}", file=sys.stderr)
         return getattr(error, "code", 130)
     except BrokenPipeError:  # The reader of the output, such as head, has closed the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard_standard_output()
         return 0
     except OSError as error:  # For example a full disk or a read-only directory.
         message = printable(f"{error.strerror or error}: {error.filename or 'the disk'}")

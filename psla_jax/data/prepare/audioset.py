@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from psla_jax.data.prepare.walk import Listing, check_overwrite, printable_path,
 from psla_jax.runtime.cache import cache_directory
 from psla_jax.runtime.download import fetch
 from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.streams import regular_file
 from psla_jax.vocabulary.ontology import Ontology
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -226,15 +228,16 @@ def _read_ontology(path: str, vocabulary: Vocabulary) -> str:
     """Returns the text of an ontology that contains all classes of the vocabulary; ``audioset`` is downloaded once."""
     if path == OFFICIAL and not os.path.exists(path):
         path = str(fetch(ONTOLOGY_URL, cache_directory() / "audioset" / "ontology.json", check=Ontology.read))
-    ontology = Ontology.read(path)
+    with regular_file(path) as name:
+        ontology = Ontology.read(name)
+        text = Path(name).read_text(encoding="utf-8-sig")
     missing = [mid for mid in vocabulary.mids if mid not in ontology]
     if missing:
         raise AudioSetError(
             f"the ontology {path} lacks {len(missing)} of the {len(vocabulary)} classes, such as {missing[0]}: use the "
             "one that the class list belongs to."
         )
-    with open(path, encoding="utf-8-sig") as file:
-        return file.read()
+    return text
 
 
 def _write(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from psla_jax.data.prepare.collection import PARTS, Clip, Collection, CollectionError, ExcludedClip
 from psla_jax.data.prepare.walk import printable_path, walk
+from psla_jax.runtime.streams import regular_file
 
 FILE_COLUMNS = (
     *("filename", "file_name", "file", "filepath", "file_path", "path", "fname", "slice_file_name", "wav", "audio"),
@@ -117,7 +118,7 @@ def _read_rows(path: str, columns: Columns) -> tuple[Columns, list[_Row]]:
 def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
     """Returns the delimiter, and the number and cells of every line that is not blank: the header and at least one."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with regular_file(path) as name, open(name, encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except OSError as error:
         raise CollectionError(f"the table {path} cannot be read ({error.strerror}): check the path.") from error
