@@ -182,7 +182,8 @@ class OptimizerConfig:
     accumulate: int = 1
     """Microbatches per step: less memory, same gradient; batch statistics are those of each microbatch."""
     compute: Compute = "float32"
-    """Data type of the backbone's arithmetic; parameters, statistics, frontend and head stay in float32."""
+    """Data type of the backbone's arithmetic in training steps; parameters, statistics, frontend and head stay in
+    float32, and all scores are computed in float32."""
     remat: bool = False
     """Recompute each block in the backward pass: saves memory on accelerators for a third more computation."""
     nonfinite: Literal["stop", "skip"] = "stop"

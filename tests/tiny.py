@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from sounds import VOCABULARY
 
+from psla_jax.config import FrontendConfig, ModelConfig
+from psla_jax.models.factory import from_config
 from psla_jax.models.layers import BatchNorm, Conv, DropConnect
+from psla_jax.models.model_dir import ModelCard, save_model
 from psla_jax.models.pooling import build_pooling
+from psla_jax.models.state import split_model
 
 
 class TinyTagger(nnx.Module):
@@ -48,3 +56,11 @@ class TinyWithBackbone(nnx.Module):
 
 def build(num_classes: int, rngs: nnx.Rngs) -> TinyTagger:
     return TinyTagger(num_classes, rngs)
+
+
+def save(directory: Path, name: str = "efficientnet-tiny", *, seed: int = 0, **card: Any) -> Path:
+    """Writes a model directory with random weights, for clips of 40 frames and the classes of `sounds`."""
+    config = ModelConfig(name)
+    network = from_config(config, len(VOCABULARY), jnp.float32, nnx.Rngs(seed))
+    save_model(directory, ModelCard(config, FrontendConfig(40), VOCABULARY, {}, **card), *split_model(network))
+    return directory

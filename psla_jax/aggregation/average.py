@@ -12,9 +12,10 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.audio.frontend import Frontend
-from psla_jax.evaluation.predict import ShardBatch
+from psla_jax.evaluation.predict import ShardRows
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models import views
+from psla_jax.models.state import split_model
 
 
 class AggregationError(ValueError):
@@ -22,47 +23,57 @@ class AggregationError(ValueError):
 
 
 def average(trees: Iterable[Any]) -> Any:
-    """Returns the mean of trees of arrays, computed in float64 and converted to the types of the leaves.
+    """Returns the mean of trees of arrays: :func:`weighted_average` with equal weights."""
+    return weighted_average((1.0, tree) for tree in trees)
+
+
+def weighted_average(weighted_trees: Iterable[tuple[float, Any]]) -> Any:
+    """Returns the mean of trees of arrays with their weights, computed in float64 and converted back to their types.
 
     The trees are consumed one by one; memory holds one of them and the sum. Raises AggregationError if there is no
-    tree, or two trees differ in structure or shapes.
+    tree with a positive weight, or two trees differ in structure or shapes.
     """
     total: Any = None
-    count = 0
-    for tree in trees:
-        count += 1
+    weights = 0.0
+    for weight, tree in weighted_trees:
         if total is None:
-            total = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+            total = jax.tree.map(lambda x: np.zeros(np.shape(x), np.float64), tree)
             dtypes = jax.tree.map(lambda x: np.asarray(x).dtype, tree)
         elif _layout(tree) != _layout(total):
             raise AggregationError("models of different architectures cannot be averaged: name models of one run.")
-        else:
-            total = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, tree)
-    if total is None:
-        raise AggregationError("there is no model to average: name at least one.")
-    return jax.tree.map(lambda x, dtype: (x / count).astype(dtype), total, dtypes)
+        weights += weight
+        total = jax.tree.map(lambda a, b, w=weight: a + w * np.asarray(b, np.float64), total, tree)
+    if not weights:
+        raise AggregationError("there is nothing to average: name at least one model, or data with readable clips.")
+    return jax.tree.map(lambda x, dtype: (x / weights).astype(dtype), total, dtypes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _batch_stats(graphdef: Any, frontend: Frontend, params: Any, batch_stats: Any, batch: dict[str, jax.Array]) -> Any:
-    """Returns the statistics of a single batch without augmentation."""
+def _batch_stats(
+    graphdef: Any, frontend: Frontend, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, Any]:
+    """Returns the number of clips and the statistics of a single batch without augmentation."""
     model = views.statistics_view(nnx.merge(graphdef, params, batch_stats))
     spectrograms = frontend(batch["waveform"], batch["num_samples"], zero_mean=False)
     views.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=0))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+    return batch["valid"].sum(), split_model(model)[1]
 
 
 def reestimate(
-    model: tuple[Any, Any, Any], frontend: Frontend, batches: Iterable[dict[str, np.ndarray]], shard_batch: ShardBatch
+    model: tuple[Any, Any, Any], frontend: Frontend, batches: Iterable[dict[str, np.ndarray]], shard_rows: ShardRows
 ) -> Any:
     """Re-estimates the batch statistics of averaged weights, which the average of the statistics does not match.
 
     Arguments are those of :func:`psla_jax.evaluation.predict.score`; `batches` is one pass over the training set,
-    without augmentation. Returns the mean of the statistics of the batches.
+    without augmentation. Returns the mean of the statistics of the batches, each weighted by its number of clips.
     """
     graphdef, params, batch_stats = model
-    return average(
-        jax.device_get(_batch_stats(graphdef, frontend, params, batch_stats, shard_batch(batch))) for batch in batches
+    fields = ("waveform", "num_samples", "valid")
+    return weighted_average(
+        jax.device_get(
+            _batch_stats(graphdef, frontend, params, batch_stats, shard_rows({name: batch[name] for name in fields}))
+        )
+        for batch in batches
     )
 
 

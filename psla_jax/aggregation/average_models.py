@@ -72,6 +72,7 @@ def _load_compatible(first: Model, path: str, request: Request) -> nnx.Module:
 def _differences(first: ModelCard, other: ModelCard) -> list[str]:
     """Returns the settings in which two models differ, apart from those that only affect training."""
     differences = [] if first.vocabulary == other.vocabulary else ["their classes"]
+    differences += [] if first.exclusive == other.exclusive else ["whether their classes are exclusive"]
     for section in ("model", "frontend"):
         expected, actual = (dataclasses.asdict(getattr(card, section)) for card in (first, other))
         differences += [
@@ -85,10 +86,10 @@ def _differences(first: ModelCard, other: ModelCard) -> list[str]:
 def _reestimated(model: Model, weights: Sequence, data: Datafile, request: Request, logger: Logger) -> Any:
     """Re-estimates the batch statistics of the averaged weights in one pass over a training set."""
     placement = Placement.over_all_devices()
-    placement.check_batch_size(request.batch_size)
     config = DataConfig(batch_size=request.batch_size, channel=request.channel)
     source = plain_source(data, config, num_samples=model.frontend.num_samples, seed=0)
     placed = jax.device_put(tuple(weights), placement.replicated)
     with logger.progress("re-estimating batch statistics", source.num_batches) as bar:
         graphdef = nnx.graphdef(model.network)
-        return reestimate((graphdef, *placed), model.frontend, bar.track(batches(source)), placement.shard_batch)
+        stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
+        return reestimate((graphdef, *placed), model.frontend, stream, placement.shard_rows)

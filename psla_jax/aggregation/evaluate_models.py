@@ -101,7 +101,7 @@ def _evaluate(request: Request) -> EvaluationResult:
         raise ScoresError(f"{request.save} already exists, and scores are not overwritten: name another file.")
     logger = Logger(silent=not distributed.is_primary())
     placement = Placement.over_all_devices()
-    placement.check_batch_size(DataConfig(batch_size=request.batch_size).batch_size)
+    DataConfig(batch_size=request.batch_size)  # Raises ConfigError for a batch without clips.
     cards = {path: read_card(find_model(Path(path))) for path in request.models}
     vocabulary = cards[request.models[0]].vocabulary
     if request.labels:
@@ -139,7 +139,8 @@ def _compute_scores(
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with logger.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
-        scores = score((graphdef, *weights), model.frontend, stream, placement.shard_batch, data.clip_id)
+        network, shard, exclusive = (graphdef, *weights), placement.shard_rows, model.card.exclusive
+        scores = score(network, model.frontend, stream, shard, data.clip_id, exclusive=exclusive)
     if scores.skipped:
         logger.info(f"{len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
     return replace(scores, scores=scores.scores[:, order])

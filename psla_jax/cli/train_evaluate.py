@@ -99,7 +99,7 @@ class Evaluate:
     trust: bool = False
     """Import the Python code of custom models."""
     keep_scores: bool = True
-    """Cache the scores, and reuse them as long as neither the model nor the data changes."""
+    """Cache the scores, and reuse them as long as neither the model nor the data changes; not for custom models."""
     save: str = ""
     """Write the scores of the clips to this .npz file, for psla enhance; for several models, their mean scores."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)

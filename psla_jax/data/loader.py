@@ -13,7 +13,7 @@ Field           Shape                dtype   Content
 ``labels``      ``(batch, classes)`` float32 1 for the classes of the clip, else 0; a weighted mean of the labels of
                                              both clips, in [0, 1], for a row with mixup.
 ``valid``       ``(batch,)``         float32 1 for a clip; 0 for a row that loss and metrics must ignore: padding of
-                                             the last batch of an epoch, or an unreadable clip.
+                                             the last batch of an epoch or for the devices, or an unreadable clip.
 ``clip``        ``(batch,)``         int64   Index of the (first) clip in the datafile; -1 for padding.
 ``failed``      ``(batch,)``         int64   Index of the clip that could not be read for this row, else -1. It is the
                                              clip itself if ``valid`` is 0, else the mixup partner, and the row is then
@@ -182,7 +182,7 @@ class TrainSource:
 
 @dataclass(frozen=True)
 class RowSubset:
-    """The same rows of every batch of a source, for one of several processes."""
+    """The same rows of every batch of a source, for one of several processes; rows beyond the batch are padding."""
 
     source: TrainSource | EvaluationSource
     rows: range
@@ -191,8 +191,11 @@ class RowSubset:
         return len(self.source) // self.source.batch_size * len(self.rows)
 
     def __getitem__(self, item: int) -> Row:
-        batch, row = divmod(int(item), len(self.rows))
-        return self.source[batch * self.source.batch_size + self.rows[row]]
+        batch, position = divmod(int(item), len(self.rows))
+        row = self.rows[position]
+        if row >= self.source.batch_size:
+            return self.source.reader.invalid_row()
+        return self.source[batch * self.source.batch_size + row]
 
 
 class LoaderError(RuntimeError):
@@ -216,7 +219,8 @@ def batches(
         threads: number of batches read concurrently, per process.
         start: index of the first batch, counted over all epochs; a resumed run starts at its next step.
         stop: index after the last batch; None for all batches.
-        rows: rows to read of every batch; None for all rows.
+        rows: rows to read of every batch (:meth:`psla_jax.runtime.sharding.Placement.rows`), of which those beyond the
+            batch size are padding; None for all rows of the batch.
 
     Raises:
         LoaderError: a worker process died.

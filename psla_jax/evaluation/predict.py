@@ -13,33 +13,38 @@ from flax import nnx
 
 from psla_jax.audio.frontend import Frontend
 from psla_jax.evaluation.scores import Scores, ScoresError
+from psla_jax.models.exclusive import normalise
 from psla_jax.runtime import distributed
 from psla_jax.runtime.xla_options import inference_options
 
-ShardBatch = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
-"""Transfers a batch to the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_batch`."""
+ShardRows = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+"""Splits arrays over the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_rows`."""
 
 
 @functools.cache
 def scoring_program() -> Callable[..., jax.Array]:
-    """Returns the jitted function ``(graphdef, frontend, params, batch_stats, batch) -> scores (batch, classes)``."""
-    return jax.jit(_score_batch, static_argnums=(0, 1), compiler_options=inference_options())
+    """Returns the jitted function of :func:`_score_batch`."""
+    return jax.jit(_score_batch, static_argnums=(0, 1, 2), compiler_options=inference_options())
 
 
 def _score_batch(
-    graphdef: Any, frontend: Frontend, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
+    graphdef: Any, frontend: Frontend, exclusive: bool, params: Any, batch_stats: Any, batch: dict[str, jax.Array]
 ) -> jax.Array:
+    """Returns float32 scores `(batch, classes)`; those of exclusive classes add up to 1."""
     model = nnx.merge(graphdef, params, batch_stats)
     spectrograms = frontend(batch["waveform"], batch["num_samples"], zero_mean=False)
-    return model(spectrograms).astype(jnp.float32)
+    scores = model(spectrograms).astype(jnp.float32)
+    return normalise(scores) if exclusive else scores
 
 
 def score(
     model: tuple[Any, Any, Any],
     frontend: Frontend,
     batches: Iterable[dict[str, np.ndarray]],
-    shard_batch: ShardBatch,
+    shard_rows: ShardRows,
     clip_id: Callable[[int], str],
+    *,
+    exclusive: bool = False,
 ) -> Scores:
     """Scores every clip of `batches` once; rows without a clip are dropped. Raises ScoresError if there is no batch.
 
@@ -47,15 +52,19 @@ def score(
         model: graphdef, parameters and batch statistics, in evaluation view.
         frontend: converts waveforms to spectrograms.
         batches: batches of equal size from the data loader, with zero-mean waveforms.
-        shard_batch: transfers a batch to the devices.
+        shard_rows: transfers the rows of a batch to the devices.
         clip_id: maps the index of a clip to its id, see ``Datafile.clip_id``.
+        exclusive: normalise the scores over the classes, as cross-entropy does.
     """
     graphdef, params, batch_stats = model
     pending: list[dict[str, Any]] = []
     fetched: list[dict[str, np.ndarray]] = []
     for batch in batches:
-        scores = scoring_program()(graphdef, frontend, params, batch_stats, shard_batch(batch))
-        pending.append({"scores": scores, **{name: batch[name] for name in ("clip", "labels", "valid")}})
+        sound = shard_rows({name: batch[name] for name in ("waveform", "num_samples")})
+        scores = scoring_program()(graphdef, frontend, exclusive, params, batch_stats, sound)
+        # Sharded like the scores, so that the rows are those of the scores in any order of the devices.
+        clips = shard_rows({"clip": batch["clip"].astype(np.int32), "labels": batch["labels"], "valid": batch["valid"]})
+        pending.append({"scores": scores, **clips})
         # One batch stays in flight, so that the device computes while the next one is read.
         if len(pending) > 1:
             fetched.append(_fetch(pending.pop(0)))
@@ -73,5 +82,5 @@ def score(
 
 
 def _fetch(batch: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Transfers a batch to the host, with the rows of all processes in order."""
+    """Transfers a batch to the host, with the rows of all processes in the order of the batch."""
     return {name: np.asarray(field) for name, field in distributed.gather(batch).items()}

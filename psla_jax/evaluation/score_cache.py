@@ -7,16 +7,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
-from psla_jax import __version__
 from psla_jax.audio import shards
 from psla_jax.data.datafile import Datafile
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.model_dir import fingerprint, read_card
-from psla_jax.runtime import distributed
+from psla_jax.runtime import distributed, exported
 from psla_jax.runtime.cache import cache_directory
 from psla_jax.vocabulary.vocabulary import Vocabulary
+
+DECODERS = ("numpy", "soundfile", "soxr")
+"""Distributions that decode and resample audio."""
 
 
 def cached(
@@ -29,9 +32,14 @@ def cached(
 ) -> Scores:
     """Returns the cached scores of a model directory, after calling `on_hit`, or computes and caches them.
 
-    They depend on the model, the clips in `data`, the order of the classes in `vocabulary`, and `settings`.
+    They depend on the model, the clips in `data`, the order of the classes in `vocabulary`, `settings`, and everything
+    in :func:`psla_jax.runtime.exported.environment`. The scores of custom models are not cached, because their code may
+    change.
     """
-    path = cache_directory() / "scores" / f"{_key(model, vocabulary, data, settings)}.npz"
+    card = read_card(model)
+    if ":" in card.model.name:
+        return compute()
+    path = cache_directory() / "scores" / f"{_key(fingerprint(model, card), vocabulary, data, settings)}.npz"
     scores = None
     with contextlib.suppress(ScoresError):  # A damaged file is replaced.
         scores = Scores.load(path)
@@ -44,9 +52,10 @@ def cached(
     return scores
 
 
-def _key(model: Path, vocabulary: Vocabulary, data: Datafile, settings: Sequence[str]) -> str:
+def _key(model: str, vocabulary: Vocabulary, data: Datafile, settings: Sequence[str]) -> str:
     """Returns a hash of everything that affects the scores, including size and modification time of every clip."""
-    inputs = [__version__, fingerprint(model, read_card(model)), vocabulary.to_json(), data.sha256, *settings]
+    decoders = [(name, metadata.version(name)) for name in DECODERS]
+    inputs = [repr(exported.environment()), decoders, model, vocabulary.to_json(), data.sha256, *settings]
     digest = hashlib.sha256(json.dumps(inputs).encode())
     for clip in range(len(data)):
         path = data.wav(clip)

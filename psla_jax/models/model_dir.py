@@ -58,6 +58,8 @@ class ModelCard:
         notes: origin: run, epochs, data and metrics; or file and SHA-256.
         licence: licence of the weights, where it is known.
         golden: its scores of the test signal when it was saved (:mod:`psla_jax.models.self_test`); may be empty.
+        exclusive: whether every clip has exactly one class; its scores are then normalised over the classes
+            (:mod:`psla_jax.models.exclusive`).
     """
 
     model: ModelConfig
@@ -66,6 +68,7 @@ class ModelCard:
     notes: Mapping[str, Any]
     licence: str = ""
     golden: Mapping[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
 
     def to_json(self) -> str:
         """Returns the content of ``model.json``."""
@@ -77,6 +80,7 @@ class ModelCard:
             "notes": dict(self.notes),
             "licence": self.licence,
             "golden": dict(self.golden),
+            "exclusive": self.exclusive,
         }
         return json.dumps(sections, indent=1, ensure_ascii=False) + "\n"
 
@@ -88,7 +92,11 @@ class ModelCard:
             raise ValueError(f"its format is {values['format']}, this version reads {FORMAT}")
         vocabulary = Vocabulary.from_json(values["vocabulary"])
         model, frontend = ModelConfig(**values["model"]), FrontendConfig(**values["frontend"])
-        return cls(model, frontend, vocabulary, values["notes"], values["licence"], values["golden"])
+        notes = values["notes"]
+        # Models of earlier versions lack the field, but have the config of their run.
+        by_loss = notes.get("config", {}).get("optimizer.loss") == "ce"
+        exclusive = values.get("exclusive", by_loss)
+        return cls(model, frontend, vocabulary, notes, values["licence"], values["golden"], exclusive)
 
 
 @dataclass(frozen=True)
@@ -303,7 +311,9 @@ def fingerprint(directory: Path, card: ModelCard) -> str:
     Two finished models with the same weights have the same fingerprint, because safetensors files are deterministic.
     Raises CheckpointError if the weights are missing.
     """
-    settings = [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
+    settings: list[Any] = [dataclasses.asdict(card.model), dataclasses.asdict(card.frontend), card.vocabulary.mids]
+    if card.exclusive:  # Not added otherwise, so that earlier fingerprints remain valid.
+        settings.append("exclusive")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     files = [directory / SAFETENSORS]
     if not files[0].is_file():

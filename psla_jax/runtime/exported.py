@@ -53,15 +53,19 @@ def compile_cached(
         on_trace()
         return bytes(export.export(jax.jit(flat))(*abstract).serialize())
 
-    artifact = cached("exported", repr((_environment(), abstract, key)), make_artifact)
+    artifact = cached("exported", repr((environment(), abstract, key)), make_artifact)
     program = jax.jit(export.deserialize(bytearray(artifact)).call, donate_argnums=tuple(donated), **options)
     compiled = program.lower(*leaves).compile()
     outputs = jax.tree.structure(result)
     return lambda *given: jax.tree.unflatten(outputs, compiled(*jax.tree.leaves(given)))
 
 
-def _environment() -> tuple[Any, ...]:
-    """Returns what determines a traced program besides the function: source, libraries, JAX's settings, devices."""
+def environment() -> tuple[Any, ...]:
+    """Returns what determines the results of this package besides its arguments.
+
+    They are its source, the versions of libraries, JAX's settings, and the devices.
+    """
     versions = source_digest(), jax.__version__, flax.__version__, optax.__version__
     settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # type: ignore[attr-defined]
-    return versions, settings, jax.default_backend(), jax.device_count(), os.cpu_count()
+    device = jax.devices()[0]
+    return versions, settings, device.platform, device.device_kind, jax.device_count(), os.cpu_count()

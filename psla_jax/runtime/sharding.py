@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from psla_jax.config import ConfigError
 from psla_jax.runtime import distributed
 
 CONTROL = "control"
@@ -51,32 +51,29 @@ class Placement:
 
     def shard_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts the device fields of a batch on the devices. With several processes, each one passes its own rows."""
-        fields = {k: batch[k] for k in DEVICE_FIELDS if k in batch}
+        return self.shard_rows({k: batch[k] for k in DEVICE_FIELDS if k in batch})
+
+    def shard_rows(self, arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Splits arrays along their first axis. With several processes, each one passes the rows of :meth:`rows`."""
         if distributed.process_count() == 1:
-            return jax.device_put(fields, self.split)
-        return {k: jax.make_array_from_process_local_data(self.split, v) for k, v in fields.items()}
+            return jax.device_put(arrays, self.split)
+        return {k: jax.make_array_from_process_local_data(self.split, v) for k, v in arrays.items()}
 
     def replicate(self, tree: Any) -> Any:
         """Puts a copy of arrays that every process has on every device."""
         return jax.device_put(tree, self.replicated)
 
-    def rows(self, batch_size: int) -> range:
-        """Returns the rows of a batch that belong to this process."""
-        slices = self.split.addressable_devices_indices_map((batch_size,)).values()
-        rows = sorted(row for index in slices if index is not None for row in range(batch_size)[index[0]])
+    def rows(self, batch_size: int, accumulate: int = 1) -> range:
+        """Returns the rows of a batch that belong to this process.
+
+        A batch that does not divide into `accumulate` equal microbatches for every device is padded: the rows from
+        `batch_size` on are invalid (:func:`psla_jax.data.loader.batches`) and change no result.
+        """
+        padded = math.ceil(batch_size / (self.mesh.size * accumulate)) * self.mesh.size * accumulate
+        slices = self.split.addressable_devices_indices_map((padded,)).values()
+        rows = sorted(row for index in slices if index is not None for row in range(padded)[index[0]])
         assert rows == list(range(rows[0], rows[-1] + 1)), "the devices of a process are adjacent in the mesh"
         return range(rows[0], rows[-1] + 1)
-
-    def check_batch_size(self, batch_size: int, accumulate: int = 1) -> None:
-        """Raises ConfigError if the number of devices does not divide a (micro)batch."""
-        devices = self.mesh.size
-        if batch_size // accumulate % devices:
-            suggestion = max(batch_size // (devices * accumulate), 1) * devices * accumulate
-            micro = f" in {accumulate} microbatches (optimizer.accumulate)" if accumulate > 1 else ""
-            raise ConfigError(
-                f"data.batch_size is {batch_size}{micro}, which {devices} devices do not divide: use {suggestion}, for "
-                "example."
-            )
 
 
 def abstract_arrays(tree: Any, sharding: NamedSharding | None = None) -> Any:

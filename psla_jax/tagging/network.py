@@ -15,6 +15,7 @@ from flax import nnx
 
 from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.models.cpu_kernels import per_clip_is_faster
+from psla_jax.models.exclusive import normalise
 from psla_jax.models.model_dir import Model
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_frames
 from psla_jax.models.psla import PSLAModel
@@ -41,21 +42,33 @@ class ModelOutput(NamedTuple):
 
 
 def _analyse(
-    graphdef: Any, frontend: Frontend, masked: bool, weights: Any, waveforms: jax.Array, lengths: jax.Array
+    graphdef: Any,
+    frontend: Frontend,
+    masked: bool,
+    exclusive: bool,
+    weights: Any,
+    waveforms: jax.Array,
+    lengths: jax.Array,
 ) -> ModelOutput:
-    """Computes all outputs of a model from waveforms that are zero-mean and zero-padded to the window."""
+    """Computes all outputs of a model from waveforms that are zero-mean and zero-padded to the window.
+
+    If its classes are exclusive, the scores of the window, and those of every output frame before they are gated, are
+    normalised over the classes.
+    """
+    distribution = normalise if exclusive else (lambda scores: scores)
     network = nnx.merge(graphdef, *weights)
     spectrograms = frontend(waveforms, lengths, zero_mean=False)
     if not isinstance(network, PSLAModel):
-        return ModelOutput(network(spectrograms).astype(jnp.float32))
+        return ModelOutput(distribution(network(spectrograms).astype(jnp.float32)))
     features = network.backbone(spectrograms)
     sound_mask = _sound_mask(lengths, features.shape[1])
     mask = sound_mask if masked else None
-    scores = network.head(features, mask)
+    scores = distribution(network.head(features, mask))
     if isinstance(network.head, LinearPooling):
         return ModelOutput(scores, features=features)
     frames, attention = network.head.frame_outputs(features, mask)
-    return ModelOutput(scores, _gate_by_attention(frames, attention, sound_mask), attention, features)
+    gated = _gate_by_attention(distribution(frames), attention, sound_mask)
+    return ModelOutput(scores, gated, attention, features)
 
 
 def _gate_by_attention(scores: jax.Array, attention: jax.Array, mask: jax.Array) -> jax.Array:
@@ -154,11 +167,12 @@ class CompiledModel:
         Tracing and lowering a large network takes seconds; a cached ``jax.export`` artifact needs neither. JAX's own
         cache then has the compiled program. Custom models are always traced, since their code may change.
         """
-        function = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
-        card, arguments, compiler_options = self.model.card, self._arguments(size), inference_options()
+        card, masked = self.model.card, self.policy == "mask"
+        function = functools.partial(_analyse, self._parts[0], self.frontend, masked, card.exclusive)
+        arguments, compiler_options = self._arguments(size), inference_options()
         if self.cache_programs and exported.enabled() and ":" not in card.model.name:
             announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
-            key = "tag", card.model, card.frontend, self.policy
+            key = "tag", card.model, card.frontend, self.policy, card.exclusive
             compiled = exported.compile_cached(
                 function, arguments, self._filled, key, on_trace=announce, compiler_options=compiler_options
             )

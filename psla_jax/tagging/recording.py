@@ -65,14 +65,21 @@ class RecordingAccumulator:
         events_from: str,
         rate: float,
         calibration: Calibration | None = None,
+        exclusive: bool = False,
     ) -> None:
+        """Creates an empty accumulator, see :meth:`psla_jax.tagging.tagger.Tagger.accumulator`.
+
+        The score of a recording is the largest one of its windows; with `exclusive` classes it is their mean, so that
+        the scores of a recording are a distribution as well.
+        """
         self.clip, self.rate, self._calibration = clip, rate, calibration
         self.samples, self.peak = 0, 0.0
         self._ended = self._finished = False
         self._expected, self._added = [0] * len(window_frames), [0] * len(window_frames)
         self._vocabulary, self.frame_outputs, self._selected = vocabulary, frame_outputs, selected
         self._window_frames, self._events_from = window_frames, events_from
-        self._max_scores = [np.full(len(vocabulary), -np.inf, np.float32) for _ in window_frames]
+        self._exclusive = exclusive
+        self._scores = [np.full(len(vocabulary), 0.0 if exclusive else -np.inf, np.float32) for _ in window_frames]
         self._averages, self._mean = [OverlapAverage() for _ in window_frames], EnsembleMean(len(window_frames))
         threshold = np.broadcast_to(np.asarray(rules.threshold, np.float32), len(vocabulary))[selected]
         self._finder = EventFinder(replace(rules, threshold=threshold), len(selected))
@@ -141,7 +148,8 @@ class RecordingAccumulator:
         scores, `attention` ``(frames, classes)``, from all models or from none, and `features` ``(frames, channels)``.
         """
         self._added[index] += 1
-        self._max_scores[index] = np.maximum(self._max_scores[index], scores)
+        combine = np.add if self._exclusive else np.maximum
+        self._scores[index] = combine(self._scores[index], scores)
         size = self._window_frames[index]
         count = min(window.num_frames, size)
         if self._events_from == "windows" or frames is None:
@@ -180,8 +188,12 @@ class RecordingAccumulator:
         """Returns scores and events."""
         self._finish()
         events = tuple(self.event(span) for span in sorted(self._spans))
+        counts = self._added if self._exclusive else [1] * len(self._added)
+        scores = np.mean(
+            [total / max(count, 1) for total, count in zip(self._scores, counts)], axis=0, dtype=np.float32
+        )
         return Tags(
-            self.clip, self.duration, np.mean(self._max_scores, axis=0), events, self._vocabulary, self._selected,
+            self.clip, self.duration, scores, events, self._vocabulary, self._selected,
             max(self._expected) > 1, self._events_from, quality_notes(self.clip, self.peak, self.rate),
             self._calibration,
         )  # fmt: skip

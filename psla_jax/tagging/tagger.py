@@ -183,6 +183,11 @@ class Tagger:
         return max(model.frontend.num_samples for model in self._models) / SAMPLE_RATE
 
     @property
+    def exclusive(self) -> bool:
+        """Whether every clip has exactly one class, so that the scores of a recording add up to 1."""
+        return all(compiled.model.card.exclusive for compiled in self._models)
+
+    @property
     def events_from(self) -> str:
         """``head``; ``windows`` if requested, or if a model of the ensemble does not score output frames."""
         by_head = self.options.times == "head" and all(model.has_frames for model in self._models)
@@ -205,7 +210,7 @@ class Tagger:
         selected, window_frames = np.array(indices, np.int64), [model.num_frames for model in self._models]
         return RecordingAccumulator(
             name, self.vocabulary, self.options.rules, frame_outputs, selected, window_frames, self.events_from, rate,
-            self.calibration,
+            self.calibration, self.exclusive,
         )  # fmt: skip
 
     def score_window(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray | None]:

@@ -48,15 +48,25 @@ class RunArtifacts:
     logger: Logger
     stop: StopHandler
 
+    @property
+    def graphdef(self) -> nnx.GraphDef:
+        """Structure of the model that is scored: in float32 whatever ``optimizer.compute`` is, as in all commands."""
+        return float32_graphdef(self.config.model, len(self.data.vocabulary))
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether every clip has exactly one class, so that scores are normalised over the classes."""
+        return self.config.optimizer.loss == "ce"
+
     def save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
         """Writes a model directory. A finished model also has safetensors weights and its scores of the test signal."""
         model, frontend, vocabulary = self.config.model, self.config.frontend, self.data.vocabulary
         origin = {"seed": self.config.seed, "data": self.data.identity(), "config": flatten(self.config)}
         checked = {}
         if finished:
-            network = nnx.merge(float32_graphdef(model, len(vocabulary)), *jax.device_get(weights))
+            network = nnx.merge(self.graphdef, *jax.device_get(weights))
             checked = self_test_record(self_test_scores(network, frontend), vocabulary)
-        card = ModelCard(model, frontend, vocabulary, {**notes, **origin}, golden=checked)
+        card = ModelCard(model, frontend, vocabulary, {**notes, **origin}, golden=checked, exclusive=self.exclusive)
         save_model(self.directory / "models" / name, card, *weights, safetensors=finished)
 
     def has_model(self, name: str) -> bool:
@@ -99,9 +109,10 @@ class RunArtifacts:
         data = self.data.held_out[kind]
         source = evaluation_source(data, self.config.data, num_samples=self.trainer.frontend.num_samples)
         placement = self.trainer.placement
-        model = (self.trainer.graphdef, *placement.replicate(weights))
+        model = (self.graphdef, *placement.replicate(weights))
         with self._stream(source, description) as stream:
-            scores = score(model, self.trainer.frontend, stream, placement.shard_batch, data.clip_id)
+            shard, exclusive = placement.shard_rows, self.exclusive
+            scores = score(model, self.trainer.frontend, stream, shard, data.clip_id, exclusive=exclusive)
         if scores.skipped:
             examples = ", ".join(scores.skipped[:5])
             self.logger.info(f"{kind} set: {len(scores.skipped)} clips cannot be read: {examples}")
@@ -112,9 +123,9 @@ class RunArtifacts:
         frontend, placement, config = self.trainer.frontend, self.trainer.placement, self.config
         source = plain_source(self.data.train, config.data, num_samples=frontend.num_samples, seed=config.seed)
         params, batch_stats = placement.replicate(weights)
-        model = (self.trainer.graphdef, params, batch_stats)
+        model = (self.graphdef, params, batch_stats)
         with self._stream(source, "re-estimating batch statistics") as stream:
-            return params, reestimate(model, frontend, stream, placement.shard_batch)
+            return params, reestimate(model, frontend, stream, placement.shard_rows)
 
     @contextlib.contextmanager
     def _stream(self, source: EvaluationSource | TrainSource, description: str) -> Iterator[Iterator[Batch]]:

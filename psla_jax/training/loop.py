@@ -74,7 +74,6 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
 
 def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     placement = Placement.over_all_devices()
-    placement.check_batch_size(config.data.batch_size, config.optimizer.accumulate)
     directory = Path(config.run_dir)
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
@@ -208,7 +207,7 @@ class Run:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
         settings = {"num_samples": trainer.frontend.num_samples, "epochs": self.epochs, "seed": config.seed}
         source = train_source(data.train, config.data, config.sampling, **settings)
-        own_rows = trainer.placement.rows(config.data.batch_size)
+        own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)
         profile = Profile(self.directory / "profile", config.profile, first_step)
         ensemble = RunningEnsemble()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-7
+from psla_jax.models.exclusive import EPSILON, normalise
 
 
 def binary_cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
@@ -24,8 +24,7 @@ def cross_entropy(scores: jax.Array, labels: jax.Array) -> jax.Array:
 
     With mixup, `labels` is a distribution over two classes. The reference takes its argmax, which drops the second one.
     """
-    scores = jnp.clip(scores, EPSILON, None)
-    return -jnp.sum(labels * jnp.log(scores / jnp.sum(scores, axis=1, keepdims=True)), axis=1)
+    return -jnp.sum(labels * jnp.log(normalise(scores)), axis=1)
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

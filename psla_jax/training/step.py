@@ -174,7 +174,11 @@ class Trainer:
             scores = views.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=drop_key))
             losses = LOSSES[self.config.optimizer.loss](scores, batch["labels"])
             # Padding rows are masked out of the loss.
-            return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)) / total, split_model(model)[1]
+            # Without a clip, as in the last microbatch of a short batch, there are no statistics to learn from.
+            updated = jax.tree.map(
+                lambda new, old: jnp.where(batch["valid"].any(), new, old), split_model(model)[1], batch_stats
+            )
+            return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)) / total, updated
 
         return jax.value_and_grad(loss_of, has_aux=True)(params, batch_stats)
 
@@ -200,10 +204,9 @@ def make_trainer(
     models on a single device. Do not use it where code of this package is replaced at run time.
 
     Raises:
-        ConfigError: the number of devices does not divide the batch, or the model has no blocks to rematerialise.
+        ConfigError: the model has no blocks to rematerialise.
         ModelError: the config treats the backbone separately, and the model has none.
     """
-    placement.check_batch_size(config.data.batch_size, config.optimizer.accumulate)
     if config.optimizer.remat and not isinstance(model, PSLAModel):
         raise ConfigError(
             f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "

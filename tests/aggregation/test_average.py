@@ -50,7 +50,7 @@ def test_average_refuses_different_architectures_and_an_empty_list():
         average([tree(0), {"a": np.zeros((3, 4), np.float32)}])
     with pytest.raises(AggregationError, match="different architectures"):
         average([{"a": np.zeros(3)}, {"a": np.zeros((3, 1))}])
-    with pytest.raises(AggregationError, match="no model to average"):
+    with pytest.raises(AggregationError, match="nothing to average"):
         average([])
 
 
@@ -87,7 +87,7 @@ def test_reestimated_statistics_are_the_means_over_the_batches_and_the_model_is_
     frontend, model = Frontend(40), build(5, nnx.Rngs(0))
     placement = Placement.over(jax.devices()[:1])
     batches = [batch(seed, frontend) for seed in range(3)]
-    stats = reestimate((nnx.graphdef(model), *split_model(model)), frontend, batches, placement.shard_batch)
+    stats = reestimate((nnx.graphdef(model), *split_model(model)), frontend, batches, placement.shard_rows)
     means, variances = [], []
     for fields in batches:
         spectrograms = frontend(fields["waveform"], fields["num_samples"], zero_mean=False)
@@ -97,3 +97,22 @@ def test_reestimated_statistics_are_the_means_over_the_batches_and_the_model_is_
     assert_close(stats["norm"]["mean"], np.mean(means, axis=0), 1e-5)
     assert_close(stats["norm"]["var"], np.mean(variances, axis=0), 1e-5)
     assert float(np.abs(model.norm.mean[...]).max()) == 0.0
+
+
+def test_reestimation_weights_batches_by_their_clips():
+    """A last batch with two clips of eight counts a quarter, and one without any not at all."""
+    frontend, model = Frontend(40), build(5, nnx.Rngs(0))
+    placement = Placement.over(jax.devices()[:1])
+    batches = [batch(seed, frontend) for seed in range(3)]
+    batches[1]["valid"][2:] = 0
+    batches[2]["valid"][:] = 0
+    stats = reestimate((nnx.graphdef(model), *split_model(model)), frontend, batches, placement.shard_rows)
+    means = []
+    for fields in batches:
+        spectrograms = frontend(fields["waveform"], fields["num_samples"], zero_mean=False)
+        features = np.asarray(model.stem(jnp.swapaxes(spectrograms, 1, 2)[..., None]), np.float64)
+        means.append(features.mean((1, 2)))
+    expected = np.concatenate([means[0], means[1][:2]]).mean(axis=0)
+    assert_close(stats["norm"]["mean"], expected, 1e-5)
+    with pytest.raises(AggregationError, match="nothing to average"):
+        reestimate((nnx.graphdef(model), *split_model(model)), frontend, batches[2:], placement.shard_rows)

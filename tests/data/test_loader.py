@@ -332,6 +332,19 @@ def test_the_parts_of_several_processes_are_the_batches_of_one(data, make, count
             np.testing.assert_array_equal(together, batch[name], err_msg=name)
 
 
+def test_rows_beyond_the_batch_are_padding(data):
+    """A batch of 4 for 3 devices has 6 rows, the last two of them invalid."""
+    source = evaluation(data, batch_size=4)
+    whole, padded_batches = list(batches(source)), list(batches(source, rows=range(6)))
+    assert len(padded_batches) == len(whole)
+    for batch, wider in zip(whole, padded_batches):
+        for name in batch:
+            np.testing.assert_array_equal(wider[name][:4], batch[name], err_msg=name)
+        assert not wider["valid"][4:].any()
+        assert not wider["waveform"][4:].any()
+        assert (wider["clip"][4:] == -1).all()
+
+
 def test_a_killed_worker_raises_a_loader_error(data):
     stream = batches(training(data, epochs=300), workers=1)
     next(stream)

@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
-from tiny import build
+from scoring import scored
 
-from psla_jax.audio.frontend import Frontend
-from psla_jax.evaluation.predict import Scores, ScoresError, score
-from psla_jax.models.state import split_model
-from psla_jax.runtime.sharding import Placement
-
-FRONTEND = Frontend(target_length=40)
-
-
-def stream(clips: int, batch: int, missing: tuple[int, ...] = ()):
-    rng = np.random.default_rng(0)
-    waveforms = rng.normal(0, 0.1, (clips, FRONTEND.num_samples)).astype(np.float32)
-    labels = (rng.random((clips, 5)) < 0.4).astype(np.float32)
-    for start in range(0, clips, batch):
-        rows = np.arange(start, start + batch)
-        exists = rows < clips
-        indices = np.minimum(rows, clips - 1)
-        yield {
-            "waveform": waveforms[indices] * exists[:, None],
-            "num_samples": np.where(exists, FRONTEND.num_samples, 0).astype(np.int32),
-            "labels": labels[indices] * exists[:, None],
-            "valid": (exists & ~np.isin(rows, missing)).astype(np.float32),
-            "clip": np.where(exists, rows, -1),
-        }
-
-
-def scored(clips: int, batch: int, devices: int = 1, missing: tuple[int, ...] = ()) -> Scores:
-    model = build(5, nnx.Rngs(0))
-    placement = Placement.over(jax.devices()[:devices])
-    weights = jax.device_put(split_model(model), placement.replicated)
-    batches = stream(clips, batch, missing)
-    return score((nnx.graphdef(model), *weights), FRONTEND, batches, placement.shard_batch, lambda i: f"clip{i}.wav")
+from psla_jax.evaluation.scores import Scores, ScoresError
 
 
 def test_every_clip_is_scored_once_for_any_batch_size_and_number_of_devices():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_equal_models_have_equal_fingerprints_and_others_do_not(network, saved, 
     same, other = (fingerprint(tmp_path / name, card()) for name in ("same", "other"))
     assert same == fingerprint(saved, card()) != other
     assert fingerprint(saved, card(ModelConfig(name="efficientnet-b0", heads=2))) != same
+
+
+def test_exclusive_classes_are_recorded_and_derived_from_the_loss_of_earlier_versions():
+    exclusive = dataclasses.replace(card(), exclusive=True)
+    assert ModelCard.from_json(exclusive.to_json()) == exclusive
+    assert not ModelCard.from_json(card().to_json()).exclusive
+    for loss in ("ce", "bce"):
+        earlier = json.loads(dataclasses.replace(card(), notes={"config": {"optimizer.loss": loss}}).to_json())
+        del earlier["exclusive"]
+        assert ModelCard.from_json(json.dumps(earlier)).exclusive == (loss == "ce")
 
 
 def test_other_files_are_preserved_when_a_model_is_replaced(network, tmp_path):

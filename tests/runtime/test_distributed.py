@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scoring
 from starting import assert_same, prepare, start, start_together, wait_for
 
 from psla_jax.config import ConfigError, DistributedConfig
@@ -75,6 +77,43 @@ def test_a_process_that_hangs_ends_the_others_within_the_timeout(tmp_path: Path)
     assert "another task died" in output
     assert "psla: connecting process 0 of 2" in output
     assert "within 5 s" in output
+
+
+REVERSED_MESH = """
+import sys
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh
+import scoring
+from psla_jax.config import DistributedConfig
+from psla_jax.runtime import distributed
+from psla_jax.runtime.sharding import Placement
+jax.config.update("jax_num_cpu_devices", 2)
+index = int(sys.argv[2])
+with distributed.session(DistributedConfig(coordinator=f"127.0.0.1:{sys.argv[1]}", processes=2, index=index)):
+    placement = Placement(Mesh(np.array(jax.devices()[::-1]), ("data",), axis_types=(AxisType.Auto,)))
+    scores = scoring.scored(7, 4, placement=placement)
+np.savez(sys.argv[3] + f"/{index}.npz", clips=scores.clips, scores=scores.scores, labels=scores.labels)
+"""
+
+
+def test_scores_belong_to_their_clips_in_any_order_of_the_devices(tmp_path: Path) -> None:
+    """In a mesh with the devices of the last process first, rows and processes have different orders."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    command = [sys.executable, "-c", REVERSED_MESH, str(port)]
+    parts = [subprocess.Popen([*command, str(index), str(tmp_path)], env=environment) for index in range(2)]
+    assert [part.wait(timeout=120) for part in parts] == [0, 0]
+    expected = scoring.scored(7, 4)
+    for index in range(2):
+        with np.load(tmp_path / f"{index}.npz") as scores:
+            assert scores["clips"].tolist() == expected.clips.tolist()
+            np.testing.assert_array_equal(scores["labels"], expected.labels)
+            np.testing.assert_allclose(scores["scores"], expected.scores, atol=1e-6)
 
 
 def test_a_coordinator_without_a_number_of_processes_is_refused() -> None:

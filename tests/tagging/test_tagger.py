@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from psla_jax.models.model_dir import CheckpointError, load_model
 from psla_jax.tagging.events import Rules, find_events
 from psla_jax.tagging.plot.figure import PlotError
 from psla_jax.tagging.recording import FrameOutputs
-from psla_jax.tagging.tagger import Failure, TaggerError
+from psla_jax.tagging.tagger import Failure, Options, Tagger, TaggerError
 from psla_jax.tagging.windows import OUTPUT_FRAME_SAMPLES, Cutter, num_output_frames
 
 SIZE = 400 + 160 * 95
@@ -85,6 +86,23 @@ def test_a_long_recording_is_its_windows_joined(saved, sound):
     assert_close(embeddings.clip, (features / weights).mean(axis=0), 1e-5)
     assert result.long
     assert result.duration == 6.0
+
+
+def test_scores_of_exclusive_classes_are_distributions(saved, sound):
+    """Cross-entropy determines ratios of scores only: every window and output frame is normalised over the classes."""
+    model, exclusive = load_model(saved("attention")), load_model(saved("attention"))
+    exclusive = dataclasses.replace(exclusive, card=dataclasses.replace(exclusive.card, exclusive=True))
+    tagger, plain = (Tagger([("m", m)], Options(overlap=0.4, batch_size=4)) for m in (exclusive, model))
+    cutter = Cutter(SIZE, 2)
+    windows = [*cutter.push(sound), *cutter.finish()]
+    scores = np.stack([direct_outputs(model, sound[w.start * OUTPUT_FRAME_SAMPLES :][:SIZE])[0] for w in windows])
+    expected = (scores / scores.sum(axis=1, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(tagger.tag(sound, 16_000).scores, expected, atol=2e-6)
+    assert plain.tag(sound, 16_000).scores.sum() > 1.1
+    assert plain.timeline(sound, 16_000).scores.sum(axis=1).max() > 1.1
+    assert tagger.timeline(sound, 16_000).scores.astype(np.float32).sum(axis=1).max() <= 1.001
+    both = Tagger([("m", exclusive), ("n", exclusive)], Options(overlap=0.4, batch_size=4))
+    np.testing.assert_allclose(both.tag(sound, 16_000).scores, expected, atol=2e-6)
 
 
 def test_events_are_those_of_the_timeline(saved, sound):

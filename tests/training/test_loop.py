@@ -19,12 +19,13 @@ import sounds
 from flax import nnx
 from tolerance import assert_close, assert_trees_close
 
+import psla_jax
 from psla_jax.config import AggregationConfig, FrontendConfig, ModelConfig, OptimizerConfig, PretrainingConfig
 from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError
 from psla_jax.evaluation.predict import Scores
 from psla_jax.models.factory import from_config
-from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, save_model
+from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, read_card, save_model
 from psla_jax.models.state import split_model
 from psla_jax.runtime.preemption import Stopped
 from psla_jax.training import loop
@@ -178,12 +179,30 @@ def test_cross_entropy_trains_single_labels_and_refuses_others(data, tmp_path):
     measured = loop.train(config)
     accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())[measured[0].name]["evaluation"]["accuracy"]
     assert accuracy == measured[0].sets["evaluation"].accuracy
+    assert_scores_are_distributions(tmp_path / "run", config.data.evaluation, tmp_path / "scores.npz")
     clips = json.loads((data / "train.json").read_text())["data"]
     clips[3]["labels"] = "/t/low,/t/noise"
     (tmp_path / "two.json").write_text(json.dumps({"data": clips}))
     two = dataclasses.replace(config, data=dataclasses.replace(config.data, train=str(tmp_path / "two.json")))
     with pytest.raises(DataError, match=r"train03\.wav 2 labels, but optimizer\.loss ce requires exactly one"):
         loop.train(two)
+
+
+def assert_scores_are_distributions(run: Path, data: str, path: Path) -> None:
+    """Asserts that the scores of exclusive classes add up to 1 and are the same in every place."""
+    model = run / "models" / "average"
+    assert read_card(model).exclusive
+    kept = Scores.load(run / "scores" / "evaluation_average.npz")
+    np.testing.assert_allclose(kept.scores.sum(axis=1), 1, atol=1e-6)
+    psla_jax.evaluate(model, data, trust=True, keep_scores=False, bootstrap=0, save=path)
+    np.testing.assert_allclose(Scores.load(path).scores, kept.scores, atol=1e-6)
+    tagger = psla_jax.load(model, trust=True)
+    tags = [tagger.tag(clip) for clip in kept.clips]
+    np.testing.assert_allclose([tag.scores.sum() for tag in tags], 1, atol=1e-6)
+    single_window = [not tag.long for tag in tags]
+    assert 1 < sum(single_window) < len(tags)
+    whole = np.stack([tag.scores for tag in tags])[single_window]
+    np.testing.assert_allclose(whole, kept.scores[single_window], atol=1e-6)
 
 
 def exclusive(data: Path, folder: Path, change=lambda clips: None) -> Path:

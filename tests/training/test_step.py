@@ -331,13 +331,34 @@ class Linear(nnx.Module):
         return jax.nn.sigmoid(self.linear(x.mean(axis=1)))
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused_with_one_that_they_do():
-    place = Placement.over(jax.devices()[:4])
-    with pytest.raises(ConfigError, match=r"data.batch_size is 10, which 4 devices do not divide: use 8"):
-        place.check_batch_size(10)
-    with pytest.raises(ConfigError, match=r"12 in 2 microbatches .* use 8"):
-        place.check_batch_size(12, 2)
-    place.check_batch_size(16, 2)
+@pytest.mark.parametrize(("accumulate", "sizes"), [(1, [6, 8]), (4, [8, 16])])
+def test_rows_of_padding_for_the_devices_change_nothing(accumulate: int, sizes: list[int]):
+    """Six clips on four devices: padding to 8 or 16 rows leaves the draws, the microbatches and the results."""
+    results = []
+    for devices in (1, 4):
+        which = trainer(devices, accumulate=accumulate)
+        rows = len(which.placement.rows(6, accumulate))
+        data = {k: np.pad(v, [(0, rows - 6)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch(clips=6).items()}
+        model = build(CLASSES, nnx.Rngs(0))
+        state, metrics = which.step(which.init(model), which.placement.shard_batch(data), np.int32(3))
+        results.append((rows, *jax.device_get((metrics, state))))
+    assert [rows for rows, *_ in results] == sizes
+    assert_trees_close(results[1][1], results[0][1], 1e-5)
+    assert_same_state(results[1][2], results[0][2], 1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_statistics_stay_as_they_are_in_a_microbatch_without_a_clip(accumulate: int):
+    """A batch with one clip in four microbatches updates the running statistics once, one without any not at all."""
+    which = trainer(accumulate=accumulate)
+    empty = batch() | {"valid": np.zeros(BATCH, np.float32)}
+    before = which.init(build(CLASSES, nnx.Rngs(0)))
+    expected = jax.device_get(before["batch_stats"])
+    after, _ = which.step(before, which.placement.shard_batch(empty), np.int32(0))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after["batch_stats"]), expected)
+    single = batch() | {"valid": np.eye(BATCH, dtype=np.float32)[0]}
+    after, _ = which.step(after, which.placement.shard_batch(single), np.int32(0))
+    assert 0.9 <= float(after["batch_stats"]["norm"]["var"].min()) < 1.0, "one update has a momentum of 0.9"
 
 
 def test_augmentation_masks_before_normalisation_and_depends_on_the_step_alone():
