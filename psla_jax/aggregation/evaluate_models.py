@@ -25,6 +25,7 @@ from psla_jax.evaluation.tables import coverage, ensemble_lines
 from psla_jax.models.model_dir import find_model, load_model, read_card
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
+from psla_jax.runtime.files import exists
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.sharding import Placement
 from psla_jax.vocabulary.vocabulary import Vocabulary, VocabularyError
@@ -97,7 +98,7 @@ def evaluate_request(request: Request) -> EvaluationResult:
 def _evaluate(request: Request) -> EvaluationResult:
     if not request.models:
         raise DataError("there is no model to evaluate: name at least one.")
-    if os.path.exists(request.save):
+    if exists(request.save):
         raise ScoresError(f"{request.save} already exists, and scores are not overwritten: name another file.")
     logger = Logger(silent=not distributed.is_primary())
     placement = Placement.over_all_devices()
@@ -114,7 +115,7 @@ def _evaluate(request: Request) -> EvaluationResult:
         if request.keep_scores:
             note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
-            scores = score_cache.cached(model, vocabulary, data, (request.channel,), compute, on_hit)
+            scores = score_cache.cached(model, vocabulary, data, (request.channel,), compute, on_hit, logger.info)
         else:
             scores = compute()
         running.add(scores)

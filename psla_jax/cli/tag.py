@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.config import ShareConfig
-from psla_jax.runtime.files import exists
+from psla_jax.runtime.files import exists, same_file
 from psla_jax.runtime.streams import STANDARD, is_output_stream, is_standard_output
 from psla_jax.runtime.terminal import one_line
 
@@ -162,7 +162,7 @@ def _check_inputs(options: TagOptions, recordings: Sequence[Recording], share: S
         if not exists(part):
             continue
         for source in [*(recording.path for recording in recordings), options.ontology]:
-            if os.path.exists(source) and os.path.samefile(part, source):
+            if same_file(part, source):
                 raise UsageError(f"--{name} {path} would replace an input of the command: name another file.")
 
 

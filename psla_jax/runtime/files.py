@@ -66,6 +66,13 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(path) and not streams.is_output_stream(path)
 
 
+def same_file(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
+    """Returns whether two paths exist and are the same file, for example through a link."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.path.samefile(first, second)
+    return False
+
+
 @contextlib.contextmanager
 def removed_on_failure(paths: Iterable[str | os.PathLike[str]]) -> Iterator[None]:
     """Deletes the files among `paths` that did not exist before if the block fails, so that it can be repeated."""
