@@ -11,7 +11,7 @@ from flax import nnx
 from psla_jax.pretraining import torch_file
 from psla_jax.pretraining.infer import backbone_name
 from psla_jax.pretraining.state_dict import LoadReport, PretrainingError, load_state_dict, to_state_dict
-from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.cache import in_cache
 from psla_jax.runtime.download import DownloadError, fetch
 
 EFFICIENTNET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
@@ -42,7 +42,7 @@ def imagenet_file(name: str) -> Path:
     file = URLS[name].rsplit("/", 1)[1]
     digest = file.removesuffix(".pth").rsplit("-", 1)[1]
     try:
-        return fetch(URLS[name], cache_directory() / "imagenet" / file, sha256_prefix=digest)
+        return in_cache(lambda path: fetch(URLS[name], path, sha256_prefix=digest), "imagenet", file)
     except DownloadError as error:
         remedy = "or train from random weights, with --pretraining.source ''."
         raise PretrainingError(f"{str(error).rstrip('.')}; {remedy}") from error

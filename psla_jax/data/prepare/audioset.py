@@ -18,7 +18,7 @@ import numpy as np
 from psla_jax.data import datafile
 from psla_jax.data.prepare.audioset_segments import ID_LENGTH, AudioSetError, SegmentTable
 from psla_jax.data.prepare.walk import Listing, check_overwrite, printable_path, walk
-from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.cache import in_cache
 from psla_jax.runtime.download import fetch
 from psla_jax.runtime.files import atomic_text
 from psla_jax.runtime.streams import regular_file
@@ -227,7 +227,7 @@ def prepare(
 def _read_ontology(path: str, vocabulary: Vocabulary) -> str:
     """Returns the text of an ontology that contains all classes of the vocabulary; ``audioset`` is downloaded once."""
     if path == OFFICIAL and not os.path.exists(path):
-        path = str(fetch(ONTOLOGY_URL, cache_directory() / "audioset" / "ontology.json", check=Ontology.read))
+        path = str(in_cache(lambda file: fetch(ONTOLOGY_URL, file, check=Ontology.read), "audioset", "ontology.json"))
     with regular_file(path) as name:
         ontology = Ontology.read(name)
         text = Path(name).read_text(encoding="utf-8-sig")
