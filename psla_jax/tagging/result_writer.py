@@ -199,6 +199,9 @@ def _locked(progress: Path, output: str) -> Iterator[None]:
         raise FolderError(
             f"{output} is being written by another psla tag: wait until it has ended, or name another path."
         ) from error
+    except OSError as error:  # The folder is read-only.
+        error.filename = output
+        raise
     try:
         yield
     finally:
