@@ -27,7 +27,9 @@ def prepare(directory: Path, data: Path) -> Path:
     return directory
 
 
-def start(directory: Path, *options: str, devices: int = 2, log: str = "out.txt") -> subprocess.Popen:
+def start(
+    directory: Path, *options: str, devices: int = 2, log: str = "out.txt", command: str = "train"
+) -> subprocess.Popen:
     """Starts the training with a number of simulated devices; its output is appended to the file `log`."""
     paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     environment = os.environ | {
@@ -35,13 +37,18 @@ def start(directory: Path, *options: str, devices: int = 2, log: str = "out.txt"
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PSLA_HUGE_PAGES": "0",
     }
-    command = [sys.executable, "-m", "psla_jax.cli.main", "train", "config.py", *options]
+    arguments = [sys.executable, "-m", "psla_jax.cli.main", command, "config.py", *options]
     with open(directory / log, "ab") as out:
-        return subprocess.Popen(command, cwd=directory, env=environment, stdout=out, stderr=out)
+        return subprocess.Popen(arguments, cwd=directory, env=environment, stdout=out, stderr=out)
 
 
 def start_together(
-    directory: Path, count: int, *options: str, devices: int = 1, only: Mapping[int, Sequence[str]] | None = None
+    directory: Path,
+    count: int,
+    *options: str,
+    devices: int = 1,
+    only: Mapping[int, Sequence[str]] | None = None,
+    command: str = "train",
 ) -> list[subprocess.Popen]:
     """Starts a distributed training of `count` processes.
 
@@ -58,6 +65,7 @@ def start_together(
             *(*shared, "--distributed.index", str(index), *options, *(only or {}).get(index, ())),
             devices=devices,
             log=f"out{index}.txt",
+            command=command,
         )
         for index in range(count)
     ]

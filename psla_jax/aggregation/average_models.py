@@ -14,7 +14,7 @@ from flax import nnx
 from psla_jax.aggregation.average import AggregationError, average, reestimate
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import locate
+from psla_jax.data.datasets import data_notes, locate
 from psla_jax.data.loader import batches, plain_source
 from psla_jax.models.model_dir import Model, ModelCard, find_model, load_model, require_replaceable, save_model
 from psla_jax.models.self_test import self_test_record, self_test_scores
@@ -47,6 +47,8 @@ def average_models(request: Request) -> None:
     require_replaceable(directory, overwrite=request.overwrite)
     first = load_model(request.models[0], trust=request.trust)
     data = Datafile.read(locate(request.data, logger.info), first.card.vocabulary) if request.data else None
+    for note in data_notes(data, held_out=False) if data else ():
+        logger.info(note)
     weights = average(split_model(_load_compatible(first, path, request)) for path in request.models)
     if data is not None:
         weights = (weights[0], _reestimated(first, weights, data, request, logger))

@@ -15,7 +15,7 @@ from flax import nnx
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.config import Channel, DataConfig, DistributedConfig
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import DataError, locate
+from psla_jax.data.datasets import DataError, data_notes, locate
 from psla_jax.data.loader import batches, evaluation_source
 from psla_jax.evaluation import score_cache
 from psla_jax.evaluation.metrics import Metrics, bootstrap
@@ -109,6 +109,8 @@ def _evaluate(request: Request) -> EvaluationResult:
         vocabulary = Vocabulary.read(locate(request.labels, logger.info))
     orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
     data = Datafile.read(locate(request.data, logger.info), vocabulary)
+    for note in data_notes(data, held_out=True):
+        logger.info(note)
     running, members = RunningEnsemble(), []
     for path in request.models:
         compute = functools.partial(_compute_scores, path, orders[path], data, request, placement, logger)

@@ -96,7 +96,7 @@ class CollectionOptions:
 class PrepareFolder(CollectionOptions):
     """Writes datafiles and a config for a folder with one subfolder per class. Example: psla prepare folder sounds
 
-    ESC-50, Speech Commands, and train, validation and test folders are recognised.
+    ESC-50, UrbanSound8K, Speech Commands, and folders of parts (train, validation, test) or folds are recognised.
     """
 
     directory: Positional[str]
@@ -131,8 +131,12 @@ class PrepareCSV(CollectionOptions):
     """Column of the classes; empty: the first with a common name."""
     split_column: str = ""
     """Column of the parts or folds; empty: the first with a common name, if there is one."""
+    group_column: str = ""
+    """Column of the sources, such as a recording that clips are cut from, which a random split does not divide;
+    empty: the first with a common name (src_file, fsID, recording_id ...), if there is one."""
     separator: Literal["auto", "bar", "semicolon", "comma", "none"] = "auto"
-    """Separator of the labels of a clip; auto: the first of bar, semicolon and comma that occurs."""
+    """Separator of the labels of a clip; auto: lists such as ['Dog', 'Bark'], or the first of bar, semicolon and comma
+    that occurs."""
 
 
 _SEPARATORS = {"auto": None, "bar": "|", "semicolon": ";", "comma": ",", "none": ""}
@@ -144,7 +148,9 @@ def prepare_csv(arguments: list[str]) -> int:
 
     from psla_jax.data.prepare import table
 
-    columns = table.Columns(options.file_column, options.label_column, options.split_column)
+    columns = table.Columns(
+        file=options.file_column, label=options.label_column, split=options.split_column, group=options.group_column
+    )
     separator = _SEPARATORS[options.separator]
     collection = table.read(options.table, options.audio, columns=columns, separator=separator, fold=options.fold)
     return _prepare_collection(collection, options, Path(options.table).stem)
@@ -174,7 +180,7 @@ class DataSet:
 DATA_SETS = {
     "fsd50k": DataSet("DIR", "FSD50K as downloaded", prepare_fsd50k),
     "audioset": DataSet("--segments CSV... --audio DIR...", "AudioSet: its lists, your audio", prepare_audioset),
-    "folder": DataSet("DIR", "your recordings, a folder per class; ESC-50, Speech Commands", prepare_folder),
+    "folder": DataSet("DIR", "a folder per class; ESC-50, UrbanSound8K, Speech Commands", prepare_folder),
     "csv": DataSet("FILE.csv [--audio DIR]", "your recordings, listed in a table", prepare_csv),
     "relabel": DataSet("ENHANCED.json --onto MINE.json", "published labels, your audio", enhance.relabel),
 }

@@ -18,7 +18,7 @@ import uuid
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, BinaryIO
 
 import ijson
@@ -31,6 +31,8 @@ from psla_jax.vocabulary.vocabulary import Vocabulary
 
 _ARRAYS = ("paths", "path_offsets", "label_indices", "label_offsets")
 _BUFFER = 1 << 20
+_PATHS_TO_LOCATE = 100
+"""Number of paths that are looked up to find the directory of relative paths."""
 _BOM = b"\xef\xbb\xbf"
 # Python writes a file name that is not UTF-8 with lone surrogates, and some JSON parsers accept them.
 _ERRORS = "surrogatepass"
@@ -64,6 +66,8 @@ class Datafile:
     """Whether the file declares that every clip has exactly one class."""
     mapped: str = ""
     """Directory that the arrays are memory-mapped from; empty if they are in memory."""
+    root: str = ""
+    """Directory of relative paths if it is not that of the datafile: the working directory when it was read."""
 
     def __len__(self) -> int:
         return len(self.path_offsets) - 1
@@ -76,9 +80,9 @@ class Datafile:
     def wav(self, i: int) -> str:
         """Returns the path of a clip's audio file, or its address in a shard (:mod:`psla_jax.audio.shards`).
 
-        A relative path is resolved against the directory of the datafile.
+        A relative path is resolved against the directory of the datafile, or against :attr:`root`.
         """
-        return os.path.join(os.path.dirname(self.source), self.path(i))
+        return os.path.join(self.root or os.path.dirname(self.source), self.path(i))
 
     def path(self, i: int) -> str:
         """Returns the path of a clip's audio file as it is written in the datafile."""
@@ -121,7 +125,8 @@ class Datafile:
     def read(cls, path: str | os.PathLike[str], vocabulary: Vocabulary) -> Datafile:
         """Reads a datafile as a stream; its text is never in memory as a whole.
 
-        A clip may have no label (``""``); a label that a clip has twice counts once.
+        A clip may have no label (``""``); a label that a clip has twice counts once. If the recordings of relative
+        paths are not in the directory of the datafile but in the working directory, `root` is the latter.
 
         Raises:
             DatafileError: the file is missing, empty or not a datafile, or has no clip; or a clip has no wav or labels,
@@ -138,7 +143,7 @@ class Datafile:
         Raises:
             OSError: the directory cannot be written.
         """
-        key = hashlib.sha256(f"{self.sha256} {self.num_classes} {self.source}".encode("utf-8", _ERRORS))
+        key = hashlib.sha256(f"{self.sha256} {self.num_classes} {self.source} {self.root}".encode("utf-8", _ERRORS))
         key.update(self.label_indices.tobytes())
         target = os.path.join(os.path.abspath(directory), key.hexdigest()[:16])
         if not os.path.isdir(target):
@@ -151,7 +156,7 @@ class Datafile:
         try:
             for name in _ARRAYS:
                 np.save(os.path.join(temporary, f"{name}.npy"), getattr(self, name))
-            meta = {name: getattr(self, name) for name in ("num_classes", "sha256", "source", "exclusive")}
+            meta = {name: getattr(self, name) for name in ("num_classes", "sha256", "source", "exclusive", "root")}
             with open(os.path.join(temporary, "meta.json"), "w", encoding="utf-8") as file:
                 json.dump(meta, file)
             os.rename(temporary, target)
@@ -244,7 +249,7 @@ def _read(path: str | os.PathLike[str], indices: Mapping[str, int]) -> Datafile:
         raise DatafileError(
             f'the datafile {source} has no clip: it must be {{"data": [{{"wav": ..., "labels": ...}}, ...]}}.'
         )
-    return Datafile(
+    data = Datafile(
         _read_only(paths, np.uint8),
         _read_only(path_offsets, np.int64),
         _read_only(labels, np.int32),
@@ -254,6 +259,19 @@ def _read(path: str | os.PathLike[str], indices: Mapping[str, int]) -> Datafile:
         os.path.abspath(source),
         exclusive,
     )
+    return replace(data, root=_root(data))
+
+
+def _root(data: Datafile) -> str:
+    """Returns the working directory if only this has recordings of the first relative paths, else an empty string."""
+    paths = [shards.storage_path(data.path(i)) for i in range(min(len(data), _PATHS_TO_LOCATE))]
+    relative = [path for path in paths if not os.path.isabs(path)]
+
+    def has_any(directory: str) -> bool:
+        return any(os.path.exists(os.path.join(directory, path)) for path in relative)
+
+    here = os.getcwd() if relative else ""
+    return here if relative and not has_any(os.path.dirname(data.source)) and has_any(here) else ""
 
 
 def records(path: str | os.PathLike[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,10 +66,27 @@ def locate(path: str, log: Callable[[str], None] | None = None) -> str:
     return dataset.locate(path.removeprefix(DEMO), on_start=log) if path.startswith(DEMO) else path
 
 
+def data_notes(data: Datafile, *, held_out: bool) -> list[str]:
+    """Returns sentences on a datafile that explain or affect results: the directory of its paths, and repeats."""
+    notes = []
+    if data.root:
+        notes.append(
+            f"{data.source}: its relative paths are in the working directory, {data.root}, instead of the folder of "
+            "the datafile, where they are looked up first"
+        )
+    repeats = len(data) - len({os.path.normpath(data.clip_id(i)) for i in range(len(data))}) if held_out else 0
+    if repeats:
+        notes.append(
+            f"{data.source}: {repeats:,} of {len(data):,} records list a clip again, which counts several times in "
+            "metrics"
+        )
+    return notes
+
+
 def load(config: DataConfig, loss: Loss, log: Callable[[str], None] | None = None) -> DataSets:
     """Reads the vocabulary and the datafiles of a config's section ``data``; `loss` is ``optimizer.loss``.
 
-    `log` receives a line when the embedded demo set is synthesised.
+    `log` receives a line when the embedded demo set is synthesised, and the notes of :func:`data_notes`.
 
     Raises:
         ConfigError, VocabularyError, DatafileError: a required path is empty, or a file cannot be read.
@@ -82,6 +100,10 @@ def load(config: DataConfig, loss: Loss, log: Callable[[str], None] | None = Non
     vocabulary = Vocabulary.read(locate(config.labels, log))
     paths = {name: getattr(config, name) for name in (TRAIN, VALIDATION, EVALUATION)}
     sets = {name: Datafile.read(locate(path, log), vocabulary) for name, path in paths.items() if path}
+    notes = [note for name, data in sets.items() for note in data_notes(data, held_out=name != TRAIN)]
+    if log is not None:
+        for note in notes:
+            log(note)
     if not sets[TRAIN].class_counts().any():
         raise DataError(f"no clip of the training set {sets[TRAIN].source} has a label: label its clips.")
     train = sets.pop(TRAIN)

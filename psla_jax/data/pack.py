@@ -19,9 +19,11 @@ from psla_jax.audio import decode, shards
 from psla_jax.config import Channel
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
+from psla_jax.data.datasets import data_notes
 from psla_jax.data.validate.findings import format_count
 from psla_jax.data.validate.preflight import ClipProblem, check_file
 from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.terminal import printable
 from psla_jax.runtime.threads import in_order
 
 Format = Literal["pcm16", "flac", "float32"]
@@ -141,6 +143,8 @@ def pack(
     finished = output.prepare(force)
     reused, threads = len(finished), workers or min(32, (os.cpu_count() or 1) + 4)
     console = Console(stderr=True)
+    for note in data_notes(data, held_out=False):
+        console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task("Packing", total=len(data), completed=sum(len(output.clips(n)) for n in finished))
         for number in (n for n in range(output.num_shards) if n not in finished):

@@ -46,7 +46,7 @@ def score(
     *,
     exclusive: bool = False,
 ) -> Scores:
-    """Scores every clip of `batches` once; rows without a clip are dropped. Raises ScoresError if there is no batch.
+    """Scores every clip of `batches` once; rows without a clip are dropped. Raises ScoresError if no clip is readable.
 
     Args:
         model: graphdef, parameters and batch statistics, in evaluation view.
@@ -73,12 +73,14 @@ def score(
         raise ScoresError("there is no clip to score: the datafile is empty.")
     fields = {name: np.concatenate([batch[name] for batch in fetched]) for name in fetched[0]}
     clip, valid = fields["clip"], fields["valid"] > 0
-    return Scores(
-        np.array([clip_id(int(i)) for i in clip[valid]], dtype=str),
-        fields["scores"][valid],
-        fields["labels"][valid],
-        tuple(clip_id(int(i)) for i in clip[~valid & (clip >= 0)]),
-    )
+    skipped = tuple(clip_id(int(i)) for i in clip[~valid & (clip >= 0)])
+    if skipped and not valid.any():
+        raise ScoresError(
+            f"none of the {len(skipped):,} clips can be read, such as {skipped[0]}: correct the paths in the datafile "
+            "(relative ones start at its own folder), or run psla check on it."
+        )
+    readable = np.array([clip_id(int(i)) for i in clip[valid]], dtype=str)
+    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped)
 
 
 def _fetch(batch: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from psla_jax.data.datasets import EVALUATION, DataSets
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import write_text
 from psla_jax.labeling import enhance
+from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger
 from psla_jax.training import loop
 from psla_jax.vocabulary.ontology import Ontology
@@ -33,6 +34,7 @@ SCORES_FILE = Path("scores") / "train_crossfit.npz"
 SUFFIX = "-crossfit"
 """Suffix of the cross-fit directory, appended to the run directory of the config."""
 Member = Literal["ensemble", "average"]
+Part = Literal["train", "held_out"]
 
 
 class CrossfitError(ValueError):
@@ -69,31 +71,39 @@ class Request:
 def run(request: Request) -> tuple[str, ...]:
     """Trains and scores all folds, enhances the training set and returns the paths of the enhanced datafiles.
 
-    An interrupted cross-fit can be resumed.
+    An interrupted cross-fit can be resumed. With several processes, all train together; the primary one enhances, and
+    the others return no paths.
 
     Raises:
         ValueError: settings or data cannot be used (a subclass of this package, raised before training starts).
         TrainingError: the loss of a fold is not finite.
     """
-    logger = Logger()
-    request.enhancement().resolved().check_overwrite()
-    Ontology.read(datasets.locate(request.ontology, logger.info))
-    data = datasets.load(request.config.data, request.config.optimizer.loss, logger.info)
-    require_distinct(map(data.train.wav, range(len(data.train))), data.train.source)
-    crossfit_scores(request, data, logger)
-    return enhance.run(request.enhancement(), logger)
+    with distributed.session(request.config.distributed):
+        logger = Logger(silent=not distributed.is_primary())
+        with distributed.agree():
+            request.enhancement().resolved().check_overwrite()
+            Ontology.read(datasets.locate(request.ontology, logger.info))
+            data = datasets.load(request.config.data, request.config.optimizer.loss, logger.info)
+            require_distinct(map(data.train.wav, range(len(data.train))), data.train.source)
+        crossfit_scores(request, data, logger)
+        with distributed.agree():
+            return enhance.run(request.enhancement(), logger) if distributed.is_primary() else ()
 
 
 def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
     """Returns the scores of the training set, each by a model not trained on the clip; writes :data:`SCORES_FILE`."""
     fold_of_clip = assign_folds(data.train, request.folds, seed=request.config.seed)
-    _prepare_directory(request, data)
+    with distributed.agree():
+        if distributed.is_primary():
+            _prepare_directory(request, data)
+            _write_folds(request, data, fold_of_clip)
     single = int((data.train.class_counts() == 1).sum())
     if single:
         logger.info(f"{single} classes have one training clip, which is scored by a model not trained on the class")
-    folds = [_train_fold(request, data, fold_of_clip, fold, logger) for fold in range(request.folds)]
+    folds = [_train_fold(request, fold_of_clip, fold, logger) for fold in range(request.folds)]
     scores = _merge(folds, data.train, data.vocabulary)
-    scores.save(request.directory / SCORES_FILE)
+    if distributed.is_primary():
+        scores.save(request.directory / SCORES_FILE)
     return scores
 
 
@@ -145,20 +155,29 @@ def _prepare_directory(request: Request, data: DataSets) -> None:
     write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
-def _train_fold(request: Request, data: DataSets, fold_of_clip: np.ndarray, fold: int, logger: Logger) -> Scores:
+def _fold_path(request: Request, fold: int, part: Part) -> str:
+    return str(request.directory / f"fold_{fold + 1}_{part}.json")
+
+
+def _write_folds(request: Request, data: DataSets, fold_of_clip: np.ndarray) -> None:
+    """Writes the datafiles of every fold: the clips to train on, and those to score."""
+    train, mids = data.train, data.vocabulary.mids
+    for fold in range(request.folds):
+        parts: dict[Part, np.ndarray] = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
+        for part, selected in parts.items():
+            clips = np.flatnonzero(selected).tolist()
+            records = ((train.wav(clip), [mids[i] for i in train.labels(clip)]) for clip in clips)
+            datafile.write(_fold_path(request, fold, part), records, exclusive=train.exclusive)
+
+
+def _train_fold(request: Request, fold_of_clip: np.ndarray, fold: int, logger: Logger) -> Scores:
     """Trains on the other folds and scores this one as the evaluation set, on which nothing is selected."""
-    name = f"fold_{fold + 1}"
-    parts = {"train": fold_of_clip != fold, "held_out": fold_of_clip == fold}
-    paths = {part: str(request.directory / f"{name}_{part}.json") for part in parts}
-    mids = data.vocabulary.mids
-    for part, selected in parts.items():
-        clips = np.flatnonzero(selected).tolist()
-        records = ((data.train.wav(clip), [mids[i] for i in data.train.labels(clip)]) for clip in clips)
-        datafile.write(paths[part], records)
-    train, held_out = (f"{selected.sum():,}" for selected in parts.values())
-    logger.info(f"fold {fold + 1} of {request.folds}: {train} clips to train on, {held_out} to score")
-    directory = request.directory / name
-    fold_data = replace(request.config.data, train=paths["train"], evaluation=paths["held_out"])
+    size = int((fold_of_clip == fold).sum())
+    trained_on = f"{len(fold_of_clip) - size:,} clips to train on"
+    logger.info(f"fold {fold + 1} of {request.folds}: {trained_on}, {size:,} to score")
+    directory = request.directory / f"fold_{fold + 1}"
+    train, held_out = _fold_path(request, fold, "train"), _fold_path(request, fold, "held_out")
+    fold_data = replace(request.config.data, train=train, evaluation=held_out)
     loop.train(replace(request.config, run_dir=str(directory), data=fold_data))
     return Scores.load(directory / "scores" / f"{EVALUATION}_{request.model}.npz")
 

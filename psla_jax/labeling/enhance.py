@@ -15,7 +15,7 @@ from rich.table import Table
 from psla_jax.config import KINDS, Kind, Threshold
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import DEMO, locate
+from psla_jax.data.datasets import DEMO, data_notes, locate
 from psla_jax.labeling import score_matching
 from psla_jax.labeling.rules import MERGED, Enhancement, Labels, Relations, enhance
 from psla_jax.runtime.files import atomic_text
@@ -92,7 +92,11 @@ def run(request: Request, logger: Logger) -> tuple[str, ...]:
     data = Datafile.read(request.data, vocabulary)
     matched = score_matching.read(request.scores, data, vocabulary)
     enhancement = enhance(Labels.from_datafile(data), matched.scores, relations, request.threshold)
-    for note in (*matched.notes, *_inactive_class_notes(enhancement, relations, vocabulary)):
+    for note in (
+        *data_notes(data, held_out=False),
+        *matched.notes,
+        *_inactive_class_notes(enhancement, relations, vocabulary),
+    ):
         logger.info(note)
     paths = _write(enhancement, data, vocabulary, request)
     _show(enhancement, relations, vocabulary, request, logger)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from psla_jax.config import ModelConfig, Padding
+from psla_jax.models import custom
 from psla_jax.models.efficientnet import SCALES
 from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.layers import ModelError
@@ -36,8 +35,9 @@ def build_model(
 
     Args:
         name: ``efficientnet-b0`` to ``-b7``, the small ``efficientnet-tiny``, ``resnet50``, ``mobilenet-v2``, or
-            ``package.module:callable`` for a custom model: the callable takes ``num_classes`` and ``rngs`` and returns
-            an NNX module from `(batch, frames, mels)` to scores `(batch, classes)`.
+            ``package.module:callable`` for a custom model: the callable takes ``num_classes``, ``rngs`` and optionally
+            ``dtype``, and returns an NNX module from `(batch, frames, mels)` to scores `(batch, classes)`, see
+            :mod:`psla_jax.models.custom`.
         num_classes: size of the vocabulary.
         pooling: ``attention``, ``mean`` of the frames' scores, or ``linear`` on the mean of the features. The
             reference has four heads with EfficientNet, one with ResNet-50 and ``linear`` with MobileNetV2.
@@ -52,12 +52,7 @@ def build_model(
         ModelError: if a name, the padding or the number of heads is invalid, or a custom model cannot be imported.
     """
     if ":" in name:
-        try:
-            return _custom_model(name)(num_classes=num_classes, rngs=rngs)
-        except TypeError as error:
-            raise ModelError(
-                f"the model {name!r} cannot be built ({error}): it is called with num_classes and rngs."
-            ) from error
+        return custom.build(name, num_classes, dtype, rngs)
     if name not in NAMES:
         raise ModelError(
             f"there is no model {name!r}: choose one of {', '.join(NAMES)}, or name a custom one as module:callable."
@@ -67,14 +62,6 @@ def build_model(
     if padding == "static" and name not in SCALES:
         raise ModelError(f"padding is 'static' for {name}: only EfficientNets support it, use symmetric.")
     return PSLAModel(name, num_classes, pooling, heads, padding, drop_connect, dtype, rngs)
-
-
-def _custom_model(name: str) -> Callable[..., nnx.Module]:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"the model {name!r} cannot be imported ({error}): name it as module:callable.") from error
 
 
 def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | AbstractRngs) -> nnx.Module:

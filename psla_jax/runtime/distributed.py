@@ -175,8 +175,10 @@ def _broadcast(text: str, source: int) -> str:
 def session(config: DistributedConfig) -> Iterator[None]:
     """Connects the processes for the body, and disconnects them when all have completed it.
 
-    Raises the errors of :func:`initialize`, and PeerError if a collective operation failed because a process is gone.
+    Processes that are connected already, by an outer session or by the caller, stay connected. Raises the errors of
+    :func:`initialize`, and PeerError if a collective operation failed because a process is gone.
     """
+    connected = jax.distributed.is_initialized()
     initialize(config)
     try:
         yield
@@ -188,7 +190,7 @@ def session(config: DistributedConfig) -> Iterator[None]:
             f"process {process_index()} of {process_count()} lost the connection to another process, which has ended "
             "or cannot be reached: see the output of the others, then start all of them again to resume."
         ) from error
-    if process_count() > 1:
+    if process_count() > 1 and not connected:
         barrier("done")
         jax.distributed.shutdown()
 

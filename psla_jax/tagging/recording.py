@@ -188,10 +188,8 @@ class RecordingAccumulator:
         """Returns scores and events."""
         self._finish()
         events = tuple(self.event(span) for span in sorted(self._spans))
-        counts = self._added if self._exclusive else [1] * len(self._added)
-        scores = np.mean(
-            [total / max(count, 1) for total, count in zip(self._scores, counts)], axis=0, dtype=np.float32
-        )
+        counts = [max(count, 1) if self._exclusive else 1 for count in self._added]
+        scores: np.ndarray = np.mean([total / count for total, count in zip(self._scores, counts)], axis=0)
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected,
             max(self._expected) > 1, self._events_from, quality_notes(self.clip, self.peak, self.rate),

@@ -28,6 +28,7 @@ from psla_jax.data.loader import Batch, batches, train_source
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
 from psla_jax.models import factory
+from psla_jax.models.custom import require_trainable
 from psla_jax.models.state import split_model
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
@@ -103,6 +104,8 @@ def open_run(
     """Builds model and trainer for a run directory with metadata."""
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
+    if ":" in config.model.name:
+        require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
     trainer = make_trainer(config, model, steps, placement, cache_programs=cache_programs)
     logger = Logger(directory / LOG, silent=not distributed.is_primary())

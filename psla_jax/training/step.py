@@ -20,7 +20,7 @@ from flax import nnx
 
 from psla_jax.audio.frontend import Frontend
 from psla_jax.config import ConfigError, RunConfig, SamplingConfig
-from psla_jax.models import views
+from psla_jax.models import custom, views
 from psla_jax.models.psla import PSLAModel
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
@@ -171,6 +171,7 @@ class Trainer:
                 params = {**params, self.backbone: jax.lax.stop_gradient(params[self.backbone])}
             model = nnx.merge(self.graphdef, params, batch_stats)
             model = views.train_view(model, frozen=frozen, remat=self.config.optimizer.remat)
+            custom.attach_streams(model, drop_key)
             scores = views.apply(model, spectrograms, batch["valid"], nnx.Rngs(drop=drop_key))
             losses = LOSSES[self.config.optimizer.loss](scores, batch["labels"])
             # Padding rows are masked out of the loss.

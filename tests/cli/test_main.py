@@ -18,6 +18,7 @@ from tolerance import assert_trees_close
 
 from psla_jax.cli import main, train_evaluate
 from psla_jax.cli.prepare import DATA_SETS
+from psla_jax.data import datafile
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import load_model
 from psla_jax.models.state import split_model
@@ -275,6 +276,27 @@ def test_evaluate_prints_the_references_ensemble_summary(trained, capsys):
     with open(trained / "run" / "wa_result.csv", newline="") as file:
         expected = float(next(csv.DictReader(file))["evaluation_mAP"])
     assert float(lines[3].split("mAP: ")[1].split(",")[0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluate_explains_relative_paths_and_counts_repeats(tmp_path, capsys, monkeypatch):
+    data, model = sounds.make(tmp_path / "data"), str(tiny.save(tmp_path / "model", seed=0))
+    records = [(f"evaluation0{i}.wav", ["/t/low"]) for i in (0, 3, 3, 6)]
+    (tmp_path / "lists").mkdir()
+    datafile.write(tmp_path / "lists" / "eval.json", [*records, ("./evaluation03.wav", ["/t/low"])])
+    arguments = ["evaluate", model, "--data", str(tmp_path / "lists" / "eval.json"), "--batch-size", "4"]
+    monkeypatch.chdir(tmp_path)
+    message = complaint(capsys, arguments)
+    assert "none of the 5 clips can be read, such as" in message
+    assert "relative ones start at its own folder" in message
+    monkeypatch.chdir(data)
+    assert main.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"its relative paths are in the working directory, {data}, instead of the folder of the datafile" in shown
+    assert "2 of 5 records list a clip again, which counts several times in metrics" in shown
+    assert main.main(["evaluate", model, "--data", str(data / "evaluation.json"), "--batch-size", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "relative paths" not in shown
+    assert "again, which" not in shown
 
 
 def test_evaluate_matches_classes_by_mid(trained, tmp_path, capsys):

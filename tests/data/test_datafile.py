@@ -308,3 +308,22 @@ def test_reading_takes_memory_for_the_arrays_and_a_block_of_text(tmp_path):
     assert len(data) == clips
     # Per clip: 54 bytes of path, 16 of offsets, 6 of labels; growing a buffer may copy it. As dicts: 340 to 440 bytes.
     assert peak < 160 * clips + 8 * 2**20
+
+
+def test_relative_paths_that_are_only_in_the_working_directory_are_read_from_there(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "here" / "wavs").mkdir(parents=True)
+    (tmp_path / "here" / "wavs" / "b.wav").touch()
+    datafile.write(tmp_path / "lists" / "a.json", [("wavs/a.wav", ["x"]), ("wavs/b.wav", ["x"]), ("/c.wav", ["x"])])
+    monkeypatch.chdir(tmp_path / "here")
+    data = Datafile.read(tmp_path / "lists" / "a.json", Vocabulary(("x",), ("X",)))
+    for same in (data, pickle.loads(pickle.dumps(data)), data.share(tmp_path / "shared")):
+        assert same.root == str(tmp_path / "here")
+        assert [same.wav(i) for i in (1, 2)] == [str(tmp_path / "here" / "wavs" / "b.wav"), "/c.wav"]
+    (tmp_path / "lists" / "wavs").mkdir()
+    (tmp_path / "lists" / "wavs" / "a.wav").touch()
+    found = Datafile.read("../lists/a.json", Vocabulary(("x",), ("X",)))
+    assert (found.root, found.wav(1)) == ("", str(tmp_path / "lists" / "wavs" / "b.wav"))
+    assert found.share(tmp_path / "shared").root == ""
+    monkeypatch.chdir(tmp_path)
+    assert Datafile.read("lists/a.json", Vocabulary(("x",), ("X",))).root == ""

@@ -44,3 +44,8 @@ def test_a_damaged_file_of_scores_is_named(tmp_path):
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ScoresError, match="no clip to score"):
         scored(0, 4)
+
+
+def test_only_unreadable_clips_are_an_error_that_names_one():
+    with pytest.raises(ScoresError, match=r"none of the 5 clips can be read, such as clip0\.wav: correct the paths"):
+        scored(5, 4, missing=tuple(range(5)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sounds
+import starting
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
@@ -150,6 +151,23 @@ def test_an_interrupted_crossfit_is_resumed(data, finished, tmp_path, capsys, mo
     other = arguments(data, tmp_path, "--force")
     other[other.index("--folds") + 1] = "3"
     assert "holds a cross-fit with other folds" in error_message(capsys, other)
+
+
+def test_processes_share_every_fold_and_exclusive_classes_stay_so(data, tmp_path):
+    """Both folds are trained in one connection of the processes; the recipe's cross-entropy comes from the datafile."""
+    home = tmp_path / "home"
+    home.mkdir()
+    records = list(datafile.records(data / "data" / "train.json"))
+    datafile.write(home / "train.json", records, exclusive=True)
+    _, _, *options = arguments(data, home, "--data.train", str(home / "train.json"))
+    parts = starting.start_together(home, 2, *options, command="crossfit")
+    assert [part.wait(timeout=300) for part in parts] == [0, 0], (home / "out0.txt").read_text()
+    for fold in ("fold_1", "fold_2"):
+        assert json.loads((home / "run-crossfit" / fold / "config.json").read_text())["optimizer"]["loss"] == "ce"
+        assert json.loads((home / "run-crossfit" / f"{fold}_train.json").read_text())["classes"] == "exclusive"
+    np.testing.assert_allclose(load_scores(home).scores.sum(axis=1), 1, atol=1e-6)
+    assert all((home / "out" / name).is_file() for name in ENHANCED)
+    assert "fold" not in (home / "out1.txt").read_text()
 
 
 def test_mistakes_are_reported_before_training(data, tmp_path, capsys):

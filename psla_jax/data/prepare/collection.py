@@ -6,25 +6,27 @@ import csv
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from psla_jax.audio import decode
 from psla_jax.data import datafile
-from psla_jax.data.prepare import config_template
+from psla_jax.data.prepare import config_template, sources
+from psla_jax.data.prepare.names import spelling_notes
 from psla_jax.data.prepare.split import TRAIN, stratified
 from psla_jax.data.prepare.walk import check_overwrite, printable_path
 from psla_jax.runtime.files import atomic_text
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 VALIDATION, EVALUATION = "validation", "evaluation"
+_DEVELOPMENT = ("dev", "development")
 PARTS = {
     **dict.fromkeys(("train", "training", "tr"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), VALIDATION),
+    **dict.fromkeys(("val", "valid", "validation", "validate", *_DEVELOPMENT), VALIDATION),
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "evaluate"), EVALUATION),
 }
-"""Common names of the parts of a split."""
+"""Common names of the parts of a split, in lower case; use :func:`part_names` for the names of one data set."""
 _MISSING_PART_NOTES = {
     VALIDATION: "there is no validation part, so no best epoch is selected",
     EVALUATION: "there is no evaluation part, so metrics are computed on the clips that the best epoch is selected on",
@@ -49,6 +51,8 @@ class Clip:
     """Names of its classes."""
     part: str = ""
     """``train``, ``validation`` or ``evaluation``; empty if the data set does not specify a part."""
+    group: str = ""
+    """Source of the recording, if known: a random split puts all clips with the same one into the same part."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class Prepared:
     excluded_list: str
     """CSV of the excluded recordings with the reasons; empty if there are none."""
     notes: tuple[str, ...]
+    copies: tuple[str, ...] = ()
+    """Notes on recordings with identical content."""
+    groups: dict[str, str] = field(default_factory=dict)
+    """Source of each clip by its path, where it is known; see :attr:`Clip.group`."""
 
     def report(self) -> str:
         """Returns the written files and the notes as lines for the screen."""
@@ -99,8 +107,19 @@ class Prepared:
         lines += [f"excluded: {printable_path(clip.path)} {clip.reason}" for clip in self.excluded[:_MAX_EXAMPLES]]
         if self.excluded:
             lines.append(f"excluded: {len(self.excluded):,} recordings, all listed in {self.excluded_list}")
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for note in (*self.notes, *self.copies)]
         return "\n".join([*lines, f"to train on it: psla train {shlex.quote(self.config)}"])
+
+
+def part_names(names: Iterable[str]) -> dict[str, str]:
+    """Returns the part that each name of a data set's split stands for, without the names that stand for none.
+
+    A development part is for training if there is no training part, as in DCASE and FSD50K, and else for validation.
+    """
+    parts = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
+    if TRAIN not in parts.values() and EVALUATION in parts.values():
+        parts |= {name: TRAIN for name in parts if name.lower() in _DEVELOPMENT}
+    return parts
 
 
 def prepare(
@@ -115,13 +134,13 @@ def prepare(
 ) -> Prepared:
     """Writes vocabulary, datafiles and config; recordings of any rate and format stay where they are.
 
-    Without a predefined split, the clips are split by :func:`psla_jax.data.prepare.split.stratified`.
+    Without a predefined split, :func:`psla_jax.data.prepare.split.stratified` splits the clips; sources stay together.
 
     Args:
         collection: the recordings.
         out: the folder to write to.
-        validation: share of clips to select the best epoch on, taken from the training part of a predefined split
-            without validation part; None for 0.1, or 0 with a predefined split.
+        validation: share of clips to select the best epoch on, from the training part of a predefined split without
+            validation part; None for 0.1, or 0 with a predefined split.
         evaluation: share of clips to evaluate on if there is no predefined split.
         seed: random seed of the split.
         force: whether to replace existing files.
@@ -138,18 +157,12 @@ def prepare(
     vocabulary = _vocabulary(clips)
     index = {name: i for i, name in enumerate(vocabulary.names)}
     labels = [[index[name] for name in clip.labels] for clip in clips]
-    clips, split_notes = _split(clips, labels, validation, evaluation, seed)
+    clips, split_notes = _divide(clips, labels, validation, evaluation, seed)
     rows = _rows_by_part(clips)
-    split_notes += [note for part, note in _MISSING_PART_NOTES.items() if part not in rows]
-    summary = config_template.DataSummary(
-        name=os.path.basename(os.path.abspath(out)),
-        parts={part: len(chosen) for part, chosen in rows.items()},
-        class_sizes=tuple(Counter(c for i in rows[TRAIN] for c in labels[i]).values()),
-        classes=len(vocabulary),
-        seconds=tuple(seconds[i] for i in rows[TRAIN]),
-        exclusive=collection.exclusive,
-    )
+    name = os.path.basename(os.path.abspath(out))
+    summary = _summarize(name, rows, labels, seconds, classes=len(vocabulary), exclusive=collection.exclusive)
     excluded = (*collection.excluded, *unreadable)
+    notes = (*collection.notes, *spelling_notes(vocabulary.names), *split_notes)
     records = {part: [(clips[i].path, [vocabulary.mids[c] for c in labels[i]]) for i in rows[part]] for part in rows}
     _write(paths, vocabulary, records, summary, excluded)
     return Prepared(
@@ -161,7 +174,28 @@ def prepare(
         config=paths[_CONFIG],
         excluded=excluded,
         excluded_list=paths[_EXCLUDED] if excluded else "",
-        notes=(*collection.notes, *split_notes, *_rare_class_notes(vocabulary, labels, rows)),
+        notes=(*notes, *_missing_part_notes(rows), *_rare_class_notes(vocabulary, labels, rows)),
+        copies=tuple(_copy_notes(clips, progress)),
+        groups={clip.path: clip.group for clip in clips if clip.group},
+    )
+
+
+def _summarize(
+    name: str,
+    rows: dict[str, list[int]],
+    labels: list[list[int]],
+    seconds: list[float],
+    *,
+    classes: int,
+    exclusive: bool,
+) -> config_template.DataSummary:
+    return config_template.DataSummary(
+        name=name,
+        parts={part: len(chosen) for part, chosen in rows.items()},
+        class_sizes=tuple(Counter(c for i in rows[TRAIN] for c in labels[i]).values()),
+        classes=classes,
+        seconds=tuple(seconds[i] for i in rows[TRAIN]),
+        exclusive=exclusive,
     )
 
 
@@ -215,6 +249,31 @@ def _measure(clips: Sequence[Clip], progress: bool) -> tuple[list[Clip], list[fl
     return clips, [length for length in lengths if isinstance(length, float)], unreadable
 
 
+def _divide(
+    clips: list[Clip], labels: list[list[int]], validation: float | None, evaluation: float, seed: int
+) -> tuple[list[Clip], list[str]]:
+    """Returns the clips with a part each, and notes about the split and the sources that it keeps together."""
+    clips, group_notes = _with_groups(clips)
+    clips, notes = _split(clips, labels, validation, evaluation, seed)
+    kept = sources.split_notes([clip.group for clip in clips], [clip.part for clip in clips])
+    return clips, [*notes, *group_notes, *kept]
+
+
+def _with_groups(clips: list[Clip]) -> tuple[list[Clip], list[str]]:
+    """Returns the clips with the sources that file names tell, if none is known, and a note on that."""
+    if any(clip.group for clip in clips):
+        return clips, []
+    data_set, groups = sources.by_file_name([clip.path for clip in clips], [clip.labels for clip in clips])
+    notes = [f"the file names are those of {data_set}, and contain the source of each clip"] if data_set else []
+    return [replace(clip, group=group) for clip, group in zip(clips, groups)], notes
+
+
+def _copy_notes(clips: list[Clip], progress: bool) -> Iterator[str]:
+    paths = [clip.path for clip in clips]
+    copies = sources.exact_copies(paths, progress=progress)
+    yield from sources.copy_notes(paths, [clip.labels for clip in clips], [clip.part for clip in clips], copies)
+
+
 def _vocabulary(clips: Sequence[Clip]) -> Vocabulary:
     """Returns the classes sorted by name; a mid is the name with ``;`` for ``,``, which separates mids in datafiles."""
     names = sorted({name for clip in clips for name in clip.labels})
@@ -258,8 +317,14 @@ def _stratify(
     """Returns the clips with new parts for the chosen ones, which do not change when the common folder moves."""
     root = os.path.commonpath([os.path.dirname(clips[i].path) for i in chosen])
     names = [os.path.relpath(clips[i].path, root).replace(os.sep, "/") for i in chosen]
-    parts = dict(zip(chosen, stratified(names, [labels[i] for i in chosen], shares, seed=seed)))
+    groups = [clips[i].group or name for i, name in zip(chosen, names)]
+    assigned = stratified(names, [labels[i] for i in chosen], shares, seed=seed, groups=groups)
+    parts = dict(zip(chosen, assigned))
     return [replace(clip, part=parts.get(i, clip.part)) for i, clip in enumerate(clips)]
+
+
+def _missing_part_notes(rows: dict[str, list[int]]) -> list[str]:
+    return [note for part, note in _MISSING_PART_NOTES.items() if part not in rows]
 
 
 def _rare_class_notes(vocabulary: Vocabulary, labels: list[list[int]], rows: dict[str, list[int]]) -> Iterator[str]:

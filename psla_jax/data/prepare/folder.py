@@ -1,110 +1,248 @@
-"""Folders of recordings: class folders with or without a split, ESC-50 and Speech Commands."""
+"""Folders of recordings: class folders with or without a split, and the layouts of public data sets."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from psla_jax.data.prepare import table
-from psla_jax.data.prepare.collection import PARTS, Clip, Collection, CollectionError, ExcludedClip
+from psla_jax.data.prepare import layouts, table
+from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip
+from psla_jax.data.prepare.names import class_name, examples, nfc
 from psla_jax.data.prepare.walk import Listing, printable_path, walk
 
-_ESC50 = os.path.join("meta", "esc50.csv")
 _SPEECH_COMMANDS = {"validation": "validation_list.txt", "evaluation": "testing_list.txt"}
 """Files in which Speech Commands lists the clips of each held-out part."""
 _BACKGROUND = "_background_noise_"
-"""Folder of Speech Commands that is not a class."""
+"""Folder of Speech Commands that is not a class; its recordings are minutes long."""
+_LOOSE = "is not in a class folder: move it into one, or list the recordings in a table for psla prepare csv."
+_TABLE_EXTENSIONS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
+_Path = tuple[str, ...]
+"""Components of a path relative to a root folder."""
 
 
 def read(directory: str, *, fold: str = "", progress: bool = True) -> Collection:
     """Returns the clips of a folder in one of these layouts, which are tried in this order.
 
-    - ESC-50: ``meta/esc50.csv`` and ``audio/``; one fold is for evaluation, the others for training.
-    - Speech Commands: ``validation_list.txt`` and ``testing_list.txt`` beside the class folders;
-      ``_background_noise_`` is ignored.
+    - ESC-50 and UrbanSound8K, by their tables; one fold is for evaluation, the others for training.
+    - Speech Commands: ``validation_list.txt`` and ``testing_list.txt`` beside the class folders or beside their folder.
+    - Class folders inside ``fold1``, ``fold2`` and so on; one fold is for evaluation.
     - Class folders inside ``train``, ``validation`` and ``test`` folders (or other common names).
     - Class folders: the class is the name of the folder directly below `directory`, at whatever depth a file is.
 
-    `fold` is the evaluation fold of ESC-50, empty for the last one. With `progress`, stderr shows a file counter.
+    If all recordings are in one folder, which has only folders, the layout is that of this folder.
+    ``_background_noise_`` is never a class.
+
+    `fold` is the evaluation fold, empty for the last one. With `progress`, stderr shows a file counter.
 
     Raises:
-        CollectionError: there is no audio, or none in class folders, or `fold` does not fit the layout.
+        CollectionError: there is no audio, or none in class folders; the folder has several data sets, or one with
+            another command; or `fold` does not fit the layout.
         PathError: the folder or a subfolder cannot be listed.
     """
     root = os.path.abspath(directory)
-    esc50 = os.path.join(root, _ESC50)
-    if os.path.isfile(esc50):
-        columns, audio = table.Columns("filename", "category", "fold"), os.path.join(root, "audio")
-        return table.read(esc50, audio, columns=columns, separator="", fold=fold, layout="ESC-50", progress=progress)
+    if known := layouts.find_table(root):
+        return _read_table(*known, fold, progress)
+    contents = _scan(root, walk([root], progress=progress))
+    while True:
+        _require_one_data_set(contents)
+        if known := layouts.find_table(contents.root):
+            return _read_table(*known, fold, progress)
+        if (below := contents.only_folder()) is None:
+            break
+        contents = below
+    collection = _class_folders(contents, fold)
+    if contents.root == root:
+        return collection
+    note = f"the class folders are those in {printable_path(contents.root)}, which has all recordings"
+    return replace(collection, notes=(note, *collection.notes))
+
+
+def _read_table(known: layouts.KnownTable, folder: str, fold: str, progress: bool) -> Collection:
+    path, audio = known.paths(folder)
+    columns, layout = known.columns, known.name
+    return table.read(path, audio, columns=columns, separator="", fold=fold, layout=layout, progress=progress)
+
+
+def _require_one_data_set(contents: _Contents) -> None:
+    """Raises CollectionError for FSD50K, and for public data sets beside other recordings."""
+    root, folders = printable_path(contents.root), contents.folders_with_audio()
+    if layouts.is_fsd50k(folders):
+        raise CollectionError(f"{root} is FSD50K, whose labels are in its tables: use psla prepare fsd50k {root}.")
+    paths = [os.path.join(contents.root, name) for name in folders]
+    if len(paths) > 1 and (known := [path for path in paths if layouts.find_table(path)]):
+        raise CollectionError(
+            f"{root} has a data set in {printable_path(known[0])} beside other folders of recordings: name one of the "
+            "folders."
+        )
+
+
+def _class_folders(contents: _Contents, fold: str) -> Collection:
+    folders, root = contents.folders_with_audio(), printable_path(contents.root)
+    if folds := layouts.fold_folders(folders):
+        chosen, description = table.choose_fold(root, folds.values(), fold)
+        parts = {name: "evaluation" if number == chosen else "train" for name, number in folds.items()}
+        return _divided(contents, "folds", f"class folders in fold folders; {description}", parts)
     if fold:
-        raise CollectionError(f"{printable_path(root)} has no folds, but --fold is {fold}: omit it.")
-    contents = _Contents(root, walk([root], progress=progress))
-    if all(os.path.isfile(os.path.join(root, name)) for name in _SPEECH_COMMANDS.values()):
-        return _speech_commands(root, contents)
-    top_folders = {name.lower() for name in contents.top_folders}
-    if len(top_folders) > 1 and top_folders <= set(PARTS):
-        return contents.collection("class folders in folders of a split", 2, lambda path: PARTS[path[0].lower()])
-    return contents.collection("class folders", 1, lambda _: "")
+        raise CollectionError(f"{root} has no folds, but --fold is {fold}: omit it.")
+    if speech_commands := _speech_commands(contents):
+        return speech_commands
+    if split := layouts.split_folders(folders):
+        return _divided(contents, "parts of a split", "class folders in folders of a split", split)
+    return _collect(contents, "class folders", 1, lambda path: "", _ambiguity_notes(contents))
 
 
-def _speech_commands(root: str, contents: _Contents) -> Collection:
-    parts = {}
-    for part, name in _SPEECH_COMMANDS.items():
-        with open(os.path.join(root, name), encoding="utf-8", errors="replace") as file:
-            parts.update(dict.fromkeys(map(str.strip, file), part))
-    contents.remove(_BACKGROUND)
+def _divided(contents: _Contents, kind: str, layout: str, parts: Mapping[str, str]) -> Collection:
+    """Returns the clips of class folders inside folders that `parts` maps to parts; other folders are excluded."""
+    inside = [path for path in contents.audio if path[0] in parts]
+    depth = _class_depth(inside, 2)
+    if not any(len(path) > depth for path in inside):
+        raise CollectionError(
+            f"the folders {examples(sorted(parts))} of {printable_path(contents.root)} are {kind} and have no class "
+            "folders: list the recordings and their classes in a table, and use psla prepare csv."
+        )
+    reason = f"is in a folder beside {kind}: move or rename the folder."
+    beside = [path for path in contents.audio if len(path) > 1 and path[0] not in parts]
+    excluded = [*contents.excluded, *(ExcludedClip(contents.path(path), reason) for path in beside)]
+    contents = replace(contents, audio=sorted(set(contents.audio) - set(beside)), excluded=excluded)
+    return _collect(contents, layout, depth, lambda path: parts[path[0]])
+
+
+def _class_depth(paths: list[_Path], depth: int) -> int:
+    """Returns the depth of the class folders: `depth`, or more if there is only one folder, such as ``audio``."""
+    while len({path[depth - 1] for path in paths}) == 1 and len({p[depth] for p in paths if len(p) > depth + 1}) > 1:
+        depth += 1
+    return depth
+
+
+def _speech_commands(contents: _Contents) -> Collection | None:
+    """Returns the clips of Speech Commands, with the split in its lists; None for another data set."""
+    for folder in (contents.root, os.path.dirname(contents.root)):
+        lists = {part: os.path.join(folder, name) for part, name in _SPEECH_COMMANDS.items()}
+        if all(map(os.path.isfile, lists.values())):
+            break
+    else:
+        return None
+    parts: dict[str, str] = {}
+    for part, path in lists.items():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            parts.update(dict.fromkeys((name for line in file if (name := line.strip())), part))
     available = {"/".join(path) for path in contents.audio}
-    missing = sorted(name for name in parts if name and name not in available)
-    collection = contents.collection("Speech Commands", 1, lambda path: parts.get("/".join(path), "train"))
-    note = f"listed clips that are missing: {len(missing):,}, such as {missing[0]}" if missing else ""
-    return replace(collection, notes=(*collection.notes, note)) if note else collection
+    missing = sorted(set(parts) - available)
+    if folder != contents.root and len(missing) == len(parts):
+        return None
+    notes = [f"listed clips that are missing: {len(missing):,}, such as {missing[0]}"] if missing else []
+    return _collect(contents, "Speech Commands", 1, lambda path: parts.get("/".join(path), "train"), notes)
 
 
+def _collect(
+    contents: _Contents, layout: str, depth: int, part: Callable[[_Path], str], notes: Iterable[str] = ()
+) -> Collection:
+    """Returns the clips; the class is the name of the folder at `depth` below the root, counted from 1."""
+    clips, excluded = [], list(contents.excluded)
+    background = 0
+    for path in sorted(contents.audio):
+        if len(path) <= depth:
+            excluded.append(ExcludedClip(contents.path(path), _LOOSE))
+        elif path[depth - 1] == _BACKGROUND:
+            background += 1
+        else:
+            clips.append(Clip(contents.path(path), (class_name(path[depth - 1]),), part(path)))
+    reason = "is in an unsupported format: convert it to FLAC or WAV."
+    excluded += [ExcludedClip(contents.path(path), reason) for path in contents.unsupported]
+    if not clips:
+        root, first = printable_path(contents.root), next(iter(excluded), None)
+        if first is None:
+            raise CollectionError(
+                f"there is no audio file under {root}: name a folder that has a folder of recordings per class."
+            )
+        raise CollectionError(f"no recording under {root} can be used: {printable_path(first.path)} {first.reason}")
+    used = {path[0] for path in contents.audio if len(path) > depth}
+    unused = [name for name in sorted(contents.top_folders) if name not in used]
+    all_notes = [f"the folder {printable_path(name)} has no usable audio, so it is not a class" for name in unused]
+    if background and layout != "Speech Commands":
+        all_notes.append(f"the {background:,} recordings in {_BACKGROUND} are not of a class, as in Speech Commands")
+    return Collection(layout, tuple(clips), True, tuple(excluded), (*all_notes, *notes))
+
+
+def _ambiguity_notes(contents: _Contents) -> Iterable[str]:
+    """Yields notes on signs that the folders below the root are not the classes."""
+    folders = contents.folders_with_audio()
+    below = {name: {nfc(path[1]) for path in contents.audio if path[0] == name and len(path) > 2} for name in folders}
+    first = next(iter(below.values()), set())
+    if len(below) > 1 and len(first) > 1 and all(names == first for names in below.values()):
+        yield (
+            f"each of the folders {examples(folders)} has the folders {examples(sorted(first))}: if these are the "
+            "classes, rename the outer ones to train, validation and test"
+        )
+    if tables := contents.tables():
+        yield f"the table {printable_path(tables[0])} is not used: if it has the classes, use psla prepare csv"
+
+
+@dataclass(frozen=True)
 class _Contents:
     """The files and folders below a root folder."""
 
-    def __init__(self, root: str, listings: Iterable[Listing]) -> None:
-        self.root = root
-        self.audio: list[tuple[str, ...]] = []
-        """Audio files as path components relative to the root."""
-        self.top_folders: list[str] = []
+    root: str
+    audio: list[_Path]
+    unsupported: list[_Path]
+    """Files in formats that cannot be read."""
+    folders: list[_Path]
+    excluded: list[ExcludedClip]
+
+    def path(self, path: _Path) -> str:
+        return os.path.join(self.root, *path)
+
+    @property
+    def top_folders(self) -> list[str]:
         """Names of the folders directly below the root, without hidden ones."""
-        self.unsupported: list[str] = []
-        self.excluded: list[ExcludedClip] = []
-        reason = "has a name that is not UTF-8, which a datafile cannot contain: rename the file or its folder."
-        for listing in listings:
-            relative = os.path.relpath(listing.folder, root)
-            folders = () if relative == os.curdir else tuple(relative.split(os.sep))
-            if len(folders) == 1:
-                self.top_folders.append(folders[0])
-            self.audio += [(*folders, name) for name in listing.audio]
-            self.unsupported += [os.path.join(listing.folder, name) for name in listing.unsupported]
-            self.excluded += [ExcludedClip(os.path.join(listing.folder, name), reason) for name in listing.not_utf8]
+        return [path[0] for path in self.folders if len(path) == 1]
 
-    def remove(self, top_folder: str) -> None:
-        self.audio = [path for path in self.audio if path[0] != top_folder]
-        self.top_folders = [name for name in self.top_folders if name != top_folder]
+    def folders_with_audio(self) -> list[str]:
+        """Returns the names of the folders directly below the root that have audio at any depth."""
+        return sorted({path[0] for path in (*self.audio, *self.unsupported) if len(path) > 1})
 
-    def collection(self, layout: str, depth: int, part: Callable[[tuple[str, ...]], str]) -> Collection:
-        """Returns the clips; the class is the name of the folder at `depth` below the root, counted from 1."""
-        clips, excluded = [], list(self.excluded)
-        for path in sorted(self.audio):
-            file = os.path.join(self.root, *path)
-            if len(path) <= depth:
-                excluded.append(ExcludedClip(file, "is not in a class folder: move it into one."))
-            else:
-                clips.append(Clip(file, (path[depth - 1].strip(),), part(path)))
-        reason = "is in an unsupported format: convert it to FLAC or WAV."
-        excluded += [ExcludedClip(file, reason) for file in self.unsupported]
-        if not clips:
-            root, first = printable_path(self.root), next(iter(excluded), None)
-            if first is None:
-                raise CollectionError(
-                    f"there is no audio file under {root}: name a folder that has a folder of recordings per class."
-                )
-            raise CollectionError(f"no recording under {root} can be used: {printable_path(first.path)} {first.reason}")
-        used = {path[0] for path in self.audio if len(path) > depth}
-        unused = [name for name in sorted(self.top_folders) if name not in used]
-        notes = tuple(f"the folder {printable_path(name)} has no usable audio, so it is not a class" for name in unused)
-        return Collection(layout, tuple(clips), True, tuple(excluded), notes)
+    def only_folder(self) -> _Contents | None:
+        """Returns the contents of the only folder with audio; None for several, or if there is audio directly in it."""
+        names = self.folders_with_audio()
+        if len(names) != 1 or layouts.fold_folders(names):
+            return None
+        (name,) = names
+
+        def inside(paths: list[_Path]) -> list[_Path]:
+            return [path[1:] for path in paths if path[0] == name and len(path) > 1]
+
+        loose = [ExcludedClip(self.path(path), _LOOSE) for path in self.audio if len(path) == 1]
+        below = _Contents(
+            self.path((name,)),
+            inside(self.audio),
+            inside(self.unsupported),
+            inside(self.folders),
+            [*self.excluded, *loose],
+        )
+        return below if all(len(path) > 1 for path in below.audio) else None
+
+    def tables(self) -> list[str]:
+        """Returns the tables in the root folder and in the folders below it that have no audio."""
+        silent = set(self.top_folders) - set(self.folders_with_audio())
+        folders = [self.root, *(self.path((name,)) for name in sorted(silent))]
+        return [
+            os.path.join(folder, name)
+            for folder in folders
+            for name in sorted(os.listdir(folder))
+            if name.lower().endswith(_TABLE_EXTENSIONS) and not name.startswith(".")
+        ]
+
+
+def _scan(root: str, listings: Iterable[Listing]) -> _Contents:
+    contents = _Contents(root, [], [], [], [])
+    reason = "has a name that is not UTF-8, which a datafile cannot contain: rename the file or its folder."
+    for listing in listings:
+        relative = os.path.relpath(listing.folder, root)
+        folders = () if relative == os.curdir else tuple(relative.split(os.sep))
+        if folders:
+            contents.folders.append(folders)
+        contents.audio.extend((*folders, name) for name in listing.audio)
+        contents.unsupported.extend((*folders, name) for name in listing.unsupported)
+        contents.excluded.extend(ExcludedClip(os.path.join(listing.folder, name), reason) for name in listing.not_utf8)
+    return contents

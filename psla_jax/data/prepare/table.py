@@ -6,11 +6,15 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from psla_jax.data.prepare.collection import PARTS, Clip, Collection, CollectionError, ExcludedClip
-from psla_jax.data.prepare.walk import printable_path, walk
+from psla_jax.data.prepare import label_cells
+from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, part_names
+from psla_jax.data.prepare.locate import find_files
+from psla_jax.data.prepare.names import nfc
+from psla_jax.data.prepare.walk import printable_path
 from psla_jax.runtime.streams import regular_file
 
 FILE_COLUMNS = (
@@ -19,14 +23,17 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = (
     *("labels", "label", "classes", "class", "class_name", "categories", "category", "tags", "tag", "species"),
-    *("targets", "target"),
+    *("targets", "target", "primary_label", "scene_label"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold")
+GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier")
 """Column names that are recognised, in order of preference; upper and lower case are equivalent."""
-_RECOGNISED = {"file": FILE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS}
-SEPARATORS = "|;,"
-"""Possible separators of labels; the first of these that occurs anywhere in the label column is used."""
+_RECOGNISED = {"file": FILE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
+_OPTIONAL = ("split", "group")
 _FOLD = re.compile(r"(?:fold[ _]?)?(\d+)$", re.IGNORECASE)
+_NUMBERS = re.compile(r"[\d\s.,;|]*")
+_DELIMITER_LINE = re.compile(r"\s*\"?sep=([^\n])\"?\s*\n", re.IGNORECASE)
+"""First line by which Excel says how cells are separated."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Columns:
     file: str = ""
     label: str = ""
     split: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,15 @@ class _Row:
     file: str
     label: str
     split: str
+    group: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    header: Columns
+    """Names of the columns as spelled in the file; empty for a column that does not exist."""
+    rows: list[_Row]
+    notes: tuple[str, ...]
 
 
 def read(
@@ -58,14 +75,16 @@ def read(
 ) -> Collection:
     """Returns the clips of a CSV with a file, its labels and optionally a part or a fold in each row.
 
-    A file is looked up by its path relative to `audio`, then by its name, with or without extension, in `audio` and its
-    subfolders.
+    Files are looked up by :func:`psla_jax.data.prepare.locate.find_files`.
 
     Args:
-        path: the CSV, in UTF-8, with a header; cells are separated by comma, semicolon or tab.
+        path: the CSV, in UTF-8, with a header; cells are separated by comma, semicolon or tab, or by the character in
+            a first line such as ``sep=;``.
         audio: folder of the recordings; empty for the folder of the CSV.
-        columns: column names, where they are not recognised ones.
-        separator: separator of labels: one of ``|;,``, empty for none (a cell is one label), None to detect it.
+        columns: column names, where they are not recognised ones. Clips with the same group stay on one side of a
+            random split.
+        separator: separator of labels: one of ``|;,``, empty for none (a cell is one label), None to detect it, and
+            lists of Python and JSON.
         fold: evaluation fold, if the CSV has folds; empty for the last one.
         layout: name of the data set for the screen; empty for a description of the table.
         progress: whether to show a file counter on stderr.
@@ -74,45 +93,71 @@ def read(
         CollectionError, PathError: the CSV is missing or malformed, a column is missing, a file is listed twice or its
             name is ambiguous, no clip can be used, or the folder of the recordings cannot be listed.
     """
-    header, rows = _read_rows(path, columns)
+    read_table = _read_table(path, columns)
+    header, rows = read_table.header, read_table.rows
     base = os.path.abspath(audio or os.path.dirname(path))
     files, excluded = _locate(path, rows, base, progress)
-    if separator is None:
-        separator = next((mark for mark in SEPARATORS if any(mark in row.label for row in rows)), "")
-    labels = {row.line: _labels(row.label, separator) for row in rows}
-    exclusive = max(map(len, labels.values())) == 1
+    cells = _parse_labels(path, rows, separator)
+    labels = {row.line: names for row, names in zip(rows, cells.labels)}
+    exclusive = max(map(len, cells.labels)) == 1
     parts, split = _parts(path, rows, header.split, fold)
+    groups, group_notes = _groups(rows, header.group, cells.labels, requested=bool(columns.group))
     clips = []
     for row, file in files:
         if exclusive and not labels[row.line]:
             excluded.append(ExcludedClip(file, f"has no label in line {row.line}: add one, or remove the line."))
         else:
-            clips.append(Clip(file, labels[row.line], parts.get(row.line, "")))
+            clips.append(Clip(file, labels[row.line], parts.get(row.line, ""), groups.get(row.line, "")))
     if not clips:
         raise CollectionError(f"no clip of {path} can be used: {printable_path(excluded[0].path)} {excluded[0].reason}")
-    kind = "one label per clip" if exclusive else "several labels per clip"
+    kind = "one label per clip" if exclusive else f"several labels per clip, {cells.separated}"
     layout = layout or f"table with the columns {header.file} and {header.label}, {kind}"
-    return Collection(layout + split, tuple(clips), exclusive, tuple(excluded))
+    if not exclusive and (unlabelled := sum(not clip.labels for clip in clips)):
+        group_notes.append(f"clips without a label, in which training treats every class as absent: {unlabelled:,}")
+    notes = (*read_table.notes, *cells.notes, *group_notes)
+    return Collection(layout + split, tuple(clips), exclusive, tuple(excluded), notes)
 
 
-def _read_rows(path: str, columns: Columns) -> tuple[Columns, list[_Row]]:
-    """Returns the column names as spelled in the file, and the rows below the header."""
+def _read_table(path: str, columns: Columns) -> _Table:
+    """Returns the columns that are used, and the rows below the header."""
     delimiter, lines = _read_lines(path)
-    header = lines[0][1]
-    named = Columns(*(_column(path, header, getattr(columns, kind), kind) for kind in _RECOGNISED))
-    positions = [header.index(name) if name else None for name in (named.file, named.label, named.split)]
-    rows = []
+    header, *body = (cells for _, cells in lines)
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise CollectionError(
                 f"line {line} of {path} has {len(cells)} cells and the header {len(header)}: put cells with a "
                 f"{delimiter!r} in quotes."
             )
-        row = _Row(line, *("" if position is None else cells[position] for position in positions))
-        if not row.file:
-            raise CollectionError(f"line {line} of {path} names no file: fill in its {named.file}.")
-        rows.append(row)
-    return named, rows
+    named = {kind: _column(path, header, getattr(columns, kind), kind) for kind in _RECOGNISED}
+    notes = []
+    if not columns.label and (better := _named_classes(header, body, named["label"])):
+        notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
+        named["label"] = better
+    if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
+        notes.append(f"the column {secondary[0]} is not used: clips have only the labels of {named['label']}")
+    positions = [header.index(name) if name else None for name in named.values()]
+    rows = [_Row(line, *("" if p is None else cells[p] for p in positions)) for line, cells in lines[1:]]
+    if nameless := next((row for row in rows if not row.file), None):
+        raise CollectionError(f"line {nameless.line} of {path} names no file: fill in its {named['file']}.")
+    return _Table(Columns(**named), rows, tuple(notes))
+
+
+def _parse_labels(path: str, rows: list[_Row], separator: str | None) -> label_cells.CellLabels:
+    try:
+        return label_cells.parse([row.label for row in rows], separator)
+    except label_cells.LabelError as error:
+        raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
+
+
+def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str) -> str:
+    """Returns another label column with class names if the chosen one has only whole numbers, else nothing."""
+
+    def numeric(name: str) -> bool:
+        return all(_NUMBERS.fullmatch(cells[header.index(name)]) for cells in body)
+
+    lower = {name.lower(): name for name in reversed(header)}
+    candidates = [lower[name] for name in LABEL_COLUMNS if name in lower]
+    return next((name for name in candidates if not numeric(name)), "") if numeric(chosen) else ""
 
 
 def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
@@ -124,13 +169,16 @@ def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
         raise CollectionError(f"the table {path} cannot be read ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
         raise CollectionError(f"the table {path} is not in UTF-8: save it as CSV UTF-8.") from error
-    delimiter = max(",;\t", key=text.lstrip().partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    hint = _DELIMITER_LINE.match(text)
+    skipped = hint.end() if hint else 0
+    delimiter = hint[1] if hint else max(",;\t", key=text.lstrip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text[skipped:]), delimiter=delimiter)
+    first = text.count("\n", 0, skipped)
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
+        lines = [(first + reader.line_num, [c.strip() for c in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise CollectionError(
-            f"the table {path} is not a valid CSV (line {reader.line_num}: {error}): save it again."
+            f"the table {path} is not a valid CSV (line {first + reader.line_num}: {error}): save it again."
         ) from error
     if len(lines) < 2:
         raise CollectionError(f"the table {path} lists no clip: it needs a header and a line for each recording.")
@@ -138,16 +186,18 @@ def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
 
 
 def _column(path: str, header: Sequence[str], requested: str, kind: str) -> str:
-    """Returns the name of a column in the header; empty for a split column that does not exist."""
+    """Returns the name of a column in the header; empty for an optional column that does not exist."""
     lower = [name.lower() for name in header]
     if requested:
         name = requested if requested in header else ""
     else:
         name = next((header[lower.index(name)] for name in _RECOGNISED[kind] if name in lower), "")
-    if name or (kind == "split" and not requested):
+    if name or (kind in _OPTIONAL and not requested):
         return name
     lacks = f"no column {requested!r}" if requested else f"none of the columns {', '.join(_RECOGNISED[kind])}"
-    raise CollectionError(f"{path} has {lacks}, only {', '.join(header)}: name one with --{kind}-column.")
+    raise CollectionError(
+        f"{path} has {lacks}, only {', '.join(header)}: name one with --{kind}-column, or add a header."
+    )
 
 
 def _locate(
@@ -156,24 +206,17 @@ def _locate(
     """Returns the rows with their audio files, and the missing clips."""
     line_of_file: dict[str, int] = {}
     files, missing = [], []
-    files_by_name: dict[str, list[str]] | None = None
-    for row in rows:
-        file = os.path.normpath(os.path.join(base, row.file))
-        if not os.path.isfile(file):
-            if files_by_name is None:
-                files_by_name = _files_by_name(base, progress)
-            name = os.path.basename(row.file.replace("\\", "/"))
-            candidates = files_by_name.get(name) or files_by_name.get(f"{name}.", [])
-            if len(candidates) > 1:
-                raise CollectionError(
-                    f"line {row.line} of {path} names {row.file}, which matches {len(candidates)} files, such as "
-                    f"{candidates[0]} and {candidates[1]}: write the path relative to {base}."
-                )
-            if not candidates:
-                reason = f"is missing (line {row.line} of {path}): correct the line, or name its folder with --audio."
-                missing.append(ExcludedClip(file, reason))
-                continue
-            file = candidates[0]
+    for row, found in zip(rows, find_files([row.file for row in rows], base, progress=progress)):
+        if len(found) > 1:
+            raise CollectionError(
+                f"line {row.line} of {path} names {row.file}, which matches {len(found)} files, such as {found[0]} and "
+                f"{found[1]}: write the path relative to {base}."
+            )
+        if not found:
+            reason = f"is missing (line {row.line} of {path}): correct the line, or name its folder with --audio."
+            missing.append(ExcludedClip(os.path.normpath(os.path.join(base, row.file)), reason))
+            continue
+        file = found[0]
         if file in line_of_file:
             raise CollectionError(
                 f"lines {line_of_file[file]} and {row.line} of {path} both name {row.file}: put all its labels in one "
@@ -184,20 +227,20 @@ def _locate(
     return files, missing
 
 
-def _files_by_name(base: str, progress: bool) -> dict[str, list[str]]:
-    """Returns the audio files below a folder by name, and by name up to and including the last dot."""
-    files: dict[str, list[str]] = {}
-    for listing in walk([base], progress=progress):
-        for name in listing.audio:
-            file = os.path.join(listing.folder, name)
-            files.setdefault(name, []).append(file)
-            files.setdefault(name[: name.rfind(".") + 1], []).append(file)
-    return files
+def _groups(
+    rows: list[_Row], column: str, labels: list[tuple[str, ...]], *, requested: bool
+) -> tuple[dict[int, str], list[str]]:
+    """Returns the source of the clip in each line (none without a group column), and a note on the column.
 
-
-def _labels(cell: str, separator: str) -> tuple[str, ...]:
-    parts = cell.split(separator) if separator else [cell]
-    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    A column that was not requested is not used if it has too few values for every class to be in two parts.
+    """
+    groups = {row.line: nfc(row.group) for row in rows if row.group.lower() not in ("", "nan")}
+    classes = {name for names in labels for name in names}
+    if requested or len(set(groups.values())) == len(groups):
+        return groups, []
+    if len(set(groups.values())) < 2 * len(classes):
+        return {}, [f"the column {column} has too few values for sources: use --group-column {column} if it has them"]
+    return groups, [f"the column {column} has the source of each clip"]
 
 
 def _parts(path: str, rows: list[_Row], column: str, fold: str) -> tuple[dict[int, str], str]:
@@ -206,22 +249,34 @@ def _parts(path: str, rows: list[_Row], column: str, fold: str) -> tuple[dict[in
         if fold:
             raise CollectionError(f"{path} has no column of folds, but --fold is {fold}: omit it.")
         return {}, ""
-    if {row.split.lower() for row in rows} <= set(PARTS):
+    counts = Counter(row.split for row in rows)
+    folds = {name: number[1] for name in counts if (number := _FOLD.match(name))}
+    parts = part_names(counts)
+    expected = max((parts, folds), key=lambda names: sum(counts[name] for name in names))
+    if odd := next((row for row in rows if row.split not in expected), None):
+        raise CollectionError(
+            f"line {odd.line} of {path} has the {column} {odd.split!r}: use train, validation and evaluation, or fold "
+            "numbers."
+        )
+    if expected is parts:
         if fold:
             raise CollectionError(f"the column {column} of {path} has no folds, but --fold is {fold}: omit it.")
-        return {row.line: PARTS[row.split.lower()] for row in rows}, f"; split by its column {column}"
-    folds = {row.line: number[1] for row in rows if (number := _FOLD.match(row.split))}
-    invalid = next((row for row in rows if row.line not in folds), None)
-    if invalid is not None:
-        raise CollectionError(
-            f"line {invalid.line} of {path} has the {column} {invalid.split!r}: use train, validation and evaluation, "
-            "or fold numbers."
-        )
-    numbers = sorted(set(folds.values()), key=int)
-    chosen = fold or numbers[-1]
+        return {row.line: parts[row.split] for row in rows}, f"; split by its column {column}"
+    chosen, description = choose_fold(path, folds.values(), fold)
+    held_out = {row.line: "evaluation" if folds[row.split] == chosen else "train" for row in rows}
+    return held_out, f"; {description}"
+
+
+def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, str]:
+    """Returns the number of the fold for evaluation, the last one if none is requested, and a description.
+
+    Raises:
+        CollectionError: there is only one fold, or the requested one does not exist.
+    """
+    numbers = sorted(set(folds), key=int)
+    chosen = requested or numbers[-1]
     if chosen not in numbers:
         raise CollectionError(f"{path} has the folds {', '.join(numbers)}, but --fold is {chosen}: name one of these.")
     if len(numbers) < 2:
         raise CollectionError(f"{path} has only the fold {chosen}: training needs another one.")
-    parts = {line: "evaluation" if value == chosen else "train" for line, value in folds.items()}
-    return parts, f"; fold {chosen} of {', '.join(numbers)} is for evaluation"
+    return chosen, f"fold {chosen} of {', '.join(numbers)} is for evaluation"

@@ -68,12 +68,19 @@ def check_file(datafile: Datafile, index: int) -> ClipProblem | None:
     try:
         status = os.stat(shards.storage_path(path))
     except (OSError, ValueError):
-        return ClipProblem(index, path, "is missing: correct the path, or remove the clip from the datafile.")
+        return ClipProblem(index, path, _missing_reason(datafile, index))
     if not stat.S_ISREG(status.st_mode):
         return ClipProblem(index, path, "is not a file: correct the path, or remove the clip from the datafile.")
     if status.st_size == 0:
         return ClipProblem(index, path, "is an empty file: download it again, or remove the clip from the datafile.")
     return None
+
+
+def _missing_reason(datafile: Datafile, index: int) -> str:
+    remedy = "correct the path, or remove the clip from the datafile."
+    if os.path.isabs(datafile.path(index)):
+        return f"is missing: {remedy}"
+    return f"is missing: paths in a datafile are relative to its own folder; {remedy}"
 
 
 def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> ClipProblem | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from psla_jax.config import Channel, FrontendConfig, Loss
 from psla_jax.data.datafile import read_open_vocabulary
-from psla_jax.data.datasets import DataError, locate
+from psla_jax.data.datasets import DataError, data_notes, locate
 from psla_jax.data.validate import audio, duplicates, labels
 from psla_jax.data.validate.feature_stats import log_mel_statistics
 from psla_jax.data.validate.findings import Check, Finding, LogMelStatistics, MeasuredDataset, format_count, run_checks
@@ -65,7 +65,7 @@ class Report:
 def validate_dataset(request: Request, logger: Logger, log: Callable[[str], None]) -> Report:
     """Checks the labels and the audio of a data set, and its overlap with other data sets.
 
-    `log` receives a line when the embedded demo set is synthesised.
+    `log` receives a line when the embedded demo set is synthesised, and if relative paths are in another folder.
 
     Raises:
         DataError: a setting is negative.
@@ -81,6 +81,9 @@ def validate_dataset(request: Request, logger: Logger, log: Callable[[str], None
         for other in others
     }
     dataset = _measure(path, request, logger, vocabulary)
+    for measured in (dataset, *against.values()):
+        for note in data_notes(measured.datafile, held_out=False):
+            log(note)
     log_mel = _log_mel(dataset, request, logger)
     dataset = replace(
         dataset, ontology=ontology, frontend=request.frontend, loss=request.loss, log_mel=log_mel, against=against

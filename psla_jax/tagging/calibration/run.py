@@ -16,7 +16,7 @@ import numpy as np
 
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import locate
+from psla_jax.data.datasets import data_notes, locate
 from psla_jax.evaluation import score_cache
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import find_model, fingerprint, load_model, read_card
@@ -69,6 +69,8 @@ def calibrate(request: Request) -> Calibration:
     logger = Logger()
     log = functools.partial(print, file=sys.stderr) if request.json == STANDARD else logger.info
     data = Datafile.read(locate(request.data, log), card.vocabulary)
+    for note in data_notes(data, held_out=True):
+        log(note)
     scores = _score(directory, card.vocabulary, data, request, logger, log)
     source = {"data": Path(data.source).name, "sha256": data.sha256}
     scoring = {"policy": request.policy or DEFAULT_POLICY, "overlap": Options().overlap, "channel": request.channel}

@@ -6,6 +6,7 @@ import csv
 import json
 import runpy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ import soundfile
 from servers import one_sentence
 
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, Prepared, prepare
+from psla_jax.data.prepare.collection import (
+    Clip,
+    Collection,
+    CollectionError,
+    ExcludedClip,
+    Prepared,
+    part_names,
+    prepare,
+)
 from psla_jax.data.prepare.walk import PathError
 from psla_jax.vocabulary.vocabulary import Vocabulary, VocabularyError
 
@@ -206,3 +215,99 @@ def test_existing_files_are_replaced_only_with_force(audio, tmp_path):
     made = run(collection(audio, *"ab" * 10, parts="tttttttttttttttteeee"), tmp_path, force=True)
     assert sorted(made.datafiles) == ["evaluation", "train"]
     assert not (tmp_path / "validation.json").exists()
+
+
+def write_esc50(folder: Path) -> list[Clip]:
+    """Writes 80 pieces of 20 recordings of two classes under the file names of ESC-50."""
+    folder.mkdir()
+    rng, clips = np.random.default_rng(0), []
+    for source in range(20):
+        for take in "ABCD":
+            path = folder / f"{1 + source % 5}-{1000 + source}-{take}-{source % 2}.wav"
+            soundfile.write(path, rng.uniform(-0.1, 0.1, 800), 8000)
+            clips.append(Clip(str(path), (("dog", "cat")[source % 2],)))
+    return clips
+
+
+def sources_of(made: Prepared) -> dict[str, set[str]]:
+    return {part: {name.split("-")[1] for name in records(path)} for part, path in made.datafiles.items()}
+
+
+@pytest.mark.parametrize("predefined", [False, True])
+def test_pieces_of_one_source_recording_stay_in_one_part(tmp_path, predefined):
+    clips = write_esc50(tmp_path / "audio")
+    if predefined:
+        clips = [replace(c, part="evaluation" if Path(c.path).name.startswith("5") else "train") for c in clips]
+    made = run(Collection("a test", tuple(clips), True), tmp_path / "out", validation=0.1)
+    found = sources_of(made)
+    assert set(found) == set(PARTS)
+    assert sum(map(len, found.values())) == len(set.union(*found.values())) == 20
+    assert made.clips["validation"] == 8
+    assert Counter(records(made.datafiles["validation"]).values()) == {"dog": 4, "cat": 4}
+    assert "80 clips are of 20 sources; all clips of a source are in one part" in made.notes
+    assert "the file names are those of ESC-50, and contain the source of each clip" in made.notes
+    assert made.groups[clips[0].path] == "1000"
+
+
+def test_the_groups_of_a_table_stay_in_one_part(audio, tmp_path):
+    made = collection(audio, *"ab" * 20)
+    clips = [replace(clip, group=str(i // 4)) for i, clip in enumerate(made.clips)]
+    made = run(Collection("a test", tuple(clips), True), tmp_path / "1")
+    parts = {
+        made.groups[r["wav"]]: part
+        for part, path in made.datafiles.items()
+        for r in json.loads(Path(path).read_text())["data"]
+    }
+    for part, path in made.datafiles.items():
+        assert {parts[made.groups[r["wav"]]] for r in json.loads(Path(path).read_text())["data"]} == {part}
+    assert made.clips == {"train": 32, "validation": 4, "evaluation": 4}
+    divided = [replace(clip, part="train" if i % 4 else "evaluation") for i, clip in enumerate(clips)]
+    made = run(Collection("a test", tuple(divided), True), tmp_path / "2")
+    assert "sources with clips in several parts of the split, which makes metrics too high: 10, such as 0" in made.notes
+
+
+def test_exact_copies_in_held_out_parts_are_counted(audio, tmp_path):
+    (tmp_path / "audio").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        soundfile.write(tmp_path / "audio" / f"{i:02d}.wav", rng.uniform(-0.1, 0.1, 800), 8000)
+    for copy, of in (("08", "09"), ("10", "00")):
+        (tmp_path / "audio" / f"{copy}.wav").write_bytes((tmp_path / "audio" / f"{of}.wav").read_bytes())
+    made = run(collection(tmp_path / "audio", *"ab" * 6, parts="t" * 8 + "e" * 4), tmp_path / "out")
+    assert [note.partition(", such as")[0] for note in made.copies] == [
+        "copies of other recordings of the evaluation part in it, which count again in metrics: 1",
+        "copies of training clips in the evaluation part, which make metrics too high: 1",
+        "recordings with the same content but different labels: 2",
+        "exact copies of other recordings: 2",
+    ]
+    assert all(f"note: {note}" in made.report() for note in made.copies)
+
+
+def test_spellings_of_one_class_are_reported(audio, tmp_path):
+    made = run(collection(audio, *["Dog", "dog", "DOG", "sea waves", "sea_waves", "cat"] * 6), tmp_path / "1")
+    assert made.notes[:2] == (
+        "3 classes differ only in case or spaces: DOG, Dog, dog; are they the same class?",
+        "2 classes differ only in case or spaces: sea waves, sea_waves; are they the same class?",
+    )
+    made = run(collection(audio, *["Actor_01", "Actor_02"] * 20), tmp_path / "2")
+    assert (
+        "the classes differ only in a number: Actor_01, Actor_02; check that they are not speakers or parts"
+        in made.notes
+    )
+    assert run(collection(audio, *["1", "2"] * 20), tmp_path / "3").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        ("train dev eval", ["train", "validation", "evaluation"]),
+        ("dev eval", ["train", "evaluation"]),
+        ("Development test", ["train", "evaluation"]),
+        ("dev val test", ["train", "validation", "evaluation"]),
+        ("dev train", ["validation", "train"]),
+        ("val test", ["validation", "evaluation"]),
+        ("dev dog", ["validation"]),
+    ],
+)
+def test_a_development_part_is_for_training_if_nothing_else_is(names, parts):
+    assert list(part_names(names.split()).values()) == parts

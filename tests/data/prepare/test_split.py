@@ -86,3 +86,50 @@ def test_clips_without_labels_are_split_by_the_shares():
 def test_a_split_into_two_parts():
     parts = stratified(["a", "b", "c", "d"], [[0], [0], [1], [1]], {"validation": 0.5}, seed=0)
     assert Counter(parts) == {"train": 2, "validation": 2}
+
+
+def pieces(seed: int, max_labels: int) -> tuple[list[str], list[list[int]], list[str]]:
+    """Returns names, labels and groups of 25 classes in 40 pieces each of recordings that have up to eight pieces."""
+    rng = np.random.default_rng(seed)
+    names, labels, groups = [], [], []
+    for label in range(25):
+        count = 0
+        while count < 40:
+            size, others = min(int(rng.integers(1, 9)), 40 - count), rng.integers(0, 25, max_labels - 1).tolist()
+            for piece in range(size):
+                names.append(f"{label}-{count}-{piece}")
+                labels.append(sorted({label, *others}))
+                groups.append(f"{label}-{count}")
+            count += size
+    return names, labels, groups
+
+
+@pytest.mark.parametrize("shares", [SHARES, {"validation": 0.1}])
+@pytest.mark.parametrize("seed", range(8))
+def test_no_group_is_divided_and_every_class_has_nearly_its_share(seed, shares):
+    names, labels, groups = pieces(seed, 1)
+    parts = stratified(names, labels, shares, seed=seed, groups=groups)
+    assert len(set(zip(groups, parts))) == len(set(groups))
+    counts = count_parts(labels, parts)
+    held_out = [counts[label][part] for label in counts for part in shares]
+    assert max(abs(count - 4) for count in held_out) <= 2  # of 40 clips; four is the exact share
+    assert sum(count == 4 for count in held_out) >= 0.6 * len(held_out)
+    assert stratified(names, labels, shares, seed=seed) != parts
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_groups_with_several_labels_are_not_divided(seed):
+    names, labels, groups = pieces(seed, 3)
+    names, labels, groups = [*names, "x1", "x2"], [*labels, [], []], [*groups, "x", "x"]
+    parts = stratified(names, labels, SHARES, seed=seed, groups=groups)
+    assert len(set(zip(groups, parts))) == len(set(groups))
+    for counts in count_parts(labels, parts).values():
+        for part in SHARES:
+            assert counts[part] / counts.total() == pytest.approx(0.1, abs=0.06)
+
+
+def test_a_class_of_one_group_is_in_the_training_part():
+    labels, groups = [[0]] * 6 + [[1]] * 6, ["a"] * 6 + ["b"] * 4 + ["c", "d"]
+    parts = stratified([f"clip{i}" for i in range(12)], labels, {"evaluation": 0.2}, seed=0, groups=groups)
+    assert set(parts[:6]) == {"train"}
+    assert Counter(parts[6:]) == {"train": 5, "evaluation": 1}

@@ -67,6 +67,13 @@ def test_a_readable_data_set_has_no_problem(tmp_path):
     assert find(data, 100) == []
 
 
+def test_a_missing_relative_path_is_explained(tmp_path):
+    datafile.write(tmp_path / "a.json", [("a.wav", []), (str(tmp_path / "b.wav"), [])])
+    data = Datafile.read(tmp_path / "a.json", Vocabulary(("a",), ("A",)))
+    explained = ["relative to its own folder" in problem.reason for problem in find(data, 0)]
+    assert explained == [True, False]
+
+
 def test_an_invalid_path_is_missing(tmp_path):
     datafile.write(tmp_path / "a.json", [("nul\0.wav", []), ("a" * 5000, [])])
     data = Datafile.read(tmp_path / "a.json", Vocabulary(("a",), ("A",)))
