@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from disks import file_size_limit
 
 from psla_jax.tagging.result_writer import ResultWriter
 from psla_jax.tagging.share import FolderError
@@ -135,17 +133,6 @@ def test_own_files_that_were_deleted_after_the_interruption_are_missing(tmp_path
     writer.finish()
     assert Path(table).read_text() == "0\n1\n2\n3\n"
     assert not list(tmp_path.glob("*.progress*"))
-
-
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Lets writes beyond `size` bytes of a file fail like those on a full disk: with an OSError after a part."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_full_disk_at_the_first_write_leaves_nothing(tmp_path):
