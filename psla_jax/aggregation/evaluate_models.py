@@ -124,9 +124,12 @@ def _evaluate(request: Request) -> EvaluationResult:
         members.append(scores.metrics())
     combined = running.mean()
     ensemble = combined.metrics()
-    _log_summary(request, members, ensemble, combined, logger)
-    if request.save and distributed.is_primary():
-        replace(combined, mids=vocabulary.mids).save(Path(request.save))
+    try:
+        _log_summary(request, members, ensemble, combined, logger)
+    finally:  # The scores are kept even if they cannot be printed.
+        if request.save and distributed.is_primary():
+            replace(combined, mids=vocabulary.mids).save(Path(request.save))
+    if request.save:
         logger.info(f"{request.save}: the scores of {'the ensemble' if len(members) > 1 else 'the model'}, by clip id")
     return EvaluationResult(tuple(members), ensemble)
 

@@ -125,7 +125,7 @@ def tag(arguments: list[str]) -> int:
 
         figure.require_plotting()
     share = Share(*launcher.share(options.distributed))
-    recordings = share.select(find_audio(options.audio, on_skip=_print_error))
+    recordings = share.select(find_audio(options.audio, on_note=_print_error))
     _check_inputs(options, recordings, share)
     with contextlib.ExitStack() as pipes:
         recordings = [pipes.enter_context(readable(recording)) for recording in recordings]

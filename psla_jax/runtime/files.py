@@ -19,7 +19,12 @@ NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.Bad
 
 
 _NAME_BYTES = 100
-"""Bytes of a file's name that the name of its temporary file begins with; systems allow 255 bytes in all."""
+"""Bytes of a file's name that the name of its temporary file begins with; systems allow 255 bytes in a name."""
+
+
+def shortened(name: str) -> str:
+    """Returns the beginning of a name, for the name of a temporary file or directory that is longer."""
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
 
 
 @contextlib.contextmanager
@@ -35,9 +40,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     is_stream = streams.is_output_stream(path)
     target = os.path.realpath(path) if os.path.islink(path) else os.fspath(path)
     folder, name = (tempfile.gettempdir(), "psla") if is_stream else os.path.split(target)
-    start = os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
     # A run directory deletes the temporary files of killed processes by this pattern: .NAME.PID.
-    temporary = os.path.join(folder, f".{start}.{os.getpid()}.{uuid.uuid4().hex}.part")
+    temporary = os.path.join(folder, f".{shortened(name)}.{os.getpid()}.{uuid.uuid4().hex}.part")
     try:
         yield temporary
         if is_stream:

@@ -117,6 +117,14 @@ def discard_standard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def finish_standard_output() -> None:
+    """Writes what is buffered for standard output; if that fails, the exit of the process does not try it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_standard_output()
+
+
 def _open_for_writing(path: StrPath) -> int:
     deadline = time.monotonic() + PARTNER_SECONDS
     while True:

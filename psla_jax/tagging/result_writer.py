@@ -150,7 +150,7 @@ class ResultWriter:
         if path not in self._streams:
             return
         try:
-            with output_files.named_in_errors(path):
+            with output_files.named_in_errors("standard output" if path == STANDARD else path):
                 self._streams[path].write(content)
                 self._streams[path].flush()
         except BrokenPipeError:

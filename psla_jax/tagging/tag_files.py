@@ -38,12 +38,12 @@ class Recording:
         return self.content or self.path
 
 
-def find_audio(paths: Sequence[str], on_skip: Callable[[str], None] = lambda text: None) -> list[Recording]:
+def find_audio(paths: Sequence[str], on_note: Callable[[str], None] = lambda text: None) -> list[Recording]:
     """Returns the given files, and the audio files below each given folder in sorted order; each file once.
 
     Args:
         paths: files, folders, pipes, and ``-`` for standard input.
-        on_skip: receives a sentence about pipes and devices with names of audio files in a folder, and about subfolders
+        on_note: receives a sentence about pipes and devices with names of audio files in a folder, and about subfolders
             that cannot be listed; both are left out.
 
     Raises:
@@ -53,7 +53,7 @@ def find_audio(paths: Sequence[str], on_skip: Callable[[str], None] = lambda tex
         raise FolderError("there is nothing to tag: name a file or a folder.")
     recordings: dict[str, Recording] = {}
     for path in paths:
-        for recording in _below(path, on_skip) if os.path.isdir(path) else [_single(path)]:
+        for recording in _below(path, on_note) if os.path.isdir(path) else [_single(path)]:
             key = path if path == STANDARD else os.path.abspath(recording.path)
             recordings.setdefault(key, recording)
     return _with_unique_outputs(list(recordings.values()))
@@ -63,11 +63,11 @@ def _single(path: str) -> Recording:
     return Recording(path, "stdin" if path == STANDARD else os.path.basename(path))
 
 
-def _below(folder: str, on_skip: Callable[[str], None]) -> list[Recording]:
+def _below(folder: str, on_note: Callable[[str], None]) -> list[Recording]:
     """Returns the recordings below a folder."""
 
     def on_error(error: OSError) -> None:
-        on_skip(f"{error.filename} cannot be listed ({error.strerror}): its recordings are left out.")
+        on_note(f"{error.filename} cannot be listed ({error.strerror}): its recordings are left out.")
 
     found = sorted(
         os.path.join(parent, name)
@@ -79,7 +79,7 @@ def _below(folder: str, on_skip: Callable[[str], None]) -> list[Recording]:
     if not files:
         raise FolderError(f"{folder} contains no audio: name a folder with WAV, FLAC, OGG or MP3 files.")
     if skipped := len(found) - len(files):
-        on_skip(f"{folder} has {skipped} pipes or devices with names of audio files, which are left out.")
+        on_note(f"{folder} has {skipped} pipes or devices with names of audio files, which are left out.")
     return [Recording(file, os.path.relpath(file, folder)) for file in files]
 
 
