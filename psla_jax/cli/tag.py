@@ -320,11 +320,16 @@ class _TagCommand:
 
 
 def _with_name(outcome: RecordingAccumulator | Failure, recording: Recording) -> RecordingAccumulator | Failure:
-    """Returns the outcome of a recording with its name in place of the file with the content of a pipe."""
+    """Returns the outcome of a pipe with its name in place of that of the file with its content; others as they are."""
     from psla_jax.audio.decode import AudioError
     from psla_jax.tagging.tagger import Failure
 
+    if not recording.content:
+        return outcome
     if isinstance(outcome, Failure):
-        return Failure(recording.path, AudioError(recording.path, outcome.error.reason))
+        reason = outcome.error.reason
+        problem = reason.rpartition(": ")[0] or reason  # Without a remedy such as to download the file again.
+        error = AudioError(recording.path, f"{problem}: check the program that writes to this pipe.")
+        return Failure(recording.path, error)
     outcome.clip = recording.path
     return outcome

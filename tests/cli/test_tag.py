@@ -252,7 +252,7 @@ def test_a_pipe_that_is_no_audio_is_named_and_not_its_temporary_file(home, tmp_p
     with pipe_with(b"no sound", "-", tmp_path, monkeypatch) as path:
         assert tag(home, path, "--json", "-") == 1
     printed = capsys.readouterr()
-    reason = "cannot be read as audio (Format not recognised): convert it to WAV or FLAC, or leave it out."
+    reason = "cannot be read as audio (Format not recognised): check the program that writes to this pipe."
     assert json.loads(printed.out) == {"clip": "-", "error": f"- {reason}"}
     assert printed.err.splitlines() == [f"psla: - {reason}", "1 of 1 recordings could not be tagged"]
 
