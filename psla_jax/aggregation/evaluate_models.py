@@ -25,6 +25,7 @@ from psla_jax.evaluation.tables import coverage, ensemble_lines
 from psla_jax.models.model_dir import find_model, load_model, read_card
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
+from psla_jax.runtime.files import exists
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.sharding import Placement
 from psla_jax.vocabulary.vocabulary import Vocabulary, VocabularyError
@@ -108,7 +109,7 @@ def evaluate_request(request: Request) -> EvaluationResult:
 def _evaluate(request: Request) -> EvaluationResult:
     if not request.models:
         raise DataError("there is no model to evaluate: name at least one.")
-    for file in filter(os.path.exists, (request.save, request.per_class, request.confusion)):
+    for file in filter(exists, (request.save, request.per_class, request.confusion)):
         raise ScoresError(f"{file} already exists, and results are not overwritten: name another file.")
     logger = Logger(silent=not distributed.is_primary())
     placement = Placement.over_all_devices()
@@ -130,7 +131,7 @@ def _evaluate(request: Request) -> EvaluationResult:
             note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
             settings = (request.channel, f"windows {request.windows}")
-            scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit)
+            scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit, logger.info)
         else:
             scores = compute()
         for note in scores.notes():
@@ -139,9 +140,12 @@ def _evaluate(request: Request) -> EvaluationResult:
         members.append(scores.metrics())
     combined = running.mean()
     ensemble = combined.metrics()
-    _log_summary(request, members, ensemble, combined, logger)
-    if distributed.is_primary():
-        _write_files(request, replace(combined, mids=vocabulary.mids), ensemble, vocabulary, logger)
+    try:
+        _log_summary(request, members, ensemble, combined, logger)
+    finally:  # The results are kept even if they cannot be printed.
+        if distributed.is_primary():
+            _write_files(request, replace(combined, mids=vocabulary.mids), ensemble, vocabulary)
+    _log_files(request, logger)
     return EvaluationResult(tuple(members), ensemble)
 
 
@@ -155,18 +159,26 @@ def _require_single_labels(data: Datafile) -> None:
         )
 
 
-def _write_files(request: Request, scores: Scores, metrics: Metrics, vocabulary: Vocabulary, logger: Logger) -> None:
+def _write_files(request: Request, scores: Scores, metrics: Metrics, vocabulary: Vocabulary) -> None:
     """Writes the requested files about the model or the ensemble."""
-    name = "the ensemble" if len(request.models) > 1 else "the model"
     if request.save:
         scores.save(Path(request.save))
-        logger.info(f"{request.save}: the scores of {name}, by clip id")
     if request.per_class:
         per_class.write_class_table(Path(request.per_class), [scores], metrics, vocabulary)
-        logger.info(f"{request.per_class}: the results of {name} for every class")
     if request.confusion:
         per_class.write_confusion_matrix(Path(request.confusion), scores, vocabulary)
-        logger.info(f"{request.confusion}: the confusion matrix of {name}, a row per true class")
+
+
+def _log_files(request: Request, logger: Logger) -> None:
+    name = "the ensemble" if len(request.models) > 1 else "the model"
+    contents = {
+        request.save: f"the scores of {name}, by clip id",
+        request.per_class: f"the results of {name} for every class",
+        request.confusion: f"the confusion matrix of {name}, a row per true class",
+    }
+    for file, content in contents.items():
+        if file:
+            logger.info(f"{file}: {content}")
 
 
 def _compute_scores(

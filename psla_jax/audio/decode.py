@@ -29,6 +29,7 @@ from psla_jax.audio.reading import AudioError, Reading, peak
 from psla_jax.audio.sources import Source, open_source
 from psla_jax.config import Channel
 from psla_jax.runtime.files import atomic_path
+from psla_jax.runtime.streams import is_stream
 from psla_jax.runtime.threads import in_order
 
 StrPath = str | os.PathLike[str]
@@ -200,6 +201,8 @@ def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[Sour
     encode = os.fspath if sys.platform == "win32" else os.fsencode
     try:
         record = _record(path) if record is None else record
+        if record is None and is_stream(path):  # Opening a pipe would wait for a program that writes to it.
+            raise AudioError(path, "is a pipe or a device: save the sound to a file, or pipe it into psla tag.")
         with _open_binary(path, record) as file, open_source(encode(path), file) as source:
             if source.rate < MIN_SAMPLE_RATE:
                 raise AudioError(path, f"has an invalid sample rate of {source.rate} Hz: repair its header.")

@@ -13,7 +13,8 @@ from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.cli.train_evaluate import read_config
-from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.files import atomic_text, exists, same_file
+from psla_jax.runtime.streams import STANDARD, is_standard_output
 from psla_jax.runtime.terminal import printable
 
 
@@ -57,7 +58,9 @@ def check(arguments: list[str]) -> int:
     config = read_config(options.config) if options.config else None
     if not (options.data or config):
         raise UsageError("psla check needs a datafile, or a config that names one: psla check train.json")
-    if options.json not in ("", "-") and os.path.exists(options.json) and not options.force:
+    if is_standard_output(options.json):
+        options = dataclasses.replace(options, json=STANDARD)
+    if options.json not in ("", STANDARD) and exists(options.json) and not options.force:
         raise UsageError(f"{options.json} already exists: use another file, or replace it with --force.")
 
     from psla_jax.data.validate.report import print_report, report_to_json
@@ -65,12 +68,16 @@ def check(arguments: list[str]) -> int:
     from psla_jax.runtime.logging import Logger
 
     logger = Logger()
-    report = validate_dataset(Request(**_request_fields(options, config)), logger, _log_to_stderr)
-    if options.json != "-":
+    fields = _request_fields(options, config)
+    for source in (*(fields[name] for name in ("data", "labels", "ontology")), *fields["against"], options.config):
+        if same_file(options.json, source):
+            raise UsageError(f"--json {options.json} would replace an input of the command: name another file.")
+    report = validate_dataset(Request(**fields), logger, _log_to_stderr)
+    if options.json != STANDARD:
         print_report(report, logger.console)
     if options.json:
         text = json.dumps(report_to_json(report), indent=1) + "\n"
-        if options.json == "-":
+        if options.json == STANDARD:
             print(text, end="")
         else:
             with atomic_text(options.json) as file:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import json
-import os
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.cli.tag import DetectionOptions, build_tagger
+from psla_jax.runtime.files import exists
+from psla_jax.runtime.streams import STANDARD, is_standard_output, is_stream, open_output
 from psla_jax.runtime.terminal import printable
 
 if TYPE_CHECKING:
@@ -58,7 +61,9 @@ class Listen(DetectionOptions):
 def listen(arguments: list[str]) -> int:
     """Runs ``psla listen [SOURCE] --model MODEL`` until the source ends or Ctrl-C is pressed; returns its exit code."""
     options: Listen = parse(Listen, arguments, "psla listen")
-    if options.json not in ("", "-") and os.path.exists(options.json):
+    if is_standard_output(options.json):
+        options = dataclasses.replace(options, json=STANDARD)
+    if options.json not in ("", STANDARD) and exists(options.json):
         raise UsageError(f"{options.json} exists already: choose another file for --json.")
     source = _source(options)
 
@@ -176,13 +181,14 @@ class _Output(contextlib.ExitStack):
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         screen = self._out if self._out.is_terminal else self._err
         # A status line would break JSON on the same terminal.
-        visible = screen.is_terminal and not (file == "-" and self._out.is_terminal)
+        visible = screen.is_terminal and not (file == STANDARD and self._out.is_terminal)
         self._refreshed = 0.0
         self._open: dict[int, Update] = {}
-        self._text = file != "-"
-        self._json: Any = sys.stdout if file == "-" else None
-        if file not in ("", "-"):
-            self._json = self.enter_context(open(file, "x", encoding="utf-8"))  # noqa: SIM115 - closed on exit
+        self._text = file != STANDARD
+        self._json: Any = sys.stdout if file == STANDARD else None
+        if file not in ("", STANDARD):
+            output = open_output(file) if is_stream(file) else open(file, "xb")  # noqa: SIM115 - closed on exit
+            self._json = io.TextIOWrapper(self.enter_context(output), encoding="utf-8")
         self._status = self.enter_context(Live(console=screen, transient=True, auto_refresh=False)) if visible else None
 
     def clock(self, seconds: float) -> str:

@@ -7,13 +7,12 @@ same command resumes.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from psla_jax.runtime import process
-from psla_jax.runtime.terminal import printable
+from psla_jax.runtime import process, streams
+from psla_jax.runtime.terminal import accept_any_text, printable
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: command-line arguments after ``psla``; None takes those of the process.
     """
-    name, *options = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    accept_any_text()
+    try:
+        code = _run(*list(sys.argv[1:] if arguments is None else arguments) or [""], restart=arguments is None)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as error:  # The subclass Stopped has a message and an exit code of its own.
+        message = printable(str(error)) or "interrupted; run the same command again to resume."
+        print(f"psla: {message}", file=sys.stderr)
+        return getattr(error, "code", 130)
+    except BrokenPipeError:  # The reader of the output, such as head, has closed the pipe.
+        return 0
+    except OSError as error:  # For example a full disk or a read-only directory.
+        message = printable(f"{error.strerror or error}: {error.filename or 'the disk'}")
+        print(f"psla: {message}.", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError) as error:
+        if not type(error).__module__.startswith("psla_jax."):
+            raise
+        print(f"psla: {printable(str(error))}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    finally:
+        streams.finish_standard_output()
+
+
+def _run(name: str, *options: str, restart: bool) -> int:
+    """Runs the command called `name` and returns its exit code; `restart` allows a restart with huge pages."""
     if name in ("", "-h", "--help"):
         print(usage())
         return 0 if name else 2
@@ -123,28 +147,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = COMMANDS[name]
     computes = command.computes and not {"-h", "--help"} & set(options)
-    if computes and arguments is None:
+    if computes and restart:
         process.restart_with_huge_pages()
-    try:
-        if computes:
-            process.configure_libraries()
-        return command.load()(options)
-    except KeyboardInterrupt as error:  # The subclass Stopped has a message and an exit code of its own.
-        message = printable(str(error)) or "interrupted; run the same command again to resume."
-        print(f"psla: {message}", file=sys.stderr)
-        return getattr(error, "code", 130)
-    except BrokenPipeError:  # The reader of the output, such as head, has closed the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # For example a full disk or a read-only directory.
-        message = printable(f"{error.strerror or error}: {error.filename or 'the disk'}")
-        print(f"psla: {message}.", file=sys.stderr)
-        return 1
-    except (ValueError, RuntimeError) as error:
-        if not type(error).__module__.startswith("psla_jax."):
-            raise
-        print(f"psla: {printable(str(error))}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+    if computes:
+        process.configure_libraries()
+    return command.load()(list(options))
 
 
 if __name__ == "__main__":

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.config import ShareConfig
 from psla_jax.runtime import launcher
-from psla_jax.runtime.terminal import printable
+from psla_jax.runtime.files import exists, same_file
+from psla_jax.runtime.streams import STANDARD, is_output_stream, is_standard_output
+from psla_jax.runtime.terminal import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from psla_jax.tagging.calibration.model import Calibration
     from psla_jax.tagging.recording import RecordingAccumulator
     from psla_jax.tagging.result import Tags
-    from psla_jax.tagging.tag_files import Recording, ResultWriter
+    from psla_jax.tagging.result_writer import ResultWriter
+    from psla_jax.tagging.share import Share
+    from psla_jax.tagging.tag_files import Recording
     from psla_jax.tagging.tagger import Failure, Tagger
 
 
-FOLDER_SUFFIXES = {"audacity": ".txt", "embeddings": ".npz", "plot": ".png"}
-"""Suffixes of the files that the options for output folders write for each recording."""
+FOLDERS = ("audacity", "embeddings", "plot")
+"""Options for output folders with a file for each recording."""
 MAX_NOTED = 20
 """Number of recordings whose notes are printed; the others are counted."""
 DEFAULT_THRESHOLD = 0.2
@@ -77,7 +80,8 @@ class TagOptions(DetectionOptions):
     """Tag recordings of any length. Example: psla tag street.wav recordings/ --model runs/demo --csv tags.csv"""
 
     audio: Positional[tuple[str, ...]]
-    """Audio files, or folders to search recursively. Any format that libsndfile or FFmpeg reads."""
+    """Audio files, folders to search recursively, pipes, or - for standard input. Any format that libsndfile or FFmpeg
+    reads."""
     top: int = 5
     """Maximum number of classes to list per recording."""
     times: Literal["auto", "always", "never"] = "auto"
@@ -104,8 +108,9 @@ class TagOptions(DetectionOptions):
     parts. The same command resumes an interrupted process. Slurm and Open MPI set both numbers automatically."""
 
     def paths(self, *names: str) -> dict[str, str]:
-        """Returns the paths of those of the named output options that are used."""
-        return {name: path for name in names if (path := getattr(self, name))}
+        """Returns the paths of those of the named output options that are used; ``-`` for standard output."""
+        paths = {name: path for name in names if (path := getattr(self, name))}
+        return {name: STANDARD if is_standard_output(path) else path for name, path in paths.items()}
 
 
 def tag(arguments: list[str]) -> int:
@@ -115,37 +120,54 @@ def tag(arguments: list[str]) -> int:
     if options.top < 1:
         raise UsageError(f"--top is {options.top}: use at least 1.")
 
-    from psla_jax.tagging.tag_files import find_audio
+    from psla_jax.tagging.share import Share
+    from psla_jax.tagging.tag_files import find_audio, readable
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # Writes file names that are not valid UTF-8 unchanged.
     if options.plot:
         from psla_jax.tagging.plot import figure
 
         figure.require_plotting()
-    recordings = find_audio(options.audio, lambda note: print(printable(note), file=sys.stderr))
+    share = Share(*launcher.share(options.distributed))
+    recordings = share.select(find_audio(options.audio, on_note=_print_error))
+    _check_inputs(options, recordings, share)
     launcher.use_own_accelerator(options.distributed)
-    tagger, classes = build_tagger(options, options.batch_size)
-    if options.embeddings:
-        tagger.require_embeddings()
-    return _TagCommand(options, tagger, classes).run(recordings)
+    with contextlib.ExitStack() as pipes:
+        recordings = [pipes.enter_context(readable(recording)) for recording in recordings]
+        tagger, classes = build_tagger(options, options.batch_size)
+        if options.embeddings:
+            tagger.require_embeddings()
+        return _TagCommand(options, tagger, classes, share).run(recordings)
+
+
+def _print_error(text: str) -> None:
+    print(one_line(text), file=sys.stderr)
 
 
 def _check_outputs(options: TagOptions) -> None:
     """Raises UsageError if outputs conflict with each other."""
-    files, folders = options.paths("json", "csv", "rttm"), options.paths(*FOLDER_SUFFIXES)
-    to_stdout = [name for name, path in files.items() if path == "-"]
+    files, folders = options.paths("json", "csv", "rttm"), options.paths(*FOLDERS)
+    to_stdout = [name for name, path in files.items() if path == STANDARD]
     if len(to_stdout) > 1:
         raise UsageError(f"--{' - and --'.join(to_stdout)} - would mix on standard output: write all but one to files.")
     for name, path in folders.items():
-        if path == "-":
+        if path == STANDARD:
             raise UsageError(f"--{name} is -, but a folder cannot be written to standard output: name a folder.")
     seen: dict[str, str] = {}
     for name, path in {**files, **folders}.items():
         other = seen.setdefault(os.path.abspath(path), name)
-        if other != name and path != "-" and not {name, other} <= set(folders):
+        if other != name and path != STANDARD and not {name, other} <= set(folders):
             raise UsageError(f"--{other} and --{name} are both {path}: name a path for each.")
+
+
+def _check_inputs(options: TagOptions, recordings: Sequence[Recording], share: Share) -> None:
+    """Raises UsageError if an output would replace a file that is read."""
+    for name, path in options.paths("json", "csv", "rttm").items():
+        part = share.part_path(path)
+        if not exists(part):
+            continue
+        for source in [*(recording.path for recording in recordings), options.ontology]:
+            if same_file(part, source):
+                raise UsageError(f"--{name} {path} would replace an input of the command: name another file.")
 
 
 def build_tagger(options: DetectionOptions, batch_size: int = 0) -> tuple[Tagger, list[int] | None]:
@@ -177,64 +199,85 @@ def _threshold(options: DetectionOptions, calibration: Calibration | None) -> fl
 class _TagCommand:
     """One invocation of the command: its tagger, outputs and consoles."""
 
-    def __init__(self, options: TagOptions, tagger: Tagger, classes: list[int] | None) -> None:
+    def __init__(self, options: TagOptions, tagger: Tagger, classes: list[int] | None, share: Share) -> None:
         from rich.console import Console
 
         from psla_jax.tagging import formats
-        from psla_jax.tagging.share import Share
+        from psla_jax.tagging.own_files import OwnFiles
 
-        self.options, self.tagger, self.classes = options, tagger, classes
+        self.options, self.tagger, self.classes, self.share = options, tagger, classes, share
         calibration = tagger.calibration
         self.output_options = formats.OutputOptions(options.top, _threshold(options, calibration), options.times)
         self.formatters = {"json": formats.json_line, "csv": formats.csv_rows, "rttm": formats.rttm_lines}
         self.paths = options.paths(*self.formatters)
-        self.files = [path for path in self.paths.values() if path != "-"]
+        self.files = [path for path in self.paths.values() if path != STANDARD and not is_output_stream(path)]
+        self.own_files = OwnFiles(options.paths(*FOLDERS), self.output_options, options.channel)
         columns = formats.COLUMNS if calibration is None else formats.COLUMNS + formats.CALIBRATED_COLUMNS
         self.csv_header = ",".join(columns) + "\n"
         self.num_noted = 0
-        self.share = Share(*launcher.share(options.distributed))
         self.screen = Console(highlight=False)
-        self.errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.unwritten = set[str]()
 
     def run(self, recordings: list[Recording]) -> int:
-        """Tags all recordings of this process that are not done yet; returns 1 if any failed, otherwise 0."""
+        """Tags the recordings that are not done yet; returns 1 if any failed or lacks an output, otherwise 0."""
         for note in self.tagger.notes:
-            self._print_error(note)
-        recordings = self.share.select(recordings)
+            _print_error(note)
         writer = self._open_writer(recordings)
-        pending = [recording for recording in recordings if recording.path not in writer.done]
+        pending = [recording for recording in recordings if not writer.is_complete(recording.path)]
         if len(pending) < len(recordings):
-            self._print_error(f"{len(recordings) - len(pending)} of {len(recordings)} recordings are done: resuming")
-        if self.options.csv == "-" and self.share.index == 0:
-            sys.stdout.write(self.csv_header)
+            _print_error(f"{len(recordings) - len(pending)} of {len(recordings)} recordings are done: resuming")
         with contextlib.closing(writer), contextlib.closing(self._outcomes(pending)) as outcomes:
             for outcome, recording in zip(outcomes, pending):
                 self._write(recording, outcome, writer)
-        writer.finish()
-        if self.share.count > 1 and self.files:
-            parts = ", ".join(map(self.share.part_path, self.files))
-            commands = "; ".join(map(self.share.cat_command, self.files))
-            self._print_error(f"wrote {parts}; after all {self.share.count} processes have finished: {commands}")
-        if self.num_noted > MAX_NOTED:
-            self._print_error(f"{self.num_noted - MAX_NOTED} more recordings have notes, which --json lists")
-        if writer.failed:
-            self._print_error(f"{len(writer.failed)} of {len(recordings)} recordings could not be tagged")
-        return 1 if writer.failed else 0
+            if not self.unwritten:
+                writer.finish()
+        self._report(len(recordings), writer)
+        return 1 if writer.failed or self.unwritten else 0
 
-    def _print_error(self, text: str) -> None:
-        self.errors.print(printable(text), markup=False)
+    def _report(self, total: int, writer: ResultWriter) -> None:
+        """Prints which outputs were written, and how many recordings are missing in them."""
+        for path in writer.closed:
+            name = "standard output" if path == STANDARD else path
+            _print_error(f"{name} was closed by the program that reads it: only the other outputs are complete")
+        folders = [os.path.join(folder, "") for folder in self.own_files.folders.values()]
+        if outputs := [*map(self.share.part_path, self.files), *folders]:
+            after = ""
+            if self.share.count > 1 and self.files:
+                commands = "; ".join(map(self.share.cat_command, self.files))
+                after = f"; after all {self.share.count} processes have finished: {commands}"
+            count = total - len(writer.failed) - len(self.unwritten)
+            _print_error(f"wrote the results of {count} of {total} recordings to {', '.join(outputs)}{after}")
+        if self.num_noted > MAX_NOTED:
+            _print_error(f"{self.num_noted - MAX_NOTED} more recordings have notes, which --json lists")
+        if writer.failed:
+            _print_error(f"{len(writer.failed)} of {total} recordings could not be tagged")
+        if self.unwritten:
+            _print_error(
+                f"{len(self.unwritten)} of {total} recordings lack an output: run the same command again to write it"
+            )
 
     def _open_writer(self, recordings: list[Recording]) -> ResultWriter:
-        from psla_jax.tagging.tag_files import ResultWriter
+        from psla_jax.tagging.result_writer import ResultWriter
 
         options = self.options
-        files = {path: self.csv_header if path == options.csv else "" for path in self.files}
-        folders = list(options.paths(*FOLDER_SUFFIXES).values())
-        may_change = ("overwrite", "batch_size", "distributed")
-        settings = {k: v for k, v in dataclasses.asdict(options).items() if k not in may_change}
-        settings["calibration"] = "" if self.tagger.calibration is None else self.tagger.calibration.sha256
-        own = [path for recording in recordings for path in self._own_files(recording).values()]
+        files = {path: self.csv_header if name == "csv" else "" for name, path in self.paths.items()}
+        own = {recording.path: list(self.own_files.paths(recording).values()) for recording in recordings}
+        settings = self._settings(recordings)
+        folders = list(self.own_files.folders.values())
         return ResultWriter(files, folders, settings, overwrite=options.overwrite, share=self.share, own=own)
+
+    def _settings(self, recordings: list[Recording]) -> dict[str, Any]:
+        """Returns everything that the results depend on: a run with other settings cannot be resumed."""
+        from psla_jax.models.model_dir import find_model, fingerprint, read_card
+        from psla_jax.runtime.download import sha256_of
+
+        may_change = ("overwrite", "batch_size", "distributed")
+        settings = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in may_change}
+        settings["calibration"] = "" if self.tagger.calibration is None else self.tagger.calibration.sha256
+        models = [find_model(Path(path)) for path in self.options.model]
+        settings["fingerprints"] = [fingerprint(model, read_card(model)) for model in models]
+        settings["pipes"] = {r.path: sha256_of(Path(r.content)) for r in recordings if r.content}
+        return settings
 
     def _outcomes(self, recordings: list[Recording]) -> Generator[RecordingAccumulator | Failure]:
         """Tags the recordings in order; shows progress over the recordings, or over the seconds of a single one."""
@@ -247,12 +290,13 @@ class _TagCommand:
             if single:
                 bar.reach(math.floor(seconds))
             else:
-                bar.describe(f"{clip} {clock(seconds)}")
+                bar.describe(f"{names.get(clip, clip)} {clock(seconds)}")
 
+        names = {recording.file: recording.path for recording in recordings}
         single = len(recordings) == 1
         frame_outputs = FrameOutputs(embeddings=bool(self.options.embeddings), plot=bool(self.options.plot))
-        paths = (recording.path for recording in recordings)
-        total = math.ceil(header(recordings[0].path)[0]) if single else len(recordings)
+        paths = (recording.file for recording in recordings)
+        total = math.ceil(header(recordings[0].file)[0]) if single else len(recordings)
         with Logger().progress("tagging", total) as bar:
             self.tagger.on_compile = bar.describe
             for outcome in self.tagger.analyse(paths, frame_outputs, self.classes, on_progress):
@@ -265,50 +309,42 @@ class _TagCommand:
         from psla_jax.tagging import formats
         from psla_jax.tagging.tagger import Failure
 
+        outcome = _with_name(outcome, recording)
+        failed = isinstance(outcome, Failure)
         if isinstance(outcome, Failure):
-            self._print_error(f"psla: {outcome.error}")
+            _print_error(f"psla: {outcome.error}")
             line = formats.failure_line(outcome.clip, outcome.error)
             texts = {path: line for name, path in self.paths.items() if name == "json"}
         else:
             tags = outcome.result()
             self._print_notes(tags)
-            self._write_own_files(recording, outcome, tags)
+            for problem in self.own_files.write(recording, outcome, tags):
+                _print_error(f"psla: {problem}")
+                self.unwritten.add(recording.path)
             texts = {path: self.formatters[name](tags, self.output_options) for name, path in self.paths.items()}
-            if not texts and not self._own_files(recording):
+            if not texts and not self.own_files.folders:
                 formats.show(self.screen, tags, self.output_options)
-        to_stdout = texts.pop("-", "")
-        writer.append(recording.path, texts, failed=isinstance(outcome, Failure))
-        sys.stdout.write(to_stdout)
-        sys.stdout.flush()
+        writer.append(recording.path, texts, failed=failed)
 
     def _print_notes(self, tags: Tags) -> None:
         """Prints the notes on a recording for outputs without them, unless many recordings have notes."""
         if tags.notes and self.paths and "json" not in self.paths:
             self.num_noted += 1
             for note in tags.notes if self.num_noted <= MAX_NOTED else ():
-                self._print_error(note)
+                _print_error(note)
 
-    def _own_files(self, recording: Recording) -> dict[str, Path]:
-        """Returns the output files of a single recording, by option."""
-        folders = self.options.paths(*FOLDER_SUFFIXES)
-        return {k: Path(folder) / f"{recording.output_name}{FOLDER_SUFFIXES[k]}" for k, folder in folders.items()}
 
-    def _write_own_files(self, recording: Recording, accumulator: RecordingAccumulator, tags: Tags) -> None:
-        """Writes the label track, the embeddings and the plot of a recording."""
-        from psla_jax.audio import decode
-        from psla_jax.runtime.files import atomic_text
-        from psla_jax.tagging import formats
-        from psla_jax.tagging.plot import figure
-        from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
+def _with_name(outcome: RecordingAccumulator | Failure, recording: Recording) -> RecordingAccumulator | Failure:
+    """Returns the outcome of a pipe with its name in place of that of the file with its content; others as they are."""
+    from psla_jax.audio.decode import AudioError
+    from psla_jax.tagging.tagger import Failure
 
-        paths = self._own_files(recording)
-        for path in paths.values():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        if "audacity" in paths:
-            with atomic_text(paths["audacity"]) as file:
-                file.write(formats.audacity_labels(tags, self.output_options))
-        if "embeddings" in paths:
-            accumulator.embeddings().save(paths["embeddings"])
-        if "plot" in paths:
-            blocks = decode.blocks(recording.path, channel=self.options.channel)
-            figure.draw(paths["plot"], tags, accumulator.heatmaps(), log_mel_spectrogram(blocks), top=self.options.top)
+    if not recording.content:
+        return outcome
+    if isinstance(outcome, Failure):
+        reason = outcome.error.reason
+        problem = reason.rpartition(": ")[0] or reason  # Without a remedy such as to download the file again.
+        error = AudioError(recording.path, f"{problem}: check the program that writes to this pipe.")
+        return Failure(recording.path, error)
+    outcome.clip = recording.path
+    return outcome

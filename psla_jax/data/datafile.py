@@ -30,6 +30,7 @@ from psla_jax.audio import segments, shards
 from psla_jax.audio.decode import StrPath
 from psla_jax.audio.segments import WHOLE
 from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.streams import regular_file
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 _ARRAYS, _OPTIONAL_ARRAYS = ("paths", "path_offsets", "label_indices", "label_offsets"), ("times",)
@@ -254,7 +255,7 @@ def read_open_vocabulary(path: str | os.PathLike[str], mids: Sequence[str] = ())
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a datafile; an OSError becomes a DatafileError."""
     try:
-        with open(path, "rb") as file:
+        with regular_file(path) as name, open(name, "rb") as file:
             yield file
     except OSError as error:
         message = f"the datafile {os.fspath(path)} cannot be read ({error.strerror}): check the path."

@@ -146,6 +146,7 @@ def pack(
     job = Job(data.source, data.sha256, format, channel, clips_per_shard)
     output = _Output(os.path.abspath(destination), os.path.splitext(os.path.basename(data.source))[0], data, job)
     finished = output.prepare(force)
+    output.write_manifest(finished)  # Before the first shard, so that the same command resumes whatever happens to it.
     reused, threads = len(finished), workers or min(32, (os.cpu_count() or 1) + 4)
     console = Console(stderr=True)
     for note in data_notes(data, held_out=False):
@@ -222,7 +223,7 @@ class _Output:
             raise PackError(f"{self.manifest} is not a manifest of psla pack ({error!r}): {remedy}.") from error
         own = asdict(self.job).items()
         changed = [f"{name} {job.get(name)}, not {value}" for name, value in own if job.get(name) != value]
-        if changed:
+        if changed and done:
             raise PackError(f"{existing} packed with other settings ({'; '.join(changed)}): {remedy}.")
         return {number: shard for number, shard in done.items() if os.path.isfile(self.shard(number))}
 

@@ -29,12 +29,13 @@ def cached(
     settings: Sequence[str],
     compute: Callable[[], Scores],
     on_hit: Callable[[], None],
+    log: Callable[[str], None],
 ) -> Scores:
     """Returns the cached scores of a model directory, after calling `on_hit`, or computes and caches them.
 
     They depend on the model, the clips in `data`, the order of the classes in `vocabulary`, `settings`, and everything
-    in :func:`psla_jax.runtime.exported.environment`. The scores of custom models are not cached, because their code may
-    change.
+    in :func:`psla_jax.runtime.exported.environment`. `log` receives a line if they cannot be written. The scores of
+    custom models are not cached, because their code may change.
     """
     card = read_card(model)
     if ":" in card.model.name:
@@ -48,7 +49,10 @@ def cached(
         on_hit()
         return scores
     scores = compute()
-    scores.save(path)
+    try:
+        scores.save(path)
+    except OSError as error:
+        log(f"the scores cannot be cached ({error.strerror}: {error.filename}): PSLA_CACHE can name another directory")
     return scores
 
 

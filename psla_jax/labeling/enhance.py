@@ -18,7 +18,7 @@ from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.datasets import DEMO, data_notes, locate
 from psla_jax.labeling import score_matching
 from psla_jax.labeling.rules import MERGED, Enhancement, Labels, Relations, enhance
-from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.files import atomic_text, removed_on_failure
 from psla_jax.runtime.logging import Logger
 from psla_jax.vocabulary.ontology import Ontology
 from psla_jax.vocabulary.vocabulary import Vocabulary
@@ -63,15 +63,18 @@ class Request:
         """Returns the path of the table with the number of labels added per class."""
         return f"{self.stem()}_added_{name}.csv"
 
+    def outputs(self) -> list[str]:
+        """Returns the paths of all files to write: datafiles, their sampling weights, and tables."""
+        datafiles = [self.datafile(kind, name) for name in self.threshold for kind in self.type]
+        return [*datafiles, *map(datafile.weight_path, datafiles), *map(self.table, self.threshold)]
+
     def check_overwrite(self) -> None:
         """Raises EnhancementError if there is nothing to write, no folder to write to, or a file would be replaced."""
         if not self.threshold or not self.type:
             raise EnhancementError("no result is requested: name at least one threshold and one type.")
         if self.data.startswith(DEMO):
             raise EnhancementError(f"{self.data} is in the cache: name the folder for the results with --out DIR.")
-        datafiles = [self.datafile(kind, name) for name in self.threshold for kind in self.type]
-        paths = [*datafiles, *map(datafile.weight_path, datafiles), *map(self.table, self.threshold)]
-        existing = [path for path in paths if os.path.exists(path)]
+        existing = [path for path in self.outputs() if os.path.exists(path)]
         if existing and not self.force:
             files = existing[0] + (f" and {len(existing) - 1} more" if len(existing) > 1 else "")
             remedy = "name another folder with --out, or replace with --force."
@@ -98,7 +101,8 @@ def run(request: Request, logger: Logger) -> tuple[str, ...]:
         *_inactive_class_notes(enhancement, relations, vocabulary),
     ):
         logger.info(note)
-    paths = _write(enhancement, data, vocabulary, request)
+    with removed_on_failure(request.outputs()):
+        paths = _write(enhancement, data, vocabulary, request)
     _show(enhancement, relations, vocabulary, request, logger)
     return paths
 

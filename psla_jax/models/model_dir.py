@@ -33,6 +33,7 @@ from psla_jax.models import factory
 from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
+from psla_jax.runtime.files import shortened
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -138,7 +139,7 @@ def save_model(
     """
     require_replaceable(directory, overwrite=True)
     writer = distributed.max_over_processes(os.getpid() if distributed.is_primary() else 0)
-    temporary = directory.with_name(f".{directory.name}.{writer}")
+    temporary = directory.with_name(f".{shortened(directory.name)}.{writer}")
     if distributed.is_primary():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -162,7 +163,7 @@ def save_model(
 
 def _publish(temporary: Path, directory: Path, card: ModelCard, report: Mapping[str, Any] | None) -> None:
     """Completes a model directory that has its weights, and renames it to its final name."""
-    replaced = directory.with_name(f".{directory.name}.before.{os.getpid()}")
+    replaced = directory.with_name(f".{shortened(directory.name)}.before.{os.getpid()}")
     (temporary / DESCRIPTION).write_text(card.to_json(), encoding="utf-8")
     if report is not None:
         (temporary / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from psla_jax.pretraining import torch_file
 from psla_jax.pretraining.infer import infer_architecture
 from psla_jax.pretraining.state_dict import PREFIX, LoadReport, PretrainingError, load_state_dict, to_state_dict
 from psla_jax.pretraining.torch_reference import reference_scores
+from psla_jax.runtime.files import removed_on_failure
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 FRAMES = {527: 1056, 200: 3000}
@@ -150,8 +151,9 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
     prefix = PREFIX if data_parallel else ""
     require_replaceable(path.parent / f".{path.name}", overwrite=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch_file.write(path, {prefix + name: value for name, value in arrays.items()})
-    loaded.card.vocabulary.write(labels)
+    with removed_on_failure([path, labels]):
+        torch_file.write(path, {prefix + name: value for name, value in arrays.items()})
+        loaded.card.vocabulary.write(labels)
     settings = f"--target-length {frontend.target_length} --mean {frontend.mean} --std {frontend.std}"
     return [
         f"{model} -> {path}: {len(arrays)} arrays of {config.name}, {config.padding} padding; classes in {labels}",

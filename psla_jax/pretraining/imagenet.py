@@ -17,7 +17,7 @@ from psla_jax.pretraining.state_dict import (
     to_state_dict,
     without_wrappers,
 )
-from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.cache import in_cache
 from psla_jax.runtime.download import DownloadError, fetch
 
 EFFICIENTNET_URL = "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
@@ -48,7 +48,7 @@ def imagenet_file(name: str) -> Path:
     file = URLS[name].rsplit("/", 1)[1]
     digest = file.removesuffix(".pth").rsplit("-", 1)[1]
     try:
-        return fetch(URLS[name], cache_directory() / "imagenet" / file, sha256_prefix=digest)
+        return in_cache(lambda path: fetch(URLS[name], path, sha256_prefix=digest), "imagenet", file)
     except DownloadError as error:
         remedy = "or train from random weights, with --pretraining.source ''."
         raise PretrainingError(f"{str(error).rstrip('.')}; {remedy}") from error

@@ -19,7 +19,7 @@ from psla_jax.config import Padding
 from psla_jax.models.model_dir import DESCRIPTION, read_card, require_replaceable
 from psla_jax.pretraining import convert, torch_file
 from psla_jax.pretraining.state_dict import PretrainingError
-from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.cache import cache_directory, in_cache
 from psla_jax.runtime.download import fetch, sha256_of
 from psla_jax.runtime.files import atomic_path
 
@@ -52,7 +52,12 @@ class Release:
     @property
     def file(self) -> Path:
         """Path of the download in the cache."""
-        return cache_directory() / "official" / f"{self.name}{'.pth' if self.models == 1 else '.zip'}"
+        return cache_directory().joinpath(*self.location)
+
+    @property
+    def location(self) -> tuple[str, str]:
+        """Folder and name of the download in the cache."""
+        return "official", f"{self.name}{'.pth' if self.models == 1 else '.zip'}"
 
 
 CATALOGUE = tuple(
@@ -104,11 +109,12 @@ def get(
     torch_file.import_torch(f"converting {name}")  # fails before a long download
     if not release.file.is_file():
         log(f"downloading {release.url}")
-    fetch(release.url, release.file, check=functools.partial(_check_download, release))
+    check = functools.partial(_check_download, release)
+    download = in_cache(lambda path: fetch(release.url, path, check=check), *release.location)
     if single:
-        return [_convert(release, release.file, destination, padding, overwrite, log)]
+        return [_convert(release, download, destination, padding, overwrite, log)]
     directories = []
-    for file in unpack(release.file):
+    for file in in_cache(lambda folder: unpack(download, folder.with_suffix("")), *release.location):
         directory = destination / file.stem
         if overwrite or not _is_converted(file, directory, padding):
             _convert(release, file, directory, padding, overwrite, log)
@@ -171,13 +177,12 @@ def _weight_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     )
 
 
-def unpack(path: Path) -> list[Path]:
-    """Extracts the weights of an archive into a folder beside it, except existing files, and returns their paths.
+def unpack(path: Path, folder: Path) -> list[Path]:
+    """Extracts the weights of an archive into a folder, except existing files, and returns their paths.
 
     Raises:
         PretrainingError: the file is not an archive, is damaged, or contains no weights.
     """
-    folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     try:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from psla_jax.runtime.files import atomic_path
+from psla_jax.runtime.terminal import printable
+
+T = TypeVar("T")
 
 MAX_FILES = 64
 """Number of files of one kind that :func:`cached` keeps; the least recently used ones are deleted."""
@@ -53,6 +61,35 @@ def cached(kind: str, key: str, make: Callable[[], bytes]) -> bytes:
         for file in latest_first[MAX_FILES:]:
             file.unlink(missing_ok=True)
     return content
+
+
+_NOT_WRITABLE = set[Path]()
+"""Paths in the cache that could not be written; an attempt may take long and is not repeated in this process."""
+
+
+def in_cache(make: Callable[[Path], T], *parts: str) -> T:
+    """Returns ``make(path)`` for a path in :func:`cache_directory`, which `make` returns quickly if it is complete.
+
+    If it cannot be written there, because the disk is full or read-only, one line on standard error says so, and the
+    path is in a temporary directory that is deleted at the end of the process. Raises OSError if that fails too.
+    """
+    path = cache_directory().joinpath(*parts)
+    if path not in _NOT_WRITABLE:
+        try:
+            return make(path)
+        except OSError as error:
+            _NOT_WRITABLE.add(path)
+            problem = f"{error.filename or path} cannot be written ({error.strerror or error})"
+            text = f"the cache is not used: {problem}; PSLA_CACHE can name another directory"
+            print(printable(text), file=sys.stderr)
+    return make(_temporary_directory().joinpath(*parts))
+
+
+@functools.cache
+def _temporary_directory() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="psla-cache-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from psla_jax.runtime.streams import discard_standard_output
 from psla_jax.runtime.terminal import printable
 
 T = TypeVar("T")
@@ -34,9 +35,9 @@ class Logger:
     def __init__(self, log: Path | None = None, *, silent: bool = False) -> None:
         """Creates a logger. Without `log` there is no file; with `silent`, nothing is written at all."""
         self._silent = silent
-        screen = Console(highlight=False, soft_wrap=True)
+        screen = _Screen(highlight=False, soft_wrap=True)
         # Output that is not a terminal has no width: tables redirected to a file must not be cut.
-        self.console = screen if screen.is_terminal else Console(highlight=False, soft_wrap=True, width=160)
+        self.console = screen if screen.is_terminal else _Screen(highlight=False, soft_wrap=True, width=160)
         self._log = log
 
     def info(self, text: str) -> None:
@@ -63,6 +64,15 @@ class Logger:
         hidden = self._silent or not screen.is_terminal
         with Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
             yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+class _Screen(Console):
+    """Standard output, whose reader, such as ``head``, may close it: the work and its files are completed then too."""
+
+    def on_broken_pipe(self) -> None:
+        """Discards further output; Rich would end the process."""
+        self.quiet = True
+        discard_standard_output()
 
 
 class Rate(ProgressColumn):

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import platform
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def configure_libraries() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs every exception that it raises, with stack traces.
+    # A cache on a full or read-only disk costs time and nothing else.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         directory = cache_directory() / "xla"
         try:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from psla_jax.runtime.terminal import printable
+from psla_jax.runtime.terminal import one_line
 from psla_jax.tagging.result import DEFAULT_TOP, PRESENT_MARK, Event, Tag, Tags, clock
 
 COLUMNS = ("clip", "onset", "offset", "class", "mid", "score")
@@ -110,9 +110,9 @@ def rttm_lines(tags: Tags, options: OutputOptions) -> str:
 
 def show(console: Console, tags: Tags, options: OutputOptions) -> None:
     """Prints the classes and events of a recording as tables."""
-    console.print(f"[bold]{escape(printable(tags.clip))}[/]  {clock(tags.duration)}", highlight=False)
+    console.print(f"[bold]{escape(one_line(tags.clip))}[/]  {clock(tags.duration)}", highlight=False)
     for note in tags.notes:
-        console.print(f"  {printable(note)}", style="yellow", markup=False, highlight=False)
+        console.print(f"  {one_line(note)}", style="yellow", markup=False, highlight=False)
     if top := options.tags(tags):
         console.print(_tag_table(top))
     else:

@@ -1,19 +1,19 @@
-"""Finds recordings, and writes the results of many recordings so that an interrupted run can be resumed."""
+"""Finds the recordings that a command names: files, folders and pipes."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
 
 import soundfile
 
 from psla_jax.audio.file_kinds import AUDIO_EXTENSIONS
-from psla_jax.tagging.share import ALL, FolderError, Share, read_progress
+from psla_jax.runtime.streams import STANDARD, is_stream, regular_file
+from psla_jax.tagging.share import FolderError
 
 SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats()) - {".raw"} | AUDIO_EXTENSIONS
 """File name suffixes that count as audio in a folder; a file given by its own path may have any name."""
@@ -21,16 +21,32 @@ SUFFIXES = frozenset(f".{name.lower()}" for name in soundfile.available_formats(
 
 @dataclass(frozen=True)
 class Recording:
-    """An audio file."""
+    """An audio file, or a pipe with the content of one."""
 
     path: str
+    """Path as given, or ``-`` for standard input; the name of the recording in all outputs."""
     output_name: str
     """Path of its own outputs inside their folder, without the output's suffix: its path inside the input folder, or
     the whole path without its root where that is ambiguous."""
+    content: str = ""
+    """File with the content of a pipe; empty for a file."""
+
+    @property
+    def file(self) -> str:
+        """The file to read."""
+        return self.content or self.path
 
 
-def find_audio(paths: Sequence[str], on_note: Callable[[str], None] = lambda note: None) -> list[Recording]:
-    """Returns the given files, and the audio files below each given folder in sorted order.
+def find_audio(paths: Sequence[str], on_note: Callable[[str], None] = lambda text: None) -> list[Recording]:
+    """Returns the given files, and the audio files below each given folder in sorted order; each file once.
+
+    Symbolic links to folders are followed, and a folder that is reached twice is searched once. Hidden files are
+    ignored.
+
+    Args:
+        paths: files, folders, pipes, and ``-`` for standard input.
+        on_note: receives a sentence on the other files in a folder, on pipes and devices with names of audio files, and
+            on each folder that cannot be searched.
 
     Symbolic links to folders are followed, and a folder that is reached twice is searched once. `on_note` receives a
     sentence on the other files in a folder, and on each folder that cannot be read; hidden files are ignored.
@@ -42,27 +58,32 @@ def find_audio(paths: Sequence[str], on_note: Callable[[str], None] = lambda not
         raise FolderError("there is nothing to tag: name a file or a folder.")
     recordings: dict[str, Recording] = {}
     for path in paths:
-        if not os.path.isdir(path):
-            recordings.setdefault(path, Recording(path, os.path.basename(path)))
-            continue
-        names = [name for name in _files(path, on_note) if not os.path.basename(name).startswith(".")]
-        files = sorted(name for name in names if _suffix(name) in SUFFIXES)
-        others = Counter(_suffix(name) for name in names if _suffix(name) not in SUFFIXES)
-        kinds = ", ".join(f"{count} {suffix or 'without an extension'}" for suffix, count in others.most_common(4))
-        listed = kinds + (", ..." if len(others) > 4 else "")
-        if not files:
-            contents = f" (other files: {listed})" if others else ""
-            raise FolderError(f"{path} contains no audio{contents}: name a folder with WAV, FLAC, OGG or MP3 files.")
-        if others:
-            on_note(f"{path} also contains {others.total()} files that are not audio by their names: {listed}")
-        for file in files:
-            recordings.setdefault(file, Recording(file, os.path.relpath(file, path)))
-    count = Counter(recording.output_name for recording in recordings.values())
-    return [
-        recording if count[recording.output_name] == 1
-        else replace(recording, output_name=os.path.join(*Path(os.path.abspath(recording.path)).parts[1:]))
-        for recording in recordings.values()
-    ]  # fmt: skip
+        for recording in _below(path, on_note) if os.path.isdir(path) else [_single(path)]:
+            key = path if path == STANDARD else os.path.abspath(recording.path)
+            recordings.setdefault(key, recording)
+    return _with_unique_outputs(list(recordings.values()))
+
+
+def _single(path: str) -> Recording:
+    return Recording(path, "stdin" if path == STANDARD else os.path.basename(path))
+
+
+def _below(folder: str, on_note: Callable[[str], None]) -> list[Recording]:
+    """Returns the recordings below a folder."""
+    names = [name for name in _files(folder, on_note) if not os.path.basename(name).startswith(".")]
+    found = sorted(name for name in names if _suffix(name) in SUFFIXES)
+    others = Counter(_suffix(name) for name in names if _suffix(name) not in SUFFIXES)
+    kinds = ", ".join(f"{count} {suffix or 'without an extension'}" for suffix, count in others.most_common(4))
+    listed = kinds + (", ..." if len(others) > 4 else "")
+    files = [file for file in found if not is_stream(file)]
+    if not files:
+        contents = f" (other files: {listed})" if others else ""
+        raise FolderError(f"{folder} contains no audio{contents}: name a folder with WAV, FLAC, OGG or MP3 files.")
+    if others:
+        on_note(f"{folder} also contains {others.total()} files that are not audio by their names: {listed}")
+    if skipped := len(found) - len(files):
+        on_note(f"{folder} has {skipped} pipes or devices with names of audio files, which are left out.")
+    return [Recording(file, os.path.relpath(file, folder)) for file in files]
 
 
 def _suffix(name: str) -> str:
@@ -88,94 +109,34 @@ def _files(root: str, on_note: Callable[[str], None]) -> Iterator[str]:
             yield from (os.path.join(folder, name) for name in names)
 
 
-class ResultWriter:
-    """Appends results to files, recording by recording, and keeps a progress file until all are written.
+def _with_unique_outputs(recordings: list[Recording]) -> list[Recording]:
+    """Returns the recordings with the whole path as output name where the name inside the folder is ambiguous."""
+    count = Counter(recording.output_name for recording in recordings)
+    absolute = [os.path.join(*Path(os.path.abspath(recording.path)).parts[1:]) for recording in recordings]
+    names = [r.output_name if count[r.output_name] == 1 else path for r, path in zip(recordings, absolute)]
+    if len(set(names)) < len(names):  # A whole path can be equal to a path inside another folder.
+        names = absolute
+    return [replace(recording, output_name=name) for recording, name in zip(recordings, names)]
 
-    The same command resumes an interrupted run: incomplete lines are cut off, and finished recordings are skipped.
 
-    Attributes:
-        done: paths of the recordings that an interrupted run has finished.
-        failed: paths of the finished recordings that could not be tagged.
+@contextmanager
+def readable(recording: Recording) -> Iterator[Recording]:
+    """Yields a recording that can be read several times: a pipe with a file of its content, deleted afterwards.
+
+    Raises:
+        FolderError: the pipe is empty or cannot be read.
     """
-
-    def __init__(
-        self,
-        files: Mapping[str, str],
-        folders: Sequence[str],
-        settings: Any,
-        *,
-        overwrite: bool,
-        share: Share = ALL,
-        own: Sequence[Path] = (),
-    ) -> None:
-        """Opens the outputs.
-
-        Args:
-            files: output files, each with the header of a new one; with several processes only the first part has it.
-            folders: folders for outputs of single recordings.
-            settings: any JSON value; a run is resumed only with equal settings.
-            overwrite: start over and replace existing outputs.
-            share: the share of this process; unless it is the only one, it writes parts of the files.
-            own: outputs of this process's recordings in the folders, to which other processes write as well.
-
-        Raises:
-            FolderError: an output exists that this run has not started, or that was started with other settings.
-        """
-        self.done, self.failed = set[str](), set[str]()
-        self._files: dict[str, IO[bytes]] = {}
-        self._progress: IO[bytes] | None = None
-        outputs = [*files, *folders]
-        if not outputs:
-            return
-        self._progress_path = share.progress_path(outputs[0])
-        share.require_same_count(outputs[0])
-        lines = [] if overwrite else read_progress(self._progress_path)
-        if lines and lines[0] != {"settings": json.loads(json.dumps(settings))}:
+    path = recording.path
+    if path != STANDARD and not is_stream(path):
+        yield recording
+        return
+    with ExitStack() as stack:
+        try:
+            content = stack.enter_context(regular_file(path))
+        except OSError as error:
             raise FolderError(
-                f"{outputs[0]} was started with other settings: repeat those to resume, name another path, or start "
-                "over with --overwrite."
-            )
-        if not lines and not overwrite:
-            for name in [*map(share.part_path, files), *(folders if share.count == 1 else map(str, own))]:
-                path = Path(name)
-                if path.is_file() or (path.is_dir() and any(path.iterdir())):
-                    raise FolderError(f"{name} already exists: name another path, or replace it with --overwrite.")
-        self.done |= {line["clip"] for line in lines[1:]}
-        self.failed |= {line["clip"] for line in lines[1:] if line["failed"]}
-        sizes = lines[-1].get("sizes", {}) if lines else {}
-        for folder in (*map(os.path.dirname, files), *folders):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, header in files.items():
-            size = sizes.get(name, 0)
-            file = open(share.part_path(name), "r+b" if size else "wb")  # noqa: SIM115 - closed by close()
-            self._files[name] = file
-            file.truncate(size)
-            file.seek(size)
-            if size == 0 and share.index == 0:
-                file.write(header.encode())
-        lines = lines or [{"settings": settings}]
-        self._progress_path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        self._progress = open(self._progress_path, "ab")  # noqa: SIM115 - closed by close()
-
-    def append(self, clip: str, texts: Mapping[str, str], *, failed: bool = False) -> None:
-        """Appends the lines of a recording to the files and records it as done, or as failed."""
-        if failed:
-            self.failed.add(clip)
-        for path, text in texts.items():
-            self._files[path].write(text.encode("utf-8", "surrogateescape"))
-            self._files[path].flush()
-        if self._progress is not None:
-            sizes = {path: file.tell() for path, file in self._files.items()}
-            self._progress.write((json.dumps({"clip": clip, "failed": failed, "sizes": sizes}) + "\n").encode())
-            self._progress.flush()
-
-    def finish(self) -> None:
-        """Closes the files and removes the progress file, after all recordings of this process are done."""
-        self.close()
-        if self._progress is not None:
-            self._progress_path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Closes the files, so that the run can be resumed."""
-        for file in [*self._files.values(), *([self._progress] if self._progress else [])]:
-            file.close()
+                f"{path} cannot be read ({error.strerror}): name an audio file, or pipe one into psla tag -."
+            ) from error
+        if os.path.getsize(content) == 0:
+            raise FolderError(f"{path} is an empty pipe: check the program that writes to it.")
+        yield replace(recording, content=content)

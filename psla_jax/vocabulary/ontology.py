@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from psla_jax.runtime.streams import regular_file
+
 
 class OntologyError(ValueError):
     """An invalid ontology, or a class that it does not contain."""
@@ -87,7 +89,7 @@ class Ontology:
         Raises OntologyError if the file is missing or has another format.
         """
         try:
-            with open(path, encoding="utf-8-sig") as file:
+            with regular_file(path) as name, open(name, encoding="utf-8-sig") as file:
                 entries = json.load(file)
             classes = [
                 SoundClass(entry["id"], entry["name"], tuple(entry["child_ids"]), tuple(entry.get("restrictions", ())))

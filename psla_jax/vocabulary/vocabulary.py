@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.streams import regular_file
 from psla_jax.runtime.terminal import printable
 
 _HEADER = ["index", "mid", "display_name"]
@@ -84,7 +85,7 @@ class Vocabulary:
             file_path = os.path.join(os.path.dirname(__file__), f"{file_path}.csv")
         label_file = f"the label file {file_path}"
         try:
-            with open(file_path, encoding="utf-8-sig", newline="") as file:
+            with regular_file(file_path) as name, open(name, encoding="utf-8-sig", newline="") as file:
                 rows = [(number, row) for number, row in enumerate(csv.reader(file), 1) if any(map(str.strip, row))]
         except OSError as error:
             raise VocabularyError(f"{label_file} cannot be read ({error.strerror}): check the path.") from error

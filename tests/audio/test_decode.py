@@ -330,3 +330,13 @@ def test_any_other_file_is_decoded(tmp_path, monkeypatch, content, in_shard):
 def test_a_record_without_audio_is_refused(tmp_path, content):
     with pytest.raises(decode.AudioError, match=r"cannot be read as audio|holds no samples"):
         decode.read(packed(tmp_path, content))
+
+
+@pytest.mark.parametrize("function", [decode.read, decode.duration, decode.header])
+def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path, function):
+    os.mkfifo(tmp_path / "pipe.wav")
+    if function is decode.header:
+        assert function(tmp_path / "pipe.wav") == (0.0, 0)
+    else:
+        with pytest.raises(decode.AudioError, match=r"pipe\.wav is a pipe or a device: save the sound to a file"):
+            function(tmp_path / "pipe.wav")

@@ -78,6 +78,19 @@ def test_json_goes_to_the_standard_output_alone_or_to_a_file(home, capsys):
     assert json.loads((home / "found.json").read_text())["clips"] == 26
 
 
+@pytest.mark.parametrize("name", ["train.json", "labels.csv", "link.json"])
+def test_json_does_not_replace_an_input(home, capsys, name):
+    data, labels = home / "data" / "train.json", home / "data" / "labels.csv"
+    (home / "data" / "link.json").unlink(missing_ok=True)
+    (home / "data" / "link.json").symlink_to("train.json")
+    before = data.read_text(), labels.read_text()
+    path = home / "data" / name
+    message = f"--json {path} would replace an input of the command"
+    assert message in error_message(capsys, "check", data, "--labels", labels, "--json", path, "--force")
+    assert (data.read_text(), labels.read_text()) == before
+    (home / "data" / "link.json").unlink()
+
+
 def parse_request(monkeypatch, *arguments: object) -> validation.Request:
     """Returns the request that a command line is parsed to."""
     requests = []

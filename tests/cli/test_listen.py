@@ -114,6 +114,21 @@ def test_a_pipe_gives_the_events_of_the_recording(home, tagged, piped, capsys, t
     assert '"cancel"' not in lines
 
 
+def test_json_goes_to_a_named_pipe_or_to_standard_output_by_its_name(home, tagged, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "out").symlink_to("/dev/stdout")
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    assert run(home, "listen", home / "sound.wav", "--json", tmp_path / "pipe", "--no-early") == 0
+    reader.join(10)
+    assert events(lines[0]) == tagged
+    assert "end " in capsys.readouterr().out
+    assert run(home, "listen", home / "sound.wav", "--json", tmp_path / "out", "--no-early") == 0
+    assert events(capsys.readouterr().out) == tagged
+    assert (tmp_path / "out").is_symlink()
+
+
 def test_headerless_samples_that_stop_inside_one(home, tagged, piped, capsys):
     piped((home / "bare").read_bytes() + b"\0")
     assert run(home, "listen", "-", "--format", "s16le", "--rate", "16000", "--json", "-") == 0

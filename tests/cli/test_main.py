@@ -439,3 +439,16 @@ def test_help_loads_nothing_heavy(command):
     assert done.returncode == 0, done.stderr
     assert "psla" in done.stdout
     assert not command.startswith("prepare ") or f"Example: psla {command} " in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["tag", "--help"]])
+def test_a_closed_output_is_no_error_and_a_full_one_is_one_sentence(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "psla_jax.cli.main", *arguments]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    closed = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        failed = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (failed.returncode, failed.stderr) == (1, "psla: No space left on device: the disk.\n")

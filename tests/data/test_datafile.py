@@ -16,6 +16,8 @@ import pytest
 from psla_jax.audio.segments import WHOLE
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, DatafileError, Record
+from psla_jax.runtime import streams
+from psla_jax.vocabulary.ontology import Ontology
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLASSES = Vocabulary(("/m/a", "/m/b", "/t/c", "/t/d"), ("A", "B", "C", "D"))
@@ -412,3 +414,22 @@ def test_relative_paths_that_are_only_in_the_working_directory_are_read_from_the
     assert found.share(tmp_path / "shared").root == ""
     monkeypatch.chdir(tmp_path)
     assert Datafile.read("lists/a.json", Vocabulary(("x",), ("X",))).root == ""
+
+
+def test_a_datafile_may_come_from_a_pipe():
+    """As in psla evaluate --data <(jq ...): it is read from a temporary copy, since a pipe can be read only once."""
+    content = json.dumps({"data": [{"wav": "/a.wav", "labels": "/m/b"}]}).encode()
+    read_end, write_end = os.pipe()
+    os.write(write_end, content)
+    os.close(write_end)
+    data, mids = datafile.read_open_vocabulary(f"/dev/fd/{read_end}")
+    os.close(read_end)
+    assert (data.wav(0), mids, data.sha256) == ("/a.wav", ("/m/b",), hashlib.sha256(content).hexdigest())
+
+
+def test_a_pipe_that_nothing_writes_to_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "PARTNER_SECONDS", 0.05)
+    os.mkfifo(tmp_path / "pipe")
+    for read in (datafile.read_open_vocabulary, Vocabulary.read, Ontology.read):
+        with pytest.raises(ValueError, match=r"pipe cannot be read \(no program writes to this pipe\): check the path"):
+            read(tmp_path / "pipe")

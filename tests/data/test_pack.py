@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -304,6 +305,25 @@ def test_no_room_on_the_disk(home, monkeypatch):
         packed(home)
     assert not (home / "packed" / "train.json").exists()
     assert threading.active_count() == before
+
+
+def test_a_disk_that_is_full_at_the_first_manifest_does_not_block_the_same_command(home, monkeypatch):
+    """A shard that no manifest lists was called a file that psla pack did not write."""
+    write, calls = pack._Output.write_manifest, []
+
+    def full(self, finished):
+        calls.append(len(finished))
+        if finished:
+            raise OSError(errno.ENOSPC, "No space left on device", self.manifest)
+        write(self, finished)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack._Output, "write_manifest", full)
+        with pytest.raises(OSError, match="No space left"):
+            packed(home, clips_per_shard=4)
+    assert calls == [0, 1]
+    result = packed(home, clips_per_shard=4)
+    assert (result.reused, result.clips) == (0, CLIPS)
 
 
 def test_the_clips_of_a_damaged_shard_are_unreadable(home):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,9 +29,10 @@ class Calls:
         self.computed += 1
         return Scores(np.array(["a.wav"]), np.full((1, 4), self.computed, np.float32), np.zeros((1, 4), np.float32))
 
-    def __call__(self) -> int:
+    def __call__(self, log: Callable[[str], None] = pytest.fail) -> int:
         """Returns the number of the computation that the scores are from."""
-        scores = score_cache.cached(self.model, sounds.VOCABULARY, self.data, ("mean",), self.compute, lambda: None)
+        vocabulary, settings = sounds.VOCABULARY, ("mean",)
+        scores = score_cache.cached(self.model, vocabulary, self.data, settings, self.compute, lambda: None, log)
         return int(scores.scores[0, 0])
 
 
@@ -63,3 +65,11 @@ def test_everything_that_decides_a_score_is_in_the_key(
 def test_scores_of_custom_models_are_always_computed(data: Datafile, tmp_path: Path) -> None:
     scores = Calls(tiny.save(tmp_path / "model", "tiny:build"), data)
     assert [scores(), scores()] == [1, 2]
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(data: Datafile, tmp_path: Path) -> None:
+    scores, notes = Calls(tiny.save(tmp_path / "model"), data), list[str]()
+    (tmp_path / "cache").write_text("a file in place of the directory")
+    assert [scores(notes.append), scores(notes.append)] == [1, 2]
+    assert len(notes) == 2
+    assert notes[0].startswith(f"the scores cannot be cached (Not a directory: {tmp_path}/cache/scores")

@@ -54,12 +54,13 @@ def test_a_model_comes_back_whole(network, saved):
     assert jax.tree.structure(split_model(model.network)) == jax.tree.structure(split_model(network))
 
 
-def test_saving_again_replaces_and_leaves_nothing_beside(network, tmp_path):
+@pytest.mark.parametrize("name", ["model", "m" * 255])
+def test_saving_again_replaces_and_leaves_nothing_beside(network, tmp_path, name):
     params, rest = split_model(network)
     for factor in (1.0, 2.0):
-        save_model(tmp_path / "model", card(), jax.tree.map(lambda x, f=factor: x * f, params), rest)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    found, _ = load_weights(tmp_path / "model", params, rest)
+        save_model(tmp_path / name, card(), jax.tree.map(lambda x, f=factor: x * f, params), rest)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    found, _ = load_weights(tmp_path / name, params, rest)
     np.testing.assert_array_equal(found["effnet"]["_bn0"]["scale"], 2 * params["effnet"]["_bn0"]["scale"])
 
 

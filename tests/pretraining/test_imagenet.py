@@ -145,6 +145,17 @@ def test_weights_are_downloaded_once_verified_and_loaded(server: Path) -> None:
         imagenet.imagenet_file("efficientnet-b0")
 
 
+def test_without_a_writable_cache_weights_are_downloaded_for_this_process(
+    server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("a file in place of the directory")
+    path = imagenet.imagenet_file("efficientnet-b0")
+    assert path.read_bytes() == server.read_bytes()
+    server.unlink()
+    assert imagenet.imagenet_file("efficientnet-b0") == path
+    assert capsys.readouterr().err.count("the cache is not used: ") == 1
+
+
 def test_a_failed_download_is_an_error_with_the_file_and_its_path(server: Path) -> None:
     server.unlink()
     with pytest.raises(PretrainingError, match=rf"put the file at .*imagenet.*{server.name}.*--pretraining\.source ''"):

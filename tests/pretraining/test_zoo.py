@@ -139,6 +139,10 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
 
 
+def unpack(archive: Path) -> list[Path]:
+    return zoo.unpack(archive, archive.with_suffix(""))
+
+
 def write_to_cache(name: str, content: bytes) -> Path:
     """Writes the file of a release into the cache."""
     file = zoo.find_release(name).file
@@ -195,6 +199,31 @@ def test_cached_files_are_not_downloaded_again(
     assert "downloading" not in printed.out
     assert str(directory) in printed.out
     assert printed.err == ""
+
+
+def test_without_a_writable_cache_the_models_are_converted_all_the_same(
+    converted: dict[str, Conversion],
+    server: Server,
+    tmp_path: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The download and the extracted weights of an archive are in a temporary directory then."""
+    archive = (converted[SET].cache / "official" / f"{SET}.zip").read_bytes()
+    server.pages[path_of(SET)] = Page(archive)
+    (tmp_path / "cache").write_text("a file in place of the directory")
+    directories = zoo.get(SET, models, log=lambda _: None)
+    assert [bias_of(directory) for directory in directories] == [2, 10]
+    assert len(server.asked) == 1
+    assert capsys.readouterr().err.startswith(f"the cache is not used: {tmp_path}/cache/official cannot be written (")
+    read_only = tmp_path / "read-only"
+    (read_only / "official").mkdir(parents=True)
+    (read_only / "official" / f"{SET}.zip").write_bytes(archive)
+    (read_only / "official" / SET).write_text("a file in place of the folder of the weights")
+    monkeypatch.setenv("PSLA_CACHE", str(read_only))
+    assert len(zoo.get(SET, tmp_path / "again", log=lambda _: None)) == 2
+    assert len(server.asked) == 1, "the archive in the cache is used"
 
 
 def test_the_list_shows_which_releases_are_cached(
@@ -315,7 +344,7 @@ def test_archive_members_are_extracted_into_one_folder_whatever_their_paths(serv
         str(outside): b"3",
         "run/../../../evil_4.pth": b"4",
     }
-    files = zoo.unpack(write_to_cache(SET, to_zip(members)))
+    files = unpack(write_to_cache(SET, to_zip(members)))
     folder = tmp_path / "cache" / "official" / SET
     expected = {folder / Path(name).name: content for name, content in members.items()}
     assert {file: file.read_bytes() for file in files} == expected
@@ -328,7 +357,7 @@ def test_only_weights_are_extracted_in_numerical_order(server: Server) -> None:
     numbers = (10, 2, 1, 21, 3)
     members = {f"models/audio_model.{i}.pth": b"%d" % i for i in numbers} | {"models/": b"", "result.csv": b""}
     members |= {f"models/optim_state.{i}.pth": b"" for i in numbers} | {OPTIMIZER: b""}
-    files = zoo.unpack(write_to_cache(SET, to_zip(members)))
+    files = unpack(write_to_cache(SET, to_zip(members)))
     assert [file.name for file in files] == [f"audio_model.{i}.pth" for i in sorted(numbers)]
     assert [file.read_bytes() for file in files] == [b"%d" % i for i in sorted(numbers)]
     assert len(files_in(files[0].parent)) == len(numbers)
@@ -336,10 +365,10 @@ def test_only_weights_are_extracted_in_numerical_order(server: Server) -> None:
 
 def test_complete_files_are_not_extracted_again(server: Server) -> None:
     archive = write_to_cache(SET, to_zip({"model_1.pth": b"first", "model_2.pth": b"second"}))
-    first, second = zoo.unpack(archive)
+    first, second = unpack(archive)
     second.write_bytes(b"sec")
     before = first.stat()
-    assert zoo.unpack(archive) == [first, second]
+    assert unpack(archive) == [first, second]
     assert second.read_bytes() == b"second"
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -88,3 +89,25 @@ def test_the_source_digest_depends_on_every_source_file(tmp_path: Path, monkeypa
         digests.append(cache.source_digest())
     cache.source_digest.cache_clear()
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_without_a_writable_cache_files_are_in_a_temporary_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempts: list[Path] = []
+
+    def make(path: Path) -> Path:
+        attempts.append(path)
+        if len(attempts) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    first, second = cache.in_cache(make, "things", "a"), cache.in_cache(make, "things", "a")
+    assert first == second == attempts[1]
+    assert attempts == [cache.cache_directory() / "things" / "a", first, first], "the cache is tried once"
+    assert first.name == "a"
+    assert first.exists()
+    text = f"{attempts[0]} cannot be written (No space left on device); PSLA_CACHE can name another directory"
+    assert capsys.readouterr().err == f"the cache is not used: {text}\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,25 @@ def test_lines_go_to_the_screen_and_the_log_unless_another_process_speaks(tmp_pa
     if not silent:
         lines = [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()]
         assert lines == ["[red]a name with brackets[/red]", "for the log", "alone"]
+
+
+def test_a_reader_that_leaves_does_not_end_the_work(tmp_path: Path) -> None:
+    """``psla train ... | head`` must not stop a training; its log file is complete."""
+    code = """
+import sys
+from pathlib import Path
+from psla_jax.runtime.logging import Logger
+logger = Logger(Path(sys.argv[1]))
+for number in range(10_000):
+    logger.info(f"line {number}")
+logger.console.print("a table")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "log.txt")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].endswith(" line 9999")

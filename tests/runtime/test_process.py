@@ -81,6 +81,22 @@ def test_compiled_programs_are_cached_where_the_environment_says_or_privately(tm
         assert stat.S_IMODE((tmp_path / "xla").stat().st_mode) == 0o700
 
 
+def test_a_compilation_cache_on_a_full_disk_changes_nothing(tmp_path: Path) -> None:
+    code = """
+import jax, resource
+from psla_jax.runtime import process
+process.configure_libraries()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+print(jax.jit(lambda x: x + 1)(1))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["PSLA_CACHE"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+    assert (tmp_path / "xla").is_dir()
+
+
 def test_freed_memory_is_returned_to_the_operating_system() -> None:
     program = """
 import re

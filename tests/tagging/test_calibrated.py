@@ -212,6 +212,32 @@ def test_a_calibration_is_replaced_only_with_overwrite_and_scores_are_cached(hom
     assert capsys.readouterr().out == path.read_text() == calibrated.to_json(), "the file is reproduced byte for byte"
 
 
+def test_a_result_that_cannot_be_kept_is_printed(home, calibrated, tmp_path, monkeypatch, capsys):
+    """Neither a cache nor a model directory that cannot be written costs the user the calibration."""
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(find_model(home / "run"), model)
+    (model / CALIBRATION).unlink()
+    (model / CALIBRATION).mkdir()
+    cache.write_text("a file in place of the directory")
+    monkeypatch.setenv("PSLA_CACHE", str(cache))
+    command = ["calibrate", str(model), "--data", str(home / "data" / "validation.json"), "--overwrite"]
+    assert main.main([*command, "--json", "-"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == calibrated.to_json()
+    assert "the scores cannot be cached (Not a directory" in printed.err
+    assert printed.err.splitlines()[-1] == f"psla: Is a directory: {model / CALIBRATION}."
+    assert sorted(path.name for path in model.iterdir()) == sorted(p.name for p in find_model(home / "run").iterdir())
+
+
+def test_a_calibration_does_not_replace_its_datafile(home, tmp_path, capsys):
+    data = shutil.copy(home / "data" / "validation.json", tmp_path)
+    before = Path(data).read_text()
+    command = ["calibrate", str(home / "run"), "--data", data, "--json", data, "--overwrite"]
+    assert main.main(command) == 2
+    assert f"--json {data} would replace the datafile" in capsys.readouterr().err
+    assert Path(data).read_text() == before
+
+
 def test_a_calibration_does_not_invalidate_cached_scores(home, calibrated, capsys):
     data = home / "data" / "evaluation.json"
     first = evaluate(home / "run", data, batch_size=8, bootstrap=0)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from psla_jax.tagging.share import ALL, Share
-from psla_jax.tagging.tag_files import FolderError, ResultWriter
+from psla_jax.tagging.result_writer import ResultWriter
+from psla_jax.tagging.share import ALL, FolderError, Share
 
 CLIPS = [f"{number}.wav" for number in range(7)]
 
@@ -77,7 +77,7 @@ def test_existing_outputs_are_not_overwritten(tmp_path):
     process(tmp_path, Share(1, 2))
     (tmp_path / "labels").mkdir()
     own = tmp_path / "labels" / "0.txt"
-    ResultWriter({}, [str(own.parent)], 1, overwrite=False, share=Share(1, 2), own=[own]).close()
+    ResultWriter({}, [str(own.parent)], 1, overwrite=False, share=Share(1, 2), own={"0": [own]}).close()
     own.write_text("existing")
     with pytest.raises(FolderError, match=r"0\.txt already exists"):
-        ResultWriter({}, [str(own.parent)], 1, overwrite=False, share=Share(0, 2), own=[own])
+        ResultWriter({}, [str(own.parent)], 1, overwrite=False, share=Share(0, 2), own={"0": [own]})

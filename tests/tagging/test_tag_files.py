@@ -1,13 +1,16 @@
-"""Search for recordings, and outputs of interrupted runs."""
+"""Search for recordings: files, folders and pipes."""
 
 from __future__ import annotations
 
-import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from psla_jax.tagging.tag_files import FolderError, ResultWriter, find_audio
+from psla_jax.runtime import streams
+from psla_jax.tagging.share import FolderError
+from psla_jax.tagging.tag_files import Recording, find_audio, readable
 
 
 def test_folders_are_searched_in_order_and_files_may_have_any_name(tmp_path):
@@ -54,70 +57,67 @@ def test_missing_audio_is_an_error(tmp_path):
         find_audio([])
 
 
-def open_writer(tmp_path, settings=1, overwrite=False) -> ResultWriter:
-    files = {str(tmp_path / "a.csv"): "head\n", str(tmp_path / "b.json"): ""}
-    return ResultWriter(files, [], settings, overwrite=overwrite)
+def test_a_recording_that_is_named_twice_is_tagged_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.wav").touch()
+    assert [r.path for r in find_audio(["in", "./in/a.wav", str(tmp_path / "in"), "in/../in"])] == ["in/a.wav"]
 
 
-def append(writer: ResultWriter, tmp_path, clip: str) -> None:
-    writer.append(clip, {str(tmp_path / "a.csv"): f"{clip}\n", str(tmp_path / "b.json"): f"<{clip}>\n"})
+def test_a_whole_path_as_output_name_is_not_that_of_another_recording(tmp_path):
+    """The second a.wav gets its whole path, which a file in the first folder has below that folder."""
+    other = tmp_path / "other" / "a.wav"
+    for path in (tmp_path / "x" / "a.wav", tmp_path / "x" / str(other)[1:], other):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    recordings = find_audio([str(tmp_path / "x"), str(other)])
+    assert len({r.output_name for r in recordings}) == len(recordings) == 3
 
 
-@pytest.mark.parametrize("torn", ["", "half a li", "clip 2\nclip"])
-def test_an_interrupted_run_resumes_after_the_last_complete_line(tmp_path, torn):
-    first = open_writer(tmp_path)
-    for clip in ("0", "1"):
-        append(first, tmp_path, clip)
-    first.close()
-    with open(tmp_path / "a.csv", "a") as file:
-        file.write(torn)
-    with open(tmp_path / "a.csv.progress", "a") as file:
-        file.write(torn and '{"clip": "2", "si')
-    again = open_writer(tmp_path)
-    assert again.done == {"0", "1"}
-    for clip in ("2", "3"):
-        append(again, tmp_path, clip)
-    again.finish()
-    assert (tmp_path / "a.csv").read_text() == "head\n0\n1\n2\n3\n"
-    assert (tmp_path / "b.json").read_text() == "<0>\n<1>\n<2>\n<3>\n"
-    assert not (tmp_path / "a.csv.progress").exists()
+def test_pipes_in_a_folder_are_left_out_and_counted(tmp_path):
+    (tmp_path / "a.wav").touch()
+    for name in ("b.wav", "c.flac"):
+        os.mkfifo(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tmp_path / "d.wav"))  # An address has at most 108 bytes.
+    notes: list[str] = []
+    assert [r.output_name for r in find_audio([str(tmp_path)], notes.append)] == ["a.wav"]
+    assert notes == [f"{tmp_path} has 3 pipes or devices with names of audio files, which are left out."]
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(FolderError, match="contains no audio"):
+        find_audio([str(tmp_path)])
 
 
-def test_an_interruption_before_the_first_clip_changes_nothing(tmp_path):
-    open_writer(tmp_path).close()
-    again = open_writer(tmp_path)
-    append(again, tmp_path, "0")
-    again.finish()
-    assert (tmp_path / "a.csv").read_text() == "head\n0\n"
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{folder}/private"))
+        return [(folder, [], ["a.wav"])]
+
+    monkeypatch.setattr(os, "walk", walk)
+    notes: list[str] = []
+    assert [r.output_name for r in find_audio([str(tmp_path)], notes.append)] == ["a.wav"]
+    assert notes == [f"{tmp_path}/private cannot be listed (Permission denied): its recordings are left out."]
 
 
-def test_nothing_is_overwritten_unless_asked(tmp_path):
-    done = open_writer(tmp_path)
-    append(done, tmp_path, "0")
-    done.finish()
-    with pytest.raises(FolderError, match=r"a\.csv already exists"):
-        open_writer(tmp_path)
-    replaced = open_writer(tmp_path, overwrite=True)
-    assert replaced.done == set()
-    replaced.finish()
-    assert (tmp_path / "a.csv").read_text() == "head\n"
+def test_a_pipe_is_read_once_and_its_content_can_be_read_again():
+    read_end, write_end = os.pipe()
+    path = f"/dev/fd/{read_end}"
+    os.write(write_end, b"sound")
+    os.close(write_end)
+    with readable(Recording(path, "name")) as recording:
+        assert (recording.path, recording.output_name) == (path, "name")
+        assert Path(recording.file).read_bytes() == Path(recording.file).read_bytes() == b"sound"
+    assert not os.path.exists(recording.file)
+    os.close(read_end)
 
 
-def test_other_settings_do_not_resume(tmp_path):
-    begun = open_writer(tmp_path)
-    append(begun, tmp_path, "0")
-    begun.close()
-    with pytest.raises(FolderError, match="was started with other settings"):
-        open_writer(tmp_path, settings=2)
-    assert (tmp_path / "a.csv").read_text() == "head\n0\n"
-    (tmp_path / "a.csv.progress").write_text("this\nis something else\n")
-    with pytest.raises(FolderError, match="is not a progress file of psla tag"):
-        open_writer(tmp_path)
-
-
-def test_a_folder_that_is_not_empty_is_refused(tmp_path):
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "mine.txt").write_text("mine")
-    with pytest.raises(FolderError, match="labels already exists"):
-        ResultWriter({}, [str(tmp_path / "labels")], 1, overwrite=False)
-    assert json.dumps(sorted(p.name for p in tmp_path.iterdir())) == '["labels"]'
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("/dev/zero", "/dev/zero cannot be read .it is a device or a socket"), ("pipe", "no program writes to this pipe")],
+)
+def test_what_gives_no_recording_is_one_sentence(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(streams, "PARTNER_SECONDS", 0.05)
+    os.mkfifo("pipe")
+    with pytest.raises(FolderError, match=message), readable(Recording(path, "name")):
+        pass

@@ -23,7 +23,7 @@ import numpy as np
 from psla_jax.audio import decode
 from psla_jax.data import datafile
 from psla_jax.data.demo import synthesis
-from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.cache import in_cache
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 _MARKER = "recipe.json"
@@ -127,7 +127,7 @@ def locate(
     Args:
         name: ``train``, ``validation`` or ``evaluation`` for a datafile; ``truth`` for the training set with all
             labels; ``labels`` for the vocabulary as CSV; ``ontology`` for the hierarchy in AudioSet's JSON format.
-        root: directory of the set; by default a subdirectory of :func:`cache_directory` named by the recipe's digest.
+        root: directory of the set; by default a subdirectory of the cache named by the recipe's digest.
         recipe: settings of the set.
         on_start: receives a message when synthesis starts.
 
@@ -136,19 +136,24 @@ def locate(
     """
     if name not in _FILES:
         raise DemoError(f"the demo set has no file {name!r}: use one of {', '.join(_FILES)}.")
-    directory = os.path.abspath(cache_directory() / f"demo-{recipe.digest()}" if root is None else root)
-    if not _is_complete(directory, recipe):
-        if root is not None and not _is_replaceable(directory, recipe):
-            raise DemoError(f"the directory {directory} contains other files than this demo set: use a new directory.")
-        if on_start is not None:
-            on_start(f"Synthesising the demo set in {directory}; this takes some seconds, once.")
-        try:
+    if root is not None and not _is_replaceable(directory := os.path.abspath(root), recipe):
+        raise DemoError(f"the directory {directory} contains other files than this demo set: use a new directory.")
+
+    def make(path: Path) -> str:
+        directory = os.path.abspath(path)
+        if not _is_complete(directory, recipe):
+            if on_start is not None:
+                on_start(f"Synthesising the demo set in {directory}; this takes some seconds, once.")
             _create(directory, recipe)
-        except OSError as error:
-            raise DemoError(
-                f"the demo set cannot be written to {directory} ({error.strerror}): "
-                "free some space, or set the environment variable PSLA_CACHE to a writable directory."
-            ) from error
+        return directory
+
+    try:
+        directory = in_cache(make, f"demo-{recipe.digest()}") if root is None else make(Path(root))
+    except OSError as error:
+        raise DemoError(
+            f"the demo set cannot be written to {error.filename or root} ({error.strerror}): "
+            "free some space, or set the environment variable PSLA_CACHE to a writable directory."
+        ) from error
     return os.path.join(directory, _FILES[name])
 
 

@@ -11,15 +11,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from psla_jax.data import datafile
 from psla_jax.data.prepare.audioset_segments import ID_LENGTH, AudioSetError, SegmentTable
 from psla_jax.data.prepare.walk import Listing, check_overwrite, printable_path, walk
-from psla_jax.runtime.cache import cache_directory
+from psla_jax.runtime.cache import in_cache
 from psla_jax.runtime.download import fetch
-from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.files import atomic_text, removed_on_failure
+from psla_jax.runtime.streams import regular_file
 from psla_jax.vocabulary.ontology import Ontology
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -53,6 +55,8 @@ class AudioIndex:
     """The first file in an unsupported format; empty if there is none."""
     not_utf8: list[str] = field(default_factory=list)
     """Audio files whose path is not valid UTF-8."""
+    not_files: list[str] = field(default_factory=list)
+    """Pipes, devices and broken links with the name of an audio file."""
     num_duplicates: int = 0
     """Number of files that were not used because another file belongs to the same clip."""
     duplicate_example: tuple[str, ...] = ()
@@ -68,6 +72,7 @@ class AudioIndex:
         if listing.unsupported and not self.unsupported:
             self.unsupported = printable_path(os.path.join(listing.folder, listing.unsupported[0]))
         self.not_utf8 += [os.path.join(listing.folder, name) for name in listing.not_utf8]
+        self.not_files += [os.path.join(listing.folder, name) for name in listing.not_files]
         self.num_files += len(listing.audio)
         number = len(self.folders)
         self.folders.append(listing.folder)
@@ -219,22 +224,24 @@ def prepare(
     index = AudioIndex(table)
     for listing in walk(audio, progress=progress):
         index.add(listing)
-    return _write(outputs, index, vocabulary, ontology_text, audio)
+    with removed_on_failure(outputs.all()):
+        return _write(outputs, index, vocabulary, ontology_text, audio)
 
 
 def _read_ontology(path: str, vocabulary: Vocabulary) -> str:
     """Returns the text of an ontology that contains all classes of the vocabulary; ``audioset`` is downloaded once."""
     if path == OFFICIAL and not os.path.exists(path):
-        path = str(fetch(ONTOLOGY_URL, cache_directory() / "audioset" / "ontology.json", check=Ontology.read))
-    ontology = Ontology.read(path)
+        path = str(in_cache(lambda file: fetch(ONTOLOGY_URL, file, check=Ontology.read), "audioset", "ontology.json"))
+    with regular_file(path) as name:
+        ontology = Ontology.read(name)
+        text = Path(name).read_text(encoding="utf-8-sig")
     missing = [mid for mid in vocabulary.mids if mid not in ontology]
     if missing:
         raise AudioSetError(
             f"the ontology {path} lacks {len(missing)} of the {len(vocabulary)} classes, such as {missing[0]}: use the "
             "one that the class list belongs to."
         )
-    with open(path, encoding="utf-8-sig") as file:
-        return file.read()
+    return text
 
 
 def _write(
@@ -348,6 +355,9 @@ def _notes(index: AudioIndex, vocabulary: Vocabulary, counts: _ClassCounts) -> I
     if index.not_utf8:
         example = printable_path(index.not_utf8[0])
         yield f"files ignored because their name is not UTF-8: {len(index.not_utf8):,}, such as {example}; rename them"
+    if index.not_files:
+        example = printable_path(index.not_files[0])
+        yield f"pipes, devices and broken links are ignored: {len(index.not_files):,}, such as {example}"
 
 
 def _shared_clips(table: SegmentTable) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from psla_jax.runtime.streams import regular_file
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 URL = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/"
@@ -98,7 +99,7 @@ def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
     """Yields the number and the cells of each line that lists a clip."""
     number = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with regular_file(path) as name, open(name, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)
             for cells in reader:
                 if reader.line_num != number + 1:  # An unclosed quote makes the reader join the following lines.

@@ -18,7 +18,7 @@ from psla_jax.data.prepare import config_template, sources
 from psla_jax.data.prepare.names import spelling_notes
 from psla_jax.data.prepare.split import TRAIN, stratified
 from psla_jax.data.prepare.walk import check_overwrite, printable_path
-from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.files import atomic_text, removed_on_failure
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 VALIDATION, EVALUATION = "validation", "evaluation"
@@ -183,7 +183,8 @@ def prepare(
     excluded = (*collection.excluded, *unreadable)
     notes = (*collection.notes, *spelling_notes(vocabulary.names), *split_notes)
     records = {part: [_record(clips[i], [vocabulary.mids[c] for c in labels[i]]) for i in rows[part]] for part in rows}
-    _write(paths, vocabulary, records, summary, excluded)
+    with removed_on_failure(paths.values()):
+        _write(paths, vocabulary, records, summary, excluded)
     return Prepared(
         layout=collection.layout,
         classes=len(vocabulary),

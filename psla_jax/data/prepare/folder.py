@@ -251,6 +251,7 @@ class _Contents:
 def _scan(root: str, listings: Iterable[Listing]) -> _Contents:
     contents = _Contents(root, [], [], [], [])
     reason = "has a name that is not UTF-8, which a datafile cannot contain: rename the file or its folder."
+    not_a_file = "is a pipe, a device or a broken link, not a file: replace it by the recording."
     for listing in listings:
         relative = os.path.relpath(listing.folder, root)
         folders = () if relative == os.curdir else tuple(relative.split(os.sep))
@@ -259,4 +260,7 @@ def _scan(root: str, listings: Iterable[Listing]) -> _Contents:
         contents.audio.extend((*folders, name) for name in listing.audio)
         contents.unsupported.extend((*folders, name) for name in listing.unsupported)
         contents.excluded.extend(ExcludedClip(os.path.join(listing.folder, name), reason) for name in listing.not_utf8)
+        contents.excluded.extend(
+            ExcludedClip(os.path.join(listing.folder, name), not_a_file) for name in listing.not_files
+        )
     return contents

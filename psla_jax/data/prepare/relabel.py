@@ -16,7 +16,7 @@ from psla_jax.audio.segments import fragment
 from psla_jax.data import datafile
 from psla_jax.data.clip_ids import ClipIdError, Matching, match
 from psla_jax.data.datafile import Datafile, Record
-from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.files import atomic_text, removed_on_failure
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 Unmatched = Literal["keep", "drop"]
@@ -113,10 +113,11 @@ def relabel(enhanced: str, onto: str, out: str, *, unmatched: Unmatched = "keep"
         Path(stale).unlink(missing_ok=True)
     folder = os.path.dirname(os.path.abspath(onto))
     prefix = "" if folder == os.path.dirname(os.path.abspath(out)) else folder
-    datafile.write(out, _records(local, new_labels, unmatched, prefix))
-    _write_weights(out)
-    if missing or ambiguous:
-        _write_unmatched(unmatched_list, {"not found": missing, "ambiguous": ambiguous})
+    with removed_on_failure([out, datafile.weight_path(out), unmatched_list]):
+        datafile.write(out, _records(local, new_labels, unmatched, prefix))
+        _write_weights(out)
+        if missing or ambiguous:
+            _write_unmatched(unmatched_list, {"not found": missing, "ambiguous": ambiguous})
     return Relabelled(
         out=out,
         clips=len(local),

@@ -16,6 +16,7 @@ from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, 
 from psla_jax.data.prepare.locate import find_files
 from psla_jax.data.prepare.names import nfc
 from psla_jax.data.prepare.walk import printable_path
+from psla_jax.runtime.streams import regular_file
 
 FILE_COLUMNS = (
     *("filename", "file_name", "file", "filepath", "file_path", "path", "fname", "slice_file_name", "wav", "audio"),
@@ -214,7 +215,7 @@ def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen:
 def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
     """Returns the delimiter, and the number and cells of every line that is not blank: the header and at least one."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with regular_file(path) as name, open(name, encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except OSError as error:
         raise CollectionError(f"the table {path} cannot be read ({error.strerror}): check the path.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -32,6 +32,8 @@ class Listing:
     """Files with one of :data:`UNSUPPORTED_EXTENSIONS`."""
     not_utf8: list[str]
     """Audio files whose path is not valid UTF-8; a datafile cannot contain them."""
+    not_files: list[str] = field(default_factory=list)
+    """Pipes, devices and broken links with the name of an audio file."""
 
 
 def walk(folders: Sequence[str], *, workers: int = 16, progress: bool = True) -> Iterator[Listing]:
@@ -74,7 +76,7 @@ def _not_visited(folders: list[str], visited: set[tuple[int, int]]) -> list[str]
 
 
 def _list(folder: str) -> tuple[Listing, list[str]]:
-    listing, subfolders = Listing(folder, [], [], []), []
+    listing, subfolders = Listing(folder, [], [], [], []), []
     folder_is_utf8 = _is_utf8(folder)
     try:
         with os.scandir(folder) as entries:
@@ -89,11 +91,13 @@ def _list(folder: str) -> tuple[Listing, list[str]]:
                     listing.unsupported.append(name)
                 elif entry.is_dir():
                     subfolders.append(os.path.join(folder, name))
+                elif extension in AUDIO_EXTENSIONS:
+                    listing.not_files.append(name)
     except OSError as error:
         raise PathError(
             f"the folder {printable_path(folder)} cannot be listed ({error.strerror}): choose a readable folder."
         ) from error
-    for names in (listing.audio, listing.unsupported, listing.not_utf8, subfolders):
+    for names in (listing.audio, listing.unsupported, listing.not_utf8, listing.not_files, subfolders):
         names.sort()
     return listing, subfolders
 

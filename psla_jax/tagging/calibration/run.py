@@ -20,8 +20,9 @@ from psla_jax.data.datasets import data_notes, locate
 from psla_jax.evaluation import score_cache
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import find_model, fingerprint, load_model, read_card
-from psla_jax.runtime.files import atomic_text
+from psla_jax.runtime.files import atomic_text, exists, same_file
 from psla_jax.runtime.logging import Logger
+from psla_jax.runtime.streams import STANDARD, is_standard_output
 from psla_jax.tagging.calibration.fit import FitOptions, Method, crossfit, fit
 from psla_jax.tagging.calibration.metrics import calibration_metrics, decision_metrics
 from psla_jax.tagging.calibration.model import CALIBRATION, CalibratedClass, Calibration, CalibrationError
@@ -59,12 +60,14 @@ def calibrate(request: Request) -> Calibration:
     Raises:
         ValueError: an error class of this package; the message names the model or file and the remedy.
     """
+    if is_standard_output(request.json):
+        request = dataclasses.replace(request, json=STANDARD)
     options = FitOptions(request.method, request.precision, request.min_positives, request.folds)
     directory = find_model(Path(request.model))
     card = read_card(directory)
     _require_writable(directory, request)
     logger = Logger()
-    log = functools.partial(print, file=sys.stderr) if request.json == "-" else logger.info
+    log = functools.partial(print, file=sys.stderr) if request.json == STANDARD else logger.info
     data = Datafile.read(locate(request.data, log), card.vocabulary)
     for note in data_notes(data, held_out=True):
         log(note)
@@ -74,23 +77,32 @@ def calibrate(request: Request) -> Calibration:
     counts = {"clips": len(scores.labels), "unreadable": len(scores.skipped)}
     fitted = {**source, **scoring, **counts, **dataclasses.asdict(options)}
     calibration = _fit(fingerprint(directory, card), card.vocabulary, scores, options, fitted)
-    path = calibration.write(directory)
-    if request.json == "-":
-        sys.stdout.write(calibration.to_json())
-    else:
-        print_report(logger.console, calibration, card.vocabulary)
-    if request.json not in ("", "-"):
-        with atomic_text(request.json) as file:
-            file.write(calibration.to_json())
+    try:
+        path = calibration.write(directory)
+    finally:  # The result is printed even if the model directory cannot be written.
+        _publish(calibration, card.vocabulary, request, logger)
     log(f"{path}: written; psla tag uses these thresholds and probabilities from now on")
     return calibration
+
+
+def _publish(calibration: Calibration, vocabulary: Vocabulary, request: Request, logger: Logger) -> None:
+    """Prints the calibration, as a report or as JSON, and writes the JSON file."""
+    if request.json == STANDARD:
+        sys.stdout.write(calibration.to_json())
+        return
+    print_report(logger.console, calibration, vocabulary)
+    if request.json:
+        with atomic_text(request.json) as file:
+            file.write(calibration.to_json())
 
 
 def _require_writable(directory: Path, request: Request) -> None:
     """Raises CalibrationError if an output exists and may not be overwritten, or has no directory."""
     for path in (str(directory / CALIBRATION), request.json):
-        if path not in ("", "-") and os.path.exists(path) and not request.overwrite:
+        if path not in ("", STANDARD) and exists(path) and not request.overwrite:
             raise CalibrationError(f"{path} exists already: replace it with --overwrite.")
+    if same_file(request.json, request.data):
+        raise CalibrationError(f"--json {request.json} would replace the datafile: name another file.")
     folder = os.path.dirname(request.json) or "."
     if not os.path.isdir(folder):
         raise CalibrationError(f"the directory {folder} of {request.json} does not exist: create it, or change --json.")
@@ -105,7 +117,7 @@ def _score(
     if request.keep_scores:
         settings = ("tag", options.policy, f"{options.overlap}", options.channel)
         note = f"{request.model}: cached scores of an earlier call are used (--no-keep-scores computes them again)"
-        scores = score_cache.cached(directory, vocabulary, data, settings, compute, lambda: log(note))
+        scores = score_cache.cached(directory, vocabulary, data, settings, compute, lambda: log(note), log)
     else:
         scores = compute()
     if scores.skipped:

@@ -187,6 +187,20 @@ def test_locate_gives_paths_that_are_there_and_synthesises_once(
     assert "".join(capfd.readouterr()) == ""
 
 
+def test_without_a_writable_cache_the_set_is_made_for_this_process(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").write_text("a file in place of the directory")
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path / "cache"))
+    messages: list[str] = []
+    paths = [dataset.locate(name, recipe=TINY, on_start=messages.append) for name in ("train", "labels", "train")]
+    assert contents(Path(paths[0]).parent) == contents(tiny)
+    assert paths[0] == paths[2]
+    assert len([text for text in messages if str(tmp_path) not in text]) == 1, "synthesised once"
+    (note,) = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"the cache is not used: {tmp_path}/cache/demo-")
+
+
 def test_the_folder_can_be_moved(tiny: Path, tmp_path: Path) -> None:
     dataset.locate("train", tmp_path / "here", recipe=TINY)
     os.rename(tmp_path / "here", tmp_path / "there")
@@ -274,11 +288,10 @@ def test_an_unknown_name_is_an_error_that_names_it(tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
-def test_an_unwritable_directory_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_directory_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    monkeypatch.setenv("PSLA_CACHE", str(tmp_path / "file"))
-    with pytest.raises(dataset.DemoError, match=r"cannot be written.*PSLA_CACHE"):
-        dataset.locate("train", recipe=TINY)
+    with pytest.raises(dataset.DemoError, match=r"cannot be written to .*file/set.* \(Not a directory\): .*PSLA_CACHE"):
+        dataset.locate("train", tmp_path / "file" / "set", recipe=TINY)
 
 
 @pytest.mark.parametrize(
@@ -294,14 +307,6 @@ def test_an_unwritable_directory_is_an_error_with_a_remedy(tmp_path: Path, monke
 def test_an_invalid_recipe_is_an_error(field: str, value: object) -> None:
     with pytest.raises(dataset.DemoError, match=field):
         dataclasses.replace(TINY, **{field: value})
-
-
-def test_the_cache_directory_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
-    assert dataset.cache_directory() == tmp_path
-    monkeypatch.delenv("PSLA_CACHE")
-    assert "psla_jax" in str(dataset.cache_directory())
-    assert os.path.isabs(dataset.cache_directory())
 
 
 def test_the_recipe_is_beside_the_set(tiny: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import miniature
 import numpy as np
 import pytest
+from disks import full_disk
 from miniature import Clip
 from servers import Page, one_sentence, serving
 
@@ -169,6 +170,7 @@ def test_irregularities_are_reported(copy, tmp_path):
     not_utf8 = os.fsencode(tmp_path / "audio") + b"/\xff.wav"
     open(not_utf8, "wb").close()
     open(not_utf8.replace(b".wav", b".rm"), "wb").close()
+    os.mkfifo(tmp_path / "audio" / "pipe.wav")
     leaked = Path(lists[2]).read_text() + first.line
     (tmp_path / "eval_segments.csv").write_text(leaked)
     made = run([*lists[:2], str(tmp_path / "eval_segments.csv")], tmp_path / "audio", tmp_path / "out")
@@ -180,9 +182,10 @@ def test_irregularities_are_reported(copy, tmp_path):
     assert f"clips of eval that are also in balanced_train: 1, such as {first.id}" in notes
     assert rf"files in unsupported formats are ignored, such as {tmp_path}/audio/\xff.rm;" in notes
     assert rf"files ignored because their name is not UTF-8: 1, such as {tmp_path}/audio/\xff.wav; rename" in notes
+    assert f"pipes, devices and broken links are ignored: 1, such as {tmp_path}/audio/pipe.wav" in notes
     assert records(tmp_path / "out" / "eval_data.json")[-1][0] == str(file)
     assert made.found["eval"] == 12
-    assert made.report().count("note: ") == len(made.notes) == 5
+    assert made.report().count("note: ") == len(made.notes) == 6
 
 
 def test_a_clip_of_both_training_lists_occurs_once_in_the_full_set(copy, tmp_path):
@@ -224,6 +227,16 @@ def test_missing_audio_is_an_error_of_one_sentence_and_nothing_is_written(copy, 
     half = empty_files(tmp_path / "half", *(f"{c.id}.wav" for c in SETS["eval"]))
     assert "none of the 7 clips of unbalanced_train" in error_message(AudioSetError, lists[1:], half, out)
     assert not out.exists()
+
+
+def test_a_full_disk_does_not_block_the_same_command(copy, tmp_path, monkeypatch):
+    lists, audio, _ = copy
+    with monkeypatch.context() as patch:
+        patch.setattr(audioset, "_write_coverage", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run(lists, audio, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    run(lists, audio, tmp_path / "out")
 
 
 def test_existing_files_are_not_replaced_without_force(copy, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from disks import full_disk
 from servers import one_sentence
 
 from psla_jax.data.datafile import Datafile
@@ -141,6 +142,16 @@ def test_shares_can_be_chosen(audio, tmp_path):
         one_sentence(caught.value)
     with pytest.raises(CollectionError, match="both 0"):
         run(collection(audio, *"ab"), tmp_path / "2", validation=0.0, evaluation=0.0)
+
+
+def test_a_full_disk_does_not_block_the_same_command(audio, tmp_path, monkeypatch):
+    """The config is the last file: without it, the others would be existing files that need --force."""
+    with monkeypatch.context() as patch:
+        patch.setattr("psla_jax.data.prepare.config_template.render_config", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run(collection(audio, *"ab" * 20), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    run(collection(audio, *"ab" * 20), tmp_path / "out")
 
 
 def test_unreadable_recordings_are_excluded_and_listed(audio, tmp_path):

@@ -56,6 +56,7 @@ def test_excluded_files_and_unused_folders_are_reported(tmp_path):
     touch(tmp_path, "dog/a.wav", "cat/b.wav", "loose.wav", "cat/c.rm", "documents/readme.txt", "Empty/.keep")
     root = os.fsencode(tmp_path)
     open(root + b"/dog/caf\xe9.wav", "wb").close()
+    os.mkfifo(root + b"/dog/pipe.wav")
     os.mkdir(root + b"/v\xf6gel")
     open(root + b"/v\xf6gel/a.wav", "wb").close()
     made = read_folder(tmp_path)
@@ -63,6 +64,7 @@ def test_excluded_files_and_unused_folders_are_reported(tmp_path):
     reasons = {os.fsencode(clip.path).removeprefix(root + b"/"): clip.reason for clip in made.excluded}
     assert "is not in a class folder" in reasons.pop(b"loose.wav")
     assert "is in an unsupported format: convert" in reasons.pop(b"cat/c.rm")
+    assert "is a pipe, a device or a broken link" in reasons.pop(b"dog/pipe.wav")
     assert set(reasons) == {b"dog/caf\xe9.wav", b"v\xf6gel/a.wav"}
     assert all("not UTF-8" in reason for reason in reasons.values())
     assert sorted(made.notes) == [

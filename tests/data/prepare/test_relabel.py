@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import full_disk
 
 from psla_jax.cli import main
 from psla_jax.data import datafile
@@ -54,6 +55,16 @@ def error_message(capsys: pytest.CaptureFixture, command: list[str]) -> str:
     assert error.startswith("psla: ")
     assert error.count("\n") == 1
     return error
+
+
+def test_a_full_disk_does_not_block_the_same_command(home, monkeypatch, capsys):
+    before = sorted(home.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr("psla_jax.data.prepare.relabel._write_unmatched", full_disk)
+        assert main.main(arguments(home)) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert sorted(home.rglob("*")) == before
+    assert main.main(arguments(home)) == 0
 
 
 def test_matched_clips_get_sorted_labels_and_unmatched_ones_keep_theirs(home, capsys):

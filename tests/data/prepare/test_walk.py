@@ -38,6 +38,15 @@ def test_unsupported_formats_are_listed_separately(tmp_path):
     assert (listing.audio, listing.unsupported) == (["a.wav", "d.WebM"], ["b.rm", "c.AAX"])
 
 
+def test_pipes_and_broken_links_are_listed_separately(tmp_path):
+    touch(tmp_path, "a.wav")
+    os.mkfifo(tmp_path / "b.wav")
+    os.mkfifo(tmp_path / "notes.txt")
+    (tmp_path / "c.wav").symlink_to("nowhere.wav")
+    (listing,) = walk([str(tmp_path)], progress=False)
+    assert (listing.audio, listing.not_files) == (["a.wav"], ["b.wav", "c.wav"])
+
+
 def test_links_are_followed_but_no_folder_is_listed_twice(tmp_path):
     touch(tmp_path, "disk/one/a.wav", "disk/two/b.wav")
     here = tmp_path / "here"
