@@ -19,6 +19,7 @@ from tyro.conf import Positional
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.cli.tag import DetectionOptions, build_tagger
 from psla_jax.runtime.terminal import printable
+from psla_jax.tagging.defaults import DEFAULTS
 
 if TYPE_CHECKING:
     from psla_jax.tagging.live.microphone import Microphone
@@ -47,8 +48,9 @@ class Listen(DetectionOptions):
     """Number of channels of headerless samples. 0: mono."""
     device: str = ""
     """Microphone, by number or part of its name. Empty: default microphone of the system."""
-    overlap: float = 0.9
-    """Overlap of windows, from 0 to 0.95. 0.9 scores one 10 s window per second, at 5 times the cost of 0.5."""
+    overlap: float = DEFAULTS.live_overlap
+    """Overlap of windows, from 0 to 0.95. 0.9 scores one 10 s window per second, at 5 times the cost of 0.5, with which
+    the events are those of psla tag."""
     early: bool = True
     """Report events before they are final: they may still change or be cancelled. False: wait until they are final."""
     json: str = ""

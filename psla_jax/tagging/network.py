@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHead
 from psla_jax.models.psla import PSLAModel
 from psla_jax.runtime import exported
 from psla_jax.runtime.xla_options import inference_options
+from psla_jax.tagging.defaults import Policy
 from psla_jax.tagging.windows import OUTPUT_STRIDE
 
-Policy = Literal["pad", "repeat", "mask"]
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """Largest number of windows per batch on CPUs and on other devices; a CPU with few cores takes windows one by one."""
 

@@ -19,18 +19,17 @@ from psla_jax.config import Channel
 from psla_jax.models.model_dir import Model, find_model, fingerprint, load_model
 from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.model import CALIBRATION, Calibration
+from psla_jax.tagging.defaults import DEFAULTS, Policy
 from psla_jax.tagging.events import Rules
-from psla_jax.tagging.network import CompiledModel, Policy, default_batch_size
+from psla_jax.tagging.network import CompiledModel, default_batch_size
 from psla_jax.tagging.plot import figure
 from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
 from psla_jax.tagging.prefetch import prefetch
 from psla_jax.tagging.recording import FrameOutputs, RecordingAccumulator
-from psla_jax.tagging.result import DEFAULT_TOP, Embeddings, Tags, Timeline
+from psla_jax.tagging.result import Embeddings, Tags, Timeline
 from psla_jax.tagging.windows import Cutter, Window, hop_frames
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
-DEFAULT_POLICY: Policy = "pad"
-"""Default treatment of recordings that are shorter than a window."""
 READ_AHEAD = 8
 """Windows that are read in advance, in addition to one batch."""
 Audio = str | os.PathLike[str] | np.ndarray
@@ -44,16 +43,16 @@ class TaggerError(ValueError):
 class Options:
     """Settings of a :class:`Tagger`."""
 
-    policy: Policy = DEFAULT_POLICY
+    policy: Policy = DEFAULTS.policy
     """Treatment of recordings shorter than a window: padded with silence as in training and evaluation (pad), repeated
     until the window is full (repeat), or padded and pooled over the output frames with sound only (mask)."""
-    overlap: float = 0.5
+    overlap: float = DEFAULTS.overlap
     """Overlap between consecutive windows, as a fraction of a window."""
     rules: Rules = field(default_factory=Rules)
     """Event detection parameters."""
     times: Literal["head", "windows"] = "head"
     """Source of event times: the head's score of every output frame, or the scores of windows."""
-    channel: Channel = "mean"
+    channel: Channel = DEFAULTS.channel
     """Channel of a multi-channel recording: the mean of all channels, or the first."""
     batch_size: int = 0
     """Maximum number of windows per batch; 0 chooses by the device."""
@@ -92,7 +91,7 @@ def load_tagger(
             own frontend.
         trust: import the Python code that a custom model names.
         calibrated: use the calibration by ``psla calibrate`` of a single model, if there is one: results contain
-            probabilities and decisions, and its thresholds apply to events unless `rules` are given.
+            probabilities and decisions, and its thresholds apply to events unless `rules` have a threshold.
         options: fields of :class:`Options`, such as ``policy="repeat"``.
 
     Raises:
@@ -108,8 +107,6 @@ def load_tagger(
         raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
     models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
     calibration, notes = _load_calibration(models, settings) if calibrated else (None, [])
-    if calibration is not None and "rules" not in options:
-        settings = replace(settings, rules=Rules(threshold=calibration.event_thresholds))
     return Tagger(models, settings, calibration=calibration, notes=notes)
 
 
@@ -151,8 +148,10 @@ class Tagger:
     ) -> None:
         if not models:
             raise TaggerError("there is no model to tag with: name at least one.")
-        self.options = options or Options()
         self.calibration, self.notes = calibration, tuple(notes)
+        options = options or Options()
+        threshold = DEFAULTS.threshold if calibration is None else calibration.event_thresholds
+        self.options = replace(options, rules=options.rules.with_threshold(threshold))
         self.vocabulary: Vocabulary = models[0][1].card.vocabulary
         self._class_orders = [_class_order(models[0], other) for other in models]
         self.on_compile = on_compile or (lambda text: None)
@@ -252,7 +251,7 @@ class Tagger:
         sample_rate: float | None = None,
         *,
         classes: Sequence[int] | None = None,
-        top: int = DEFAULT_TOP,
+        top: int = DEFAULTS.top,
     ) -> Tags:
         """Tags a recording and plots its log-mel spectrogram, the scores of its top classes over time, and attention.
 
