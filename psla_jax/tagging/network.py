@@ -19,6 +19,7 @@ from psla_jax.models.model_dir import Model
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_frames
 from psla_jax.models.psla import PSLAModel
 from psla_jax.runtime import exported
+from psla_jax.runtime.fork import require_own_devices
 from psla_jax.runtime.xla_options import inference_options
 from psla_jax.tagging.defaults import Policy
 from psla_jax.tagging.windows import OUTPUT_STRIDE
@@ -123,7 +124,11 @@ class CompiledModel:
         return -(-self.frontend.target_length // OUTPUT_STRIDE)
 
     def __call__(self, windows: Sequence[np.ndarray]) -> ModelOutput:
-        """Starts the computation for up to `batch_size` windows ``(samples,)``; rows beyond the windows are padding."""
+        """Starts the computation for up to `batch_size` windows ``(samples,)``; rows beyond the windows are padding.
+
+        Raises ForkError in a process that was forked after the model was loaded.
+        """
+        require_own_devices()
         size = 1 if len(windows) == 1 else self.batch_size
         waveforms = np.zeros((size, self.frontend.num_samples), np.float32)
         lengths = np.zeros(size, np.int32)
