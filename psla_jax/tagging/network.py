@@ -20,12 +20,14 @@ from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHead
 from psla_jax.models.psla import PSLAModel
 from psla_jax.runtime import exported
 from psla_jax.runtime.fork import require_own_devices
+from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.xla_options import inference_options
 from psla_jax.tagging.defaults import Policy
 from psla_jax.tagging.windows import OUTPUT_STRIDE
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """Largest number of windows per batch on CPUs and on other devices; a CPU with few cores takes windows one by one."""
+_COMPILING = threading.Lock()
 
 
 class ModelOutput(NamedTuple):
@@ -77,7 +79,10 @@ def _sound_mask(lengths: jax.Array, num_frames: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """A loaded model as compiled programs. Thread-safe: calls change nothing but the table of programs."""
+    """A loaded model as compiled programs. Thread-safe: calls change nothing but the table of programs.
+
+    Models of the same architecture, frontend and policy share their programs, because weights are arguments.
+    """
 
     model: Model
     policy: Policy
@@ -87,7 +92,6 @@ class CompiledModel:
     cache_programs: bool = False
     """Whether traced programs are cached on disk; only for processes in which no code of this package is replaced."""
     _programs: dict[int, Any] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @functools.cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -137,10 +141,15 @@ class CompiledModel:
             if self.policy == "repeat":
                 samples = np.resize(samples, self.frontend.num_samples)
             waveforms[row, : len(samples)], lengths[row] = samples, len(samples)
-        with self._lock:
+        program = self._programs.get(size) or self._program(size)
+        return program(self._parts[1], waveforms, lengths)
+
+    def _program(self, size: int) -> Any:
+        """Returns the program for a batch of that size, which several threads may ask for but only one compiles."""
+        with _COMPILING:
             if size not in self._programs:
                 self._programs[size] = self._compiled(size)
-        return self._programs[size](self._parts[1], waveforms, lengths)
+        return self._programs[size]
 
     @property
     def _filled(self) -> ModelOutput:
@@ -159,19 +168,26 @@ class CompiledModel:
         Tracing and lowering a large network takes seconds; a cached ``jax.export`` artifact needs neither. JAX's own
         cache then has the compiled program. Custom models are always traced, since their code may change.
         """
-        function = functools.partial(_analyse, self._parts[0], self.frontend, self.policy == "mask")
-        card, arguments, compiler_options = self.model.card, self._arguments(size), inference_options()
-        if self.cache_programs and exported.enabled() and ":" not in card.model.name:
-            announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
-            key = "tag", card.model, card.frontend, self.policy
-            compiled = exported.compile_cached(
-                function, arguments, self._filled, key, on_trace=announce, compiler_options=compiler_options
-            )
-        else:
-            self.on_compile("compiling")
-            compiled = jax.jit(function, compiler_options=compiler_options).lower(*arguments).compile()
+        card, arguments = self.model.card, self._arguments(size)
+        static = self._parts[0], self.frontend, self.policy == "mask"
+        with compilation_cache():
+            if self.cache_programs and exported.enabled() and ":" not in card.model.name:
+                announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
+                key, function = ("tag", card.model, card.frontend, self.policy), functools.partial(_analyse, *static)
+                compiled = exported.compile_cached(
+                    function, arguments, self._filled, key, on_trace=announce, compiler_options=inference_options()
+                )
+            else:
+                self.on_compile("compiling")
+                compiled = _jitted().lower(*static, *arguments).compile()
         self.on_compile("")
         return compiled
+
+
+@functools.cache
+def _jitted() -> Any:
+    """Returns the jitted function of all models: JAX compiles it once for all that have the same static arguments."""
+    return jax.jit(_analyse, static_argnums=(0, 1, 2), compiler_options=inference_options())
 
 
 def default_batch_size() -> int:
