@@ -98,7 +98,7 @@ def compilation_cache() -> Iterator[None]:
     """Turns on JAX's compilation cache in a ``with`` block, and leaves JAX's settings as they were.
 
     It is for use as a library, where the settings of JAX belong to the application: if that has a cache of its own, it
-    is used, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns off both. Only one thread at a time may be in such a block.
+    is used, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns off both. Only one thread at a time may enter the block.
     """
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache

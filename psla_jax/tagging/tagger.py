@@ -57,10 +57,9 @@ class Options:
     batch_size: int = 0
     """Maximum number of windows per batch; 0 chooses by the device."""
     cache_programs: bool = False
-    """Cache traced programs in the user's cache directory too, as ``psla tag`` does: the next process starts half a second
-    sooner. Compiled programs are always cached there, by JAX, unless JAX has another cache or none
-    (``JAX_ENABLE_COMPILATION_CACHE=false``). Do not use it where code of this package is replaced at run time: its programs
-    would be cached too."""
+    """Cache traced programs in the user's cache directory, as ``psla tag`` does: the next process starts half a second
+    sooner. (Compiled programs are always cached, by JAX, unless ``JAX_ENABLE_COMPILATION_CACHE=false``.) Do not use it
+    where code of this package is replaced at run time: its programs would be cached too."""
 
     def __post_init__(self) -> None:
         times = ("head", "windows")
