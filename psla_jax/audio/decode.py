@@ -86,14 +86,14 @@ def read(path: StrPath, *, channel: Channel = "mean", seconds: float = math.inf)
     return waveform if math.isinf(seconds) else waveform[: round(seconds * SAMPLE_RATE)]
 
 
-def blocks(path: StrPath, *, channel: Channel = "mean") -> Iterator[np.ndarray]:
+def blocks(path: StrPath, *, channel: Channel = "mean", content: memoryview | None = None) -> Iterator[np.ndarray]:
     """Yields the waveform of :func:`read` in blocks, so that memory does not grow with the file.
 
     They are float32 ``(samples,)`` at 16 kHz, not empty and at most a minute each. Arguments and errors are those of
-    :func:`read`; the blocks before a damaged part are yielded first.
+    :func:`read`; the blocks before a damaged part are yielded first. `content` is a file in memory, named by `path`.
     """
     resampler, decoded, yielded, rate = None, 0, 0, SAMPLE_RATE
-    for mono, rate in _native_rate_blocks(path, channel):
+    for mono, rate in _native_rate_blocks(path, channel, content):
         decoded += len(mono)
         resampler = resampler or Resampler(rate)
         for piece in resampler.push_in_pieces(mono):
@@ -134,9 +134,11 @@ class Resampler:
         return empty if self._stream is None else self._stream.resample_chunk(empty, last=True)
 
 
-def _native_rate_blocks(path: StrPath, channel: Channel) -> Iterator[tuple[np.ndarray, int]]:
+def _native_rate_blocks(
+    path: StrPath, channel: Channel, content: memoryview | None
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yields blocks of the mono waveform before resampling, float32 ``(samples,)``, each with its rate in Hz."""
-    record = _record(path)
+    record = _record(path) if content is None else content
     with _open_binary(path, record) as file:
         try:
             if file is not None and _seek_pcm16(file):
@@ -155,7 +157,7 @@ def _native_rate_blocks(path: StrPath, channel: Channel) -> Iterator[tuple[np.nd
 
 @contextlib.contextmanager
 def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[soundfile.SoundFile]:
-    """Opens an audio file for reading; `record` is its content, if it has already been read from a shard.
+    """Opens an audio file for reading; `record` is its content, if it is in memory.
 
     Raises:
         AudioError: the file is missing, is not audio or has an invalid sample rate, or an operation on it in the
@@ -172,7 +174,7 @@ def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[soun
     except AudioError:
         raise
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise AudioError(path, _unreadable_reason(path, error)) from error
+        raise AudioError(path, _unreadable_reason(path, error, in_memory=record is not None)) from error
 
 
 def duration(path: StrPath) -> float:
@@ -184,10 +186,10 @@ def duration(path: StrPath) -> float:
     return seconds
 
 
-def header(path: StrPath) -> tuple[float, int]:
+def header(path: StrPath, content: memoryview | None = None) -> tuple[float, int]:
     """Returns duration in seconds and sample rate in Hz according to a file's header; zeros if it is unreadable."""
     try:
-        with open_audio(path) as file:
+        with open_audio(path, content) as file:
             return file.frames / file.samplerate, file.samplerate
     except AudioError:
         return 0.0, 0
@@ -249,7 +251,7 @@ def read_blocks(file: soundfile.SoundFile, samples: int) -> Iterator[np.ndarray]
             return
 
 
-def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean") -> np.ndarray:
+def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean", name: str = "the array") -> np.ndarray:
     """Converts an array of samples to a waveform as of :func:`read`, float32 ``(samples,)`` at 16 kHz.
 
     Args:
@@ -257,11 +259,12 @@ def from_samples(samples: np.ndarray, rate: float, *, channel: Channel = "mean")
             are scaled by their range (unsigned 8-bit around 128, as in WAV); other types are refused.
         rate: sample rate in Hz.
         channel: as for :func:`read`.
+        name: what messages call the array.
 
     Raises:
         AudioError: the rate is not positive, or the array has another rank or type, is empty, not finite or not scaled.
     """
-    name, array = "the array", np.asarray(samples)
+    array = np.asarray(samples)
     require_rate(name, rate)
     if array.ndim not in (1, 2) or array.size == 0:
         raise AudioError(name, f"has the shape {array.shape}: give (samples,) or (samples, channels), not empty.")
@@ -316,10 +319,10 @@ def to_mono(block: np.ndarray, channel: Channel) -> np.ndarray:
     return sum((block[:, c] for c in range(1, channels)), start=block[:, 0]) / np.float32(channels)
 
 
-def _unreadable_reason(path: StrPath, error: Exception) -> str:
-    """Returns the reason, for AudioError, why a path cannot be read."""
+def _unreadable_reason(path: StrPath, error: Exception, *, in_memory: bool = False) -> str:
+    """Returns the reason, for AudioError, why a path, or the content of a file in memory, cannot be read."""
     try:
-        size = os.stat(shards.storage_path(os.fspath(path))).st_size
+        size = 1 if in_memory else os.stat(shards.storage_path(os.fspath(path))).st_size
     except (OSError, ValueError):
         return "is missing: correct the path, or mount the disk that holds it."
     if os.path.isdir(path):

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio import decode
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError
 from psla_jax.audio.frontend import FRAME_LENGTH, Frontend
 from psla_jax.config import Channel
@@ -21,6 +20,7 @@ from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.model import CALIBRATION, Calibration
 from psla_jax.tagging.defaults import DEFAULTS, Policy
 from psla_jax.tagging.events import Rules
+from psla_jax.tagging.inputs import Audio, AudioFile, Source, read_input
 from psla_jax.tagging.network import CompiledModel, default_batch_size
 from psla_jax.tagging.plot import figure
 from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
@@ -32,7 +32,6 @@ from psla_jax.vocabulary.vocabulary import Vocabulary
 
 READ_AHEAD = 8
 """Windows that are read in advance, in addition to one batch."""
-Audio = str | os.PathLike[str] | np.ndarray
 
 
 class TaggerError(ValueError):
@@ -221,13 +220,16 @@ class Tagger:
         """Returns the scores and events of a recording.
 
         Args:
-            audio: a path, or an array `(samples,)` or `(samples, channels)` as for
-                :func:`psla_jax.audio.decode.from_samples`.
-            sample_rate: samples per second of an array; None for a path.
+            audio: a path, an open binary file or its bytes; or samples: an array of any library or a list, alone or
+                with their rate as ``(samples, rate)``, ``(rate, samples)`` or ``{"array", "sampling_rate"}``; see
+                :func:`psla_jax.tagging.inputs.read_input`. Samples are `(samples,)`, or have a second axis of at most
+                64 channels, before or after. Floats have full scale [-1, 1], integers that of their type.
+            sample_rate: samples per second of samples that come without their rate.
             classes: indices of the classes to look for; None for all.
 
         Raises:
             AudioError: the file or the array contains no valid waveform.
+            TaggerError: the sample rate is missing, or differs from that of the audio.
         """
         return self._analyse_one(audio, sample_rate, FrameOutputs(), classes).result()
 
@@ -268,9 +270,11 @@ class Tagger:
             AudioError: as for :meth:`tag`.
         """
         figure.require_plotting(path)
-        recording = self._analyse_one(audio, sample_rate, FrameOutputs(plot=True), classes)
+        source = _with_rate(read_input(audio), sample_rate)  # A file object can be read only once.
+        recording = self._analyse_one(source, None, FrameOutputs(plot=True), classes)
         tags = recording.result()
-        figure.draw(path, tags, recording.heatmaps(), log_mel_spectrogram(self._waveform(audio, sample_rate)), top=top)
+        spectrogram = log_mel_spectrogram(source.blocks(self.options.channel))
+        figure.draw(path, tags, recording.heatmaps(), spectrogram, top=top)
         return tags
 
     def require_embeddings(self) -> None:
@@ -282,46 +286,42 @@ class Tagger:
 
     def tag_all(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Audio],
         *,
+        sample_rate: float | None = None,
         classes: Sequence[int] | None = None,
         on_progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Tags | Failure]:
-        """Tags several files in order; windows of short files are computed in common batches.
+        """Tags several recordings in order; windows of short ones are computed in common batches.
 
-        Yields a result for each path, or a :class:`Failure`: an unreadable file does not stop the others. `classes` is
-        as for :meth:`tag`; `on_progress` is called with a path and the number of its seconds that are done.
+        Yields a result for each one, or a :class:`Failure`: an unreadable file does not stop the others. `paths` may
+        also be other forms of audio, which are called ``recording 0`` and so on; `sample_rate` and `classes` are as for
+        :meth:`tag`; `on_progress` is called with a path and the number of its seconds that are done.
         """
-        for recording in self.analyse(paths, FrameOutputs(), classes, on_progress):
+        for recording in self.analyse(paths, FrameOutputs(), classes, on_progress, sample_rate=sample_rate):
             yield recording if isinstance(recording, Failure) else recording.result()
 
     def analyse(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Audio],
         frame_outputs: FrameOutputs,
         classes: Sequence[int] | None = None,
         on_progress: Callable[[str, float], None] | None = None,
+        *,
+        sample_rate: float | None = None,
     ) -> Iterator[RecordingAccumulator | Failure]:
-        """Tags several files as :meth:`tag_all` and yields their accumulators, which also hold the frame outputs."""
-        return self._run(((self.accumulator(os.fspath(p), frame_outputs, classes), p) for p in paths), on_progress)
-
-    def _waveform(self, audio: Audio, sample_rate: float | None) -> Iterable[np.ndarray]:
-        """Returns the blocks of a file, or an array as a single block; resampled to 16 kHz, one channel."""
-        if isinstance(audio, str | os.PathLike):
-            return decode.blocks(audio, channel=self.options.channel)
-        return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel)]
+        """Tags recordings as :meth:`tag_all` and yields their accumulators, which also hold the frame outputs."""
+        recordings = (
+            (self.accumulator(f"recording {number}", frame_outputs, classes), audio)
+            for number, audio in enumerate(paths)
+        )
+        return self._run(recordings, sample_rate, on_progress)
 
     def _analyse_one(
         self, audio: Audio, sample_rate: float | None, frame_outputs: FrameOutputs, classes: Sequence[int] | None
     ) -> RecordingAccumulator:
-        if isinstance(audio, str | os.PathLike):
-            if sample_rate is not None:
-                raise TaggerError(f"sample_rate is {sample_rate!r} for the file {audio}: leave it out for files.")
-        elif sample_rate is None:
-            raise TaggerError("the sample rate of the array is not known: give sample_rate too.")
-        name = os.fspath(audio) if isinstance(audio, str | os.PathLike) else "the array"
-        recording = self.accumulator(name, frame_outputs, classes, sample_rate or 0)
-        (outcome,) = self._run([(recording, audio)])
+        source = read_input(audio)
+        (outcome,) = self._run([(self.accumulator(source.name, frame_outputs, classes), source)], sample_rate)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
@@ -329,12 +329,15 @@ class Tagger:
     def _run(
         self,
         recordings: Iterable[tuple[RecordingAccumulator, Audio]],
+        sample_rate: float | None = None,
         on_progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[RecordingAccumulator | Failure]:
         """Reads and computes recordings, and yields each one in order once the outputs of all its windows are added."""
         batcher = WindowBatcher(self._models, self._class_orders, on_progress or (lambda clip, seconds: None))
         pending: deque[tuple[RecordingAccumulator, RecordingAccumulator | Failure]] = deque()
-        for recording, item in prefetch(self._windows(recordings), READ_AHEAD + self._models[0].batch_size):
+        for recording, item in prefetch(
+            self._windows(recordings, sample_rate), READ_AHEAD + self._models[0].batch_size
+        ):
             if isinstance(item, tuple):
                 batcher.add(recording, *item)
             else:
@@ -345,16 +348,16 @@ class Tagger:
         yield from (outcome for _, outcome in pending)
 
     def _windows(
-        self, recordings: Iterable[tuple[RecordingAccumulator, Audio]]
+        self, recordings: Iterable[tuple[RecordingAccumulator, Audio]], sample_rate: float | None
     ) -> Iterator[tuple[RecordingAccumulator, tuple[int, Window] | RecordingAccumulator | Failure]]:
         """Yields each recording with its windows and the index of their model, then with its outcome."""
         for recording, audio in recordings:
             cutters = self.cutters()
             outcome: RecordingAccumulator | Failure = recording
             try:
-                if isinstance(audio, str | os.PathLike):
-                    recording.rate = decode.header(audio)[1]
-                for block in self._waveform(audio, recording.rate):
+                source = _with_rate(read_input(audio, recording.clip), sample_rate)
+                recording.clip, recording.rate = source.name, source.rate or 0
+                for block in source.blocks(self.options.channel):
                     recording.add_samples(block)
                     yield from _expect(recording, (cutter.push(block) for cutter in cutters))
                 if recording.samples < FRAME_LENGTH:
@@ -366,6 +369,25 @@ class Tagger:
                 outcome = Failure(recording.clip, error)
             recording.end()
             yield recording, outcome
+
+
+def _with_rate(source: Source, sample_rate: float | None) -> Source:
+    """Returns the audio with its sample rate; raises TaggerError if that is missing, or differs from its own."""
+    if isinstance(source, AudioFile):
+        if sample_rate is not None:
+            kind = "the file " if source.content is None else ""
+            raise TaggerError(
+                f"sample_rate is {sample_rate!r} for {kind}{source.name}: leave it out for files, and turn bytes of "
+                "samples into an array with numpy.frombuffer."
+            )
+        return source
+    if sample_rate is None and source.rate is None:
+        raise TaggerError(f"the sample rate of {source.name} is not known: give sample_rate too.")
+    if None not in (sample_rate, source.rate) and sample_rate != source.rate:
+        raise TaggerError(
+            f"sample_rate is {sample_rate!r}, and {source.name} comes with {source.rate!r}: leave sample_rate out."
+        )
+    return source if sample_rate is None else replace(source, rate=sample_rate)
 
 
 def _expect(

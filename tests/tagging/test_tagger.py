@@ -306,7 +306,10 @@ def test_files_are_tagged_in_order_and_an_unreadable_one_does_not_stop_the_other
 
 ARRAYS = {
     "rank": (np.zeros((2, 3, 4)), 16_000, "has the shape (2, 3, 4)"),
-    "transposed": (np.zeros((2, 4_000)), 16_000, "transpose it"),
+    "short axes": (np.zeros((3, 60)), 16_000, "transpose it"),
+    "spectrogram": (np.zeros((1_056, 128)), 16_000, "no sound has more than 64 channels"),
+    "nothing": (None, 16_000, "is of type NoneType: give a path"),
+    "paths": (["a.wav", "b.wav"], 16_000, "is of type <U5: give a path"),
     "empty": (np.zeros(0), 16_000, "has the shape (0,)"),
     "NaN": (np.full(5_000, np.nan), 16_000, "not finite"),
     "int64": (np.zeros(5_000, np.int64), 16_000, "is of type int64"),
