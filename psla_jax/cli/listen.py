@@ -64,6 +64,7 @@ def listen(arguments: list[str]) -> int:
         raise UsageError(f"{options.json} exists already: choose another file for --json.")
     source = _source(options)
 
+    from psla_jax.tagging.inputs import Samples
     from psla_jax.tagging.live.audio_queue import AudioQueue
     from psla_jax.tagging.recording import quality_notes
 
@@ -90,7 +91,7 @@ def listen(arguments: list[str]) -> int:
                         seconds = block.lost / source.rate
                         output.report(stream.skip(seconds))
                         output.report_lost(stream, seconds)
-                    output.report(stream.push(block.samples))
+                    output.report(stream.push(Samples("the block", block.samples, axis=1)))
                     output.show_status(stream, queue.size / source.rate if source.live else 0.0)
             finally:
                 output.report(stream.close())

@@ -57,6 +57,8 @@ class Samples:
     """``(samples,)``, or of two axes in either order, see :func:`channel_axis`."""
     rate: float | None = None
     """Samples per second; None if it is not known."""
+    axis: int | None = None
+    """Axis of the channels, where it is known whatever the shape."""
 
     def blocks(self, channel: Channel) -> Iterator[np.ndarray]:
         """Yields the waveform, float32 ``(samples,)`` at 16 kHz, as a single block."""
@@ -70,7 +72,7 @@ class Samples:
         """
         if self.array.ndim == 1:
             return self.array, previous
-        axis = channel_axis(self.name, self.array, previous)
+        axis = channel_axis(self.name, self.array, previous) if self.axis is None else self.axis
         return np.moveaxis(self.array, axis, -1), axis
 
 
@@ -229,7 +231,7 @@ def _from_decoder(audio: Any, name: str) -> Samples:
 def _from_decoded(audio: Any, name: str) -> Samples:
     """Reads samples of torchcodec, which are ``(channels, samples)`` always."""
     name = name or "the array"
-    return Samples(name, to_array(name, audio.data).T, float(audio.sample_rate))
+    return Samples(name, to_array(name, audio.data), float(audio.sample_rate), axis=0)
 
 
 _CONVERTERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, str], Source]], ...] = (

@@ -195,6 +195,7 @@ def test_samples_are_never_taken_for_channels():
     with pytest.raises(AudioError, match=r"has the shape \(1, 32\), in which either axis may be time: transpose it"):
         block.channels_last()
     assert block.channels_last(0)[0].shape == (32, 1)
+    assert replace(block, axis=1).channels_last()[0].shape == (1, 32)
     assert read_block(np.zeros((1, 65))).channels_last(1)[0].shape == (65, 1)
     assert read_block(np.zeros((1, 2))).channels_last()[0].shape == (1, 2), "one sample of two channels"
     assert read_block(np.zeros((65, 64))).channels_last()[0].shape == (65, 64)

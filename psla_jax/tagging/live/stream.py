@@ -20,7 +20,7 @@ from psla_jax.audio import decode
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError, Resampler
 from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT
 from psla_jax.tagging.events import Span
-from psla_jax.tagging.inputs import read_block
+from psla_jax.tagging.inputs import MAX_CHANNELS, read_block
 from psla_jax.tagging.live.event_tracker import Change, EventTracker, Kind
 from psla_jax.tagging.recording import FrameOutputs
 from psla_jax.tagging.result import Event, clock
@@ -246,8 +246,8 @@ class Stream:
             )
         array, axis = source.channels_last(self._channel_axis)
         channels = array.shape[1] if array.ndim == 2 else 1
-        if channels == 0:
-            raise AudioError("the block", f"has the shape {array.shape}: give at least one channel.")
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise AudioError("the block", f"has {channels} channels: give 1 to {MAX_CHANNELS}.")
         if self._channels not in (0, channels):
             raise AudioError(
                 "the block", f"has {channels} channels, earlier blocks have {self._channels}: use the same number."
