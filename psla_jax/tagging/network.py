@@ -186,7 +186,10 @@ class CompiledModel:
 
 @functools.cache
 def _jitted() -> Any:
-    """Returns the jitted function of all models: JAX compiles it once for all that have the same static arguments."""
+    """Returns the jitted function of all models: JAX compiles it once for all that have the same static arguments.
+
+    As with any jitted function, code that is replaced at run time counts after ``jax.clear_caches()`` only.
+    """
     return jax.jit(_analyse, static_argnums=(0, 1, 2), compiler_options=inference_options())
 
 
