@@ -91,14 +91,20 @@ def join(path: StrPath, waveform_blocks: Iterable[np.ndarray], seconds: float = 
     return waveform if math.isinf(seconds) else waveform[: round(seconds * SAMPLE_RATE)]
 
 
-def blocks(path: StrPath, *, channel: Channel = "mean", reading: Reading | None = None) -> Iterator[np.ndarray]:
+def blocks(
+    path: StrPath,
+    *,
+    channel: Channel = "mean",
+    reading: Reading | None = None,
+    content: memoryview | None = None,
+) -> Iterator[np.ndarray]:
     """Yields the waveform of :func:`read` in blocks, so that memory does not grow with the file.
 
     They are float32 ``(samples,)`` at 16 kHz, not empty and at most a minute each. Arguments and errors are those of
-    :func:`read`.
+    :func:`read`; `content` is a file in memory, named by `path`.
     """
     decoded, yielded, rate = 0, 0, SAMPLE_RATE
-    native = _native_rate_blocks(path, channel, reading or Reading())
+    native = _native_rate_blocks(path, channel, reading or Reading(), content)
     for rate, group in itertools.groupby(native, key=lambda block: block[1]):
         resampler = Resampler(rate)
         for mono, _ in group:
@@ -142,9 +148,11 @@ class Resampler:
         return empty if self._stream is None else self._stream.resample_chunk(empty, last=True)
 
 
-def _native_rate_blocks(path: StrPath, channel: Channel, reading: Reading) -> Iterator[tuple[np.ndarray, int]]:
+def _native_rate_blocks(
+    path: StrPath, channel: Channel, reading: Reading, content: memoryview | None
+) -> Iterator[tuple[np.ndarray, int]]:
     """Yields blocks of the mono waveform before resampling, float32 ``(samples,)``, each with its rate in Hz."""
-    record = _record(path)
+    record = _record(path) if content is None else content
     with _open_binary(path, record) as file:
         try:
             if file is not None and _seek_pcm16(file):
@@ -153,7 +161,7 @@ def _native_rate_blocks(path: StrPath, channel: Channel, reading: Reading) -> It
                     yield block * _PCM16_SCALE, SAMPLE_RATE
                 return
         except (OSError, ValueError) as error:  # The file was truncated meanwhile, or its disk failed.
-            raise AudioError(path, _unreadable_reason(path, error)) from error
+            raise AudioError(path, _unreadable_reason(path, error, record)) from error
     with open_audio(path, record) as audio:
         yield from mono_blocks(audio, path, channel, reading, _BLOCK)
 
@@ -191,7 +199,7 @@ def require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start:
 
 @contextlib.contextmanager
 def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[Source]:
-    """Opens an audio file for reading; `record` is its content, if it has already been read from a shard.
+    """Opens an audio file for reading; `record` is its content, if it is in memory.
 
     Raises:
         AudioError: the file is missing, is not audio or has an invalid sample rate, or an operation on it in the
@@ -210,7 +218,7 @@ def open_audio(path: StrPath, record: memoryview | None = None) -> Iterator[Sour
     except AudioError:
         raise
     except (soundfile.SoundFileError, DecodingError, OSError, TypeError, ValueError) as error:
-        raise AudioError(path, _unreadable_reason(path, error)) from error
+        raise AudioError(path, _unreadable_reason(path, error, record)) from error
 
 
 def duration(path: StrPath) -> float:
@@ -225,10 +233,10 @@ def duration(path: StrPath) -> float:
     return seconds
 
 
-def header(path: StrPath) -> tuple[float, int]:
+def header(path: StrPath, content: memoryview | None = None) -> tuple[float, int]:
     """Returns duration in seconds and sample rate in Hz according to a file's header; zeros if it is unreadable."""
     try:
-        with open_audio(path) as audio:
+        with open_audio(path, content) as audio:
             return audio.seconds(), audio.rate
     except AudioError:
         return 0.0, 0
@@ -276,7 +284,12 @@ def read_blocks(audio: Source, samples: int) -> Iterator[tuple[np.ndarray, int]]
 
 
 def from_samples(
-    samples: np.ndarray, rate: float, *, channel: Channel = "mean", reading: Reading | None = None
+    samples: np.ndarray,
+    rate: float,
+    *,
+    channel: Channel = "mean",
+    name: str = "the array",
+    reading: Reading | None = None,
 ) -> np.ndarray:
     """Converts an array of samples to a waveform as of :func:`read`, float32 ``(samples,)`` at 16 kHz.
 
@@ -285,12 +298,13 @@ def from_samples(
             are scaled by their range (unsigned 8-bit around 128, as in WAV); other types are refused.
         rate: sample rate in Hz.
         channel: as for :func:`read`.
+        name: what messages call the array.
         reading: receives the peaks of the channels.
 
     Raises:
         AudioError: the rate is not positive, or the array has another rank or type, is empty, not finite or not scaled.
     """
-    name, array = "the array", np.asarray(samples)
+    array = np.asarray(samples)
     require_rate(name, rate)
     if array.ndim not in (1, 2) or array.size == 0:
         raise AudioError(name, f"has the shape {array.shape}: give (samples,) or (samples, channels), not empty.")
@@ -359,26 +373,26 @@ def to_mono(block: np.ndarray, channel: Channel) -> np.ndarray:
     return sum((block[:, c] for c in range(1, channels)), start=block[:, 0]) / np.float32(channels)
 
 
-def _unreadable_reason(path: StrPath, error: Exception) -> str:
-    """Returns the reason, for AudioError, why a path cannot be read."""
+def _unreadable_reason(path: StrPath, error: Exception, record: memoryview | None) -> str:
+    """Returns the reason, for AudioError, why a path, or the content of a file in memory, cannot be read."""
     try:
-        size = os.stat(shards.storage_path(os.fspath(path))).st_size
+        size = os.stat(shards.storage_path(os.fspath(path))).st_size if record is None else len(record)
     except (OSError, ValueError):
         return "is missing: correct the path, or mount the disk that holds it."
-    if os.path.isdir(path):
+    if record is None and os.path.isdir(path):
         return "is a folder: name an audio file."
     if size == 0:
         return "is an empty file: record or download it again, or leave it out."
-    known = file_kinds.describe(_head(path))
+    known = file_kinds.describe(_head(path, record))
     if known:
         return f"cannot be read as audio ({known[0]}): {known[1]}."
     detail = getattr(error, "error_string", "") or str(error)
     return f"cannot be read as audio ({detail.strip().rstrip('.')}): convert it to WAV or FLAC, or leave it out."
 
 
-def _head(path: StrPath) -> bytes:
-    """Returns the first bytes of a file or of a clip in a shard; none if they cannot be read again."""
-    with contextlib.suppress(OSError, AudioError), _open_binary(path, _record(path)) as file:
+def _head(path: StrPath, record: memoryview | None) -> bytes:
+    """Returns the first bytes of a file; none if they cannot be read again."""
+    with contextlib.suppress(OSError, AudioError), _open_binary(path, record) as file:
         return file.read(file_kinds.HEAD_BYTES) if file is not None else b""
     return b""
 

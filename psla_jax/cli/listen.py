@@ -22,6 +22,7 @@ from psla_jax.cli.tag import DetectionOptions, build_tagger
 from psla_jax.runtime.files import exists
 from psla_jax.runtime.streams import STANDARD, is_standard_output, is_stream, open_output
 from psla_jax.runtime.terminal import printable
+from psla_jax.tagging.defaults import DEFAULTS
 
 if TYPE_CHECKING:
     from psla_jax.tagging.live.microphone import Microphone
@@ -50,8 +51,9 @@ class Listen(DetectionOptions):
     """Number of channels of headerless samples. 0: mono."""
     device: str = ""
     """Microphone, by number or part of its name. Empty: default microphone of the system."""
-    overlap: float = 0.9
-    """Overlap of windows, from 0 to 0.95. 0.9 scores one 10 s window per second, at 5 times the cost of 0.5."""
+    overlap: float = DEFAULTS.live_overlap
+    """Overlap of windows, from 0 to 0.95. 0.9 scores one 10 s window per second, at 5 times the cost of 0.5, with which
+    the events are those of psla tag."""
     early: bool = True
     """Report events before they are final: they may still change or be cancelled. False: wait until they are final."""
     json: str = ""
@@ -67,6 +69,7 @@ def listen(arguments: list[str]) -> int:
         raise UsageError(f"{options.json} exists already: choose another file for --json.")
     source = _source(options)
 
+    from psla_jax.tagging.inputs import Samples
     from psla_jax.tagging.live.audio_queue import AudioQueue
     from psla_jax.tagging.recording import quality_notes
 
@@ -93,7 +96,7 @@ def listen(arguments: list[str]) -> int:
                         seconds = block.lost / source.rate
                         output.report(stream.skip(seconds))
                         output.report_lost(stream, seconds)
-                    output.report(stream.push(block.samples))
+                    output.report(stream.push(Samples("the block", block.samples, axis=1)))
                     output.show_status(stream, queue.size / source.rate if source.live else 0.0)
             finally:
                 output.report(stream.close())

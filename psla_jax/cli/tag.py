@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
-from psla_jax.config import ShareConfig
+from psla_jax.config import Channel, ShareConfig
 from psla_jax.runtime import launcher
 from psla_jax.runtime.files import exists, same_file
 from psla_jax.runtime.streams import STANDARD, is_output_stream, is_standard_output
 from psla_jax.runtime.terminal import one_line
+from psla_jax.tagging.defaults import DEFAULTS, Policy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +38,6 @@ FOLDERS = ("audacity", "embeddings", "plot")
 """Options for output folders with a file for each recording."""
 MAX_NOTED = 20
 """Number of recordings whose notes are printed; the others are counted."""
-DEFAULT_THRESHOLD = 0.2
-"""Default score threshold for uncalibrated models."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +56,19 @@ class DetectionOptions:
     """Classes to exclude, by name or mid."""
     ontology: str = ""
     """AudioSet's ontology.json. With it, --classes and --not-classes include all descendants of a class."""
-    policy: Literal["", "pad", "repeat", "mask"] = ""
-    """Input shorter than a window: pad with silence (default), repeat it, or pad and mask the padding."""
-    overlap: float = 0.5
+    policy: Policy = DEFAULTS.policy
+    """Input shorter than a window: pad with silence, repeat it, or pad and mask the padding."""
+    overlap: float = DEFAULTS.overlap
     """Overlap between consecutive windows, as a fraction of a window, up to 0.95."""
-    release: float = 0.7
+    release: float = DEFAULTS.release
     """An event lasts while scores stay at or above this fraction of the threshold."""
-    smooth: int = 1
+    smooth: int = DEFAULTS.smooth
     """Width of the running median over the scores, in output frames of 0.32 s, odd; 1 disables it."""
-    min_gap: float = 0.64
+    min_gap: float = DEFAULTS.min_gap
     """Minimum gap between two events of a class, in seconds; events with a shorter gap are merged."""
-    min_duration: float = 0.32
+    min_duration: float = DEFAULTS.min_duration
     """Minimum duration of an event, in seconds; shorter events are dropped."""
-    channel: Literal["mean", "first"] = "mean"
+    channel: Channel = DEFAULTS.channel
     """Channel of multi-channel audio: the mean of all channels, or the first."""
     trust: bool = False
     """Import the Python code that a custom model names."""
@@ -82,7 +81,7 @@ class TagOptions(DetectionOptions):
     audio: Positional[tuple[str, ...]]
     """Audio files, folders to search recursively, pipes, or - for standard input. Any format that libsndfile or FFmpeg
     reads."""
-    top: int = 5
+    top: int = DEFAULTS.top
     """Maximum number of classes to list per recording."""
     times: Literal["auto", "always", "never"] = "auto"
     """Which recordings get events with times: those longer than a window (auto), all, or none."""
@@ -174,17 +173,14 @@ def build_tagger(options: DetectionOptions, batch_size: int = 0) -> tuple[Tagger
     """Returns the tagger, and the indices of the classes to look for; None for all."""
     from psla_jax.tagging.class_filter import select_classes
     from psla_jax.tagging.events import Rules
-    from psla_jax.tagging.tagger import DEFAULT_POLICY, load_tagger
+    from psla_jax.tagging.tagger import load_tagger
     from psla_jax.vocabulary.ontology import Ontology
 
-    rules = Rules(_threshold(options, None), options.release, options.smooth, options.min_gap, options.min_duration)
+    rules = Rules(options.threshold, options.release, options.smooth, options.min_gap, options.min_duration)
     tagger = load_tagger(
-        options.model, trust=options.trust, calibrated=not options.raw, policy=options.policy or DEFAULT_POLICY,
+        options.model, trust=options.trust, calibrated=not options.raw, policy=options.policy,
         overlap=options.overlap, rules=rules, channel=options.channel, batch_size=batch_size, cache_programs=True,
     )  # fmt: skip
-    if options.threshold is None and tagger.calibration is not None:
-        rules = dataclasses.replace(rules, threshold=tagger.calibration.event_thresholds)
-        tagger.options = dataclasses.replace(tagger.options, rules=rules)
     ontology = Ontology.read(options.ontology) if options.ontology else None
     return tagger, select_classes(tagger.vocabulary, options.classes, options.not_classes, ontology)
 
@@ -193,7 +189,7 @@ def _threshold(options: DetectionOptions, calibration: Calibration | None) -> fl
     """Returns the minimum score of a class: one for all classes, or one per class ``(classes,)``."""
     if options.threshold is not None:
         return options.threshold
-    return DEFAULT_THRESHOLD if calibration is None else calibration.calibrators.thresholds
+    return DEFAULTS.threshold if calibration is None else calibration.calibrators.thresholds
 
 
 class _TagCommand:

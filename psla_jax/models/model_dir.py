@@ -34,6 +34,7 @@ from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.files import shortened
+from psla_jax.runtime.fork import require_own_devices
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -198,7 +199,9 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
 
     Raises:
         CheckpointError: naming the path and the problem.
+        ForkError: the process was forked from one that had loaded a model.
     """
+    require_own_devices()
     directory = find_model(Path(path))
     card = read_card(directory)
     if ":" in card.model.name and not trust:

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -89,11 +91,41 @@ def configure_libraries() -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax logs every exception that it raises, with stack traces.
     # A cache on a full or read-only disk costs time and nothing else.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        directory = cache_directory() / "xla"
-        try:
-            private_directory(directory)
-        except OSError:
-            return
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+    if directory := _own_cache():
+        jax.config.update("jax_compilation_cache_dir", directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+
+
+@contextlib.contextmanager
+def compilation_cache() -> Iterator[None]:
+    """Turns on JAX's compilation cache in a ``with`` block, and leaves JAX's settings as they were.
+
+    It is for use as a library, where the settings of JAX belong to the application: if that has a cache of its own, it
+    is used, and ``JAX_ENABLE_COMPILATION_CACHE=false`` turns off both. Only one thread at a time may enter the block.
+    """
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    if not (directory := _own_cache()):
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", directory)
+    try:
+        yield
+    finally:
+        if jax.config.jax_compilation_cache_dir == directory:  # type: ignore[attr-defined]
+            jax.config.update("jax_compilation_cache_dir", None)
+        reset_cache()  # JAX would write the application's programs to the directory that it has opened.
+
+
+def _own_cache() -> str | None:
+    """Creates this package's directory for JAX's cache; None if another one is configured, or it cannot be created."""
+    import jax
+
+    directory = cache_directory() / "xla"
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        return None
+    try:
+        return str(private_directory(directory))
+    except OSError:
+        return None

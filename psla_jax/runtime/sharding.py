@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from psla_jax.runtime import distributed
+from psla_jax.runtime.fork import require_own_devices
 
 CONTROL = "control"
 """Batch field with each process's control code: 0, or a request to save or stop. The step returns the largest one."""
@@ -36,7 +37,8 @@ class Placement:
 
     @classmethod
     def over_all_devices(cls) -> Placement:
-        """Returns the placement on a mesh of all devices of all processes."""
+        """Returns the placement on a mesh of all devices of all processes; raises ForkError in a forked process."""
+        require_own_devices()
         return cls.over(jax.devices())
 
     @property

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from psla_jax.tagging.defaults import DEFAULTS
 from psla_jax.tagging.windows import OUTPUT_FRAME_SECONDS
 
 
@@ -22,20 +23,20 @@ class EventError(ValueError):
 class Rules:
     """Event detection parameters."""
 
-    threshold: float | np.ndarray = 0.3
+    threshold: float | np.ndarray | None = None
     """Score that an event reaches in at least one output frame: one for all classes, or one per class `(classes,)`.
-    Infinity disables a class."""
-    release: float = 0.7
+    Infinity disables a class. None: the thresholds of a calibrated model, and 0.2 for other models."""
+    release: float = DEFAULTS.release
     """Fraction of the threshold; an event lasts while scores stay at or above it."""
-    smooth: int = 1
+    smooth: int = DEFAULTS.smooth
     """Width of the running median in output frames, odd; 1 disables it."""
-    min_gap: float = 0.64
+    min_gap: float = DEFAULTS.min_gap
     """Minimum seconds between two events of a class; events with a shorter gap are merged."""
-    min_duration: float = 0.32
+    min_duration: float = DEFAULTS.min_duration
     """Minimum duration in seconds; shorter events are dropped."""
 
     def __post_init__(self) -> None:
-        threshold = np.asarray(self.threshold, np.float64)
+        threshold = np.asarray(DEFAULTS.threshold if self.threshold is None else self.threshold, np.float64)
         for name, value, valid, remedy in (
             ("threshold", self.threshold, bool((threshold > 0).all()), "use scores above 0"),
             ("release", self.release, 0 < self.release <= 1, "use a fraction of the threshold, above 0 and up to 1"),
@@ -45,6 +46,10 @@ class Rules:
         ):
             if not valid:
                 raise EventError(f"{name} is {value!r}: {remedy}.")
+
+    def with_threshold(self, default: float | np.ndarray = DEFAULTS.threshold) -> Rules:
+        """Returns the rules with their own threshold, or with `default` if they have none."""
+        return replace(self, threshold=default) if self.threshold is None else self
 
     @property
     def min_gap_frames(self) -> int:
@@ -116,7 +121,7 @@ class EventFinder:
     def __init__(self, rules: Rules, columns: int) -> None:
         self.num_frames = 0
         self._median = RunningMedian(rules.smooth)
-        self._threshold = np.broadcast_to(np.asarray(rules.threshold, np.float32), (columns,))
+        self._threshold = np.broadcast_to(np.asarray(rules.with_threshold().threshold, np.float32), (columns,))
         self._release = self._threshold * np.float32(rules.release)
         self._min_gap, self._min_duration = rules.min_gap_frames, rules.min_duration_frames
         self._run_start = np.full(columns, -1)  # First frame of the current run; -1 if there is none.

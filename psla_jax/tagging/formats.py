@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from psla_jax.runtime.terminal import one_line
-from psla_jax.tagging.result import DEFAULT_TOP, PRESENT_MARK, Event, Tag, Tags, clock
+from psla_jax.tagging.defaults import DEFAULTS
+from psla_jax.tagging.result import PRESENT_MARK, Event, Tag, Tags, clock
 
 COLUMNS = ("clip", "onset", "offset", "class", "mid", "score")
 CALIBRATED_COLUMNS = ("probability", "present")
@@ -28,9 +29,9 @@ MAX_EVENTS_ON_SCREEN = 40
 class OutputOptions:
     """Selection of the classes and events to write."""
 
-    top: int = DEFAULT_TOP
+    top: int = DEFAULTS.top
     """Maximum number of classes for a whole recording."""
-    threshold: float | np.ndarray = 0.2
+    threshold: float | np.ndarray = DEFAULTS.threshold
     """Minimum score of a class, one for all classes or one per class ``(classes,)``."""
     times: Literal["auto", "always", "never"] = "auto"
     """When to write events instead of classes: ``auto`` for recordings longer than a window."""

@@ -6,7 +6,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,15 @@ from psla_jax.models.model_dir import Model
 from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_frames
 from psla_jax.models.psla import PSLAModel
 from psla_jax.runtime import exported
+from psla_jax.runtime.fork import require_own_devices
+from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.xla_options import inference_options
+from psla_jax.tagging.defaults import Policy
 from psla_jax.tagging.windows import OUTPUT_STRIDE
 
-Policy = Literal["pad", "repeat", "mask"]
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """Largest number of windows per batch on CPUs and on other devices; a CPU with few cores takes windows one by one."""
+_COMPILING = threading.Lock()
 
 
 class ModelOutput(NamedTuple):
@@ -89,7 +92,10 @@ def _sound_mask(lengths: jax.Array, num_frames: int) -> jax.Array:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """A loaded model as compiled programs. Thread-safe: calls change nothing but the table of programs."""
+    """A loaded model as compiled programs. Thread-safe: calls change nothing but the table of programs.
+
+    Models of the same architecture, frontend and policy share their programs, because weights are arguments.
+    """
 
     model: Model
     policy: Policy
@@ -99,7 +105,6 @@ class CompiledModel:
     cache_programs: bool = False
     """Whether traced programs are cached on disk; only for processes in which no code of this package is replaced."""
     _programs: dict[int, Any] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @functools.cached_property
     def _parts(self) -> tuple[Any, Any]:
@@ -136,7 +141,11 @@ class CompiledModel:
         return -(-self.frontend.target_length // OUTPUT_STRIDE)
 
     def __call__(self, windows: Sequence[np.ndarray]) -> ModelOutput:
-        """Starts the computation for up to `batch_size` windows ``(samples,)``; rows beyond the windows are padding."""
+        """Starts the computation for up to `batch_size` windows ``(samples,)``; rows beyond the windows are padding.
+
+        Raises ForkError in a process that was forked after the model was loaded.
+        """
+        require_own_devices()
         size = 1 if len(windows) == 1 else self.batch_size
         waveforms = np.zeros((size, self.frontend.num_samples), np.float32)
         lengths = np.zeros(size, np.int32)
@@ -145,10 +154,15 @@ class CompiledModel:
             if self.policy == "repeat":
                 samples = np.resize(samples, self.frontend.num_samples)
             waveforms[row, : len(samples)], lengths[row] = samples, len(samples)
-        with self._lock:
+        program = self._programs.get(size) or self._program(size)
+        return program(self._parts[1], waveforms, lengths)
+
+    def _program(self, size: int) -> Any:
+        """Returns the program for a batch of that size, which several threads may ask for but only one compiles."""
+        with _COMPILING:
             if size not in self._programs:
                 self._programs[size] = self._compiled(size)
-        return self._programs[size](self._parts[1], waveforms, lengths)
+        return self._programs[size]
 
     @property
     def _filled(self) -> ModelOutput:
@@ -167,20 +181,30 @@ class CompiledModel:
         Tracing and lowering a large network takes seconds; a cached ``jax.export`` artifact needs neither. JAX's own
         cache then has the compiled program. Custom models are always traced, since their code may change.
         """
-        card, masked = self.model.card, self.policy == "mask"
-        function = functools.partial(_analyse, self._parts[0], self.frontend, masked, card.exclusive)
-        arguments, compiler_options = self._arguments(size), inference_options()
-        if self.cache_programs and exported.enabled() and ":" not in card.model.name:
-            announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
-            key = "tag", card.model, card.frontend, self.policy, card.exclusive
-            compiled = exported.compile_cached(
-                function, arguments, self._filled, key, on_trace=announce, compiler_options=compiler_options
-            )
-        else:
-            self.on_compile("compiling")
-            compiled = jax.jit(function, compiler_options=compiler_options).lower(*arguments).compile()
+        card, arguments = self.model.card, self._arguments(size)
+        static = self._parts[0], self.frontend, self.policy == "mask", card.exclusive
+        with compilation_cache():
+            if self.cache_programs and exported.enabled() and ":" not in card.model.name:
+                announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
+                key = "tag", card.model, card.frontend, self.policy, card.exclusive
+                compiled = exported.compile_cached(
+                    functools.partial(_analyse, *static), arguments, self._filled, key, on_trace=announce,
+                    compiler_options=inference_options(),
+                )  # fmt: skip
+            else:
+                self.on_compile("compiling")
+                compiled = _jitted().lower(*static, *arguments).compile()
         self.on_compile("")
         return compiled
+
+
+@functools.cache
+def _jitted() -> Any:
+    """Returns the jitted function of all models: JAX compiles it once for all that have the same static arguments.
+
+    As with any jitted function, code that is replaced at run time counts after ``jax.clear_caches()`` only.
+    """
+    return jax.jit(_analyse, static_argnums=(0, 1, 2, 3), compiler_options=inference_options())
 
 
 def default_batch_size() -> int:

@@ -12,11 +12,10 @@ import numpy as np
 
 from psla_jax.runtime.files import atomic_path
 from psla_jax.tagging.calibration.model import Calibration
+from psla_jax.tagging.defaults import DEFAULTS
 from psla_jax.tagging.windows import frame_start
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
-DEFAULT_TOP = 5
-"""Default number of classes to list."""
 PRESENT_MARK = "✓"
 """Mark of a class that reaches its own threshold."""
 
@@ -139,7 +138,7 @@ class Tags:
         """Whether each class reaches its own threshold, bool ``(classes,)``; None for uncalibrated models."""
         return None if self.calibration is None else self.calibration.calibrators.present(self.scores)
 
-    def top(self, count: int = DEFAULT_TOP, threshold: float | np.ndarray = 0.0) -> list[Tag]:
+    def top(self, count: int = DEFAULTS.top, threshold: float | np.ndarray = 0.0) -> list[Tag]:
         """Returns the selected classes with the highest probabilities, or scores if uncalibrated, in descending order.
 
         Args:

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio import decode, segments
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError
 from psla_jax.audio.frontend import FRAME_LENGTH, Frontend
 from psla_jax.audio.windows import hop_frames
@@ -20,21 +19,20 @@ from psla_jax.config import Channel
 from psla_jax.models.model_dir import Model, find_model, fingerprint, load_model
 from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.model import CALIBRATION, Calibration
+from psla_jax.tagging.defaults import DEFAULTS, Policy
 from psla_jax.tagging.events import Rules
-from psla_jax.tagging.network import CompiledModel, Policy, default_batch_size
+from psla_jax.tagging.inputs import Audio, AudioFile, Source, read_input
+from psla_jax.tagging.network import CompiledModel, default_batch_size
 from psla_jax.tagging.plot import figure
 from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
 from psla_jax.tagging.prefetch import prefetch
 from psla_jax.tagging.recording import FrameOutputs, RecordingAccumulator
-from psla_jax.tagging.result import DEFAULT_TOP, Embeddings, Tags, Timeline
+from psla_jax.tagging.result import Embeddings, Tags, Timeline
 from psla_jax.tagging.windows import Cutter, Window
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
-DEFAULT_POLICY: Policy = "pad"
-"""Default treatment of recordings that are shorter than a window."""
 READ_AHEAD = 8
 """Windows that are read in advance, in addition to one batch."""
-Audio = str | os.PathLike[str] | np.ndarray
 
 
 class TaggerError(ValueError):
@@ -45,22 +43,23 @@ class TaggerError(ValueError):
 class Options:
     """Settings of a :class:`Tagger`."""
 
-    policy: Policy = DEFAULT_POLICY
+    policy: Policy = DEFAULTS.policy
     """Treatment of recordings shorter than a window: padded with silence as in training and evaluation (pad), repeated
     until the window is full (repeat), or padded and pooled over the output frames with sound only (mask)."""
-    overlap: float = 0.5
+    overlap: float = DEFAULTS.overlap
     """Overlap between consecutive windows, as a fraction of a window."""
     rules: Rules = field(default_factory=Rules)
     """Event detection parameters."""
     times: Literal["head", "windows"] = "head"
     """Source of event times: the head's score of every output frame, or the scores of windows."""
-    channel: Channel = "mean"
+    channel: Channel = DEFAULTS.channel
     """Channel of a multi-channel recording: the mean of all channels, or the first."""
     batch_size: int = 0
     """Maximum number of windows per batch; 0 chooses by the device."""
     cache_programs: bool = False
-    """Cache traced programs in the user's cache directory, as ``psla tag`` does: the next process starts a second
-    sooner. Do not use it where code of this package is replaced at run time: its programs would be cached too."""
+    """Cache traced programs in the user's cache directory, as ``psla tag`` does: the next process starts half a second
+    sooner. (Compiled programs are always cached, by JAX, unless ``JAX_ENABLE_COMPILATION_CACHE=false``.) Do not use it
+    where code of this package is replaced at run time: its programs would be cached too."""
 
     def __post_init__(self) -> None:
         times = ("head", "windows")
@@ -93,7 +92,7 @@ def load_tagger(
             own frontend.
         trust: import the Python code that a custom model names.
         calibrated: use the calibration by ``psla calibrate`` of a single model, if there is one: results contain
-            probabilities and decisions, and its thresholds apply to events unless `rules` are given.
+            probabilities and decisions, and its thresholds apply to events unless `rules` have a threshold.
         options: fields of :class:`Options`, such as ``policy="repeat"``.
 
     Raises:
@@ -109,8 +108,6 @@ def load_tagger(
         raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
     models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
     calibration, notes = _load_calibration(models, settings) if calibrated else (None, [])
-    if calibration is not None and "rules" not in options:
-        settings = replace(settings, rules=Rules(threshold=calibration.event_thresholds))
     return Tagger(models, settings, calibration=calibration, notes=notes)
 
 
@@ -152,8 +149,10 @@ class Tagger:
     ) -> None:
         if not models:
             raise TaggerError("there is no model to tag with: name at least one.")
-        self.options = options or Options()
         self.calibration, self.notes = calibration, tuple(notes)
+        options = options or Options()
+        threshold = DEFAULTS.threshold if calibration is None else calibration.event_thresholds
+        self.options = replace(options, rules=options.rules.with_threshold(threshold))
         self.vocabulary: Vocabulary = models[0][1].card.vocabulary
         self._class_orders = [_class_order(models[0], other) for other in models]
         self.on_compile = on_compile or (lambda text: None)
@@ -227,13 +226,17 @@ class Tagger:
         """Returns the scores and events of a recording.
 
         Args:
-            audio: a path, a :class:`psla_jax.audio.segments.Segment`, or an array `(samples,)` or
-                `(samples, channels)` as for :func:`psla_jax.audio.decode.from_samples`.
-            sample_rate: samples per second of an array; None for a path.
+            audio: a path, a :class:`psla_jax.audio.segments.Segment` of a file, an open binary file or its bytes; or
+                samples: an array of any library or a list, alone or with their rate as ``(samples, rate)``,
+                ``(rate, samples)`` or ``{"array", "sampling_rate"}``; see
+                :func:`psla_jax.tagging.inputs.read_input`. Samples are `(samples,)`, or have a second axis of at most
+                64 channels, before or after. Floats have full scale [-1, 1], integers that of their type.
+            sample_rate: samples per second of samples that come without their rate.
             classes: indices of the classes to look for; None for all.
 
         Raises:
             AudioError: the file or the array contains no valid waveform.
+            TaggerError: the sample rate is missing, or differs from that of the audio.
         """
         return self._analyse_one(audio, sample_rate, FrameOutputs(), classes).result()
 
@@ -258,7 +261,7 @@ class Tagger:
         sample_rate: float | None = None,
         *,
         classes: Sequence[int] | None = None,
-        top: int = DEFAULT_TOP,
+        top: int = DEFAULTS.top,
     ) -> Tags:
         """Tags a recording and plots its log-mel spectrogram, the scores of its top classes over time, and attention.
 
@@ -274,9 +277,11 @@ class Tagger:
             AudioError: as for :meth:`tag`.
         """
         figure.require_plotting(path)
-        recording = self._analyse_one(audio, sample_rate, FrameOutputs(plot=True), classes)
+        source = _with_rate(read_input(audio), sample_rate)  # A file object can be read only once.
+        recording = self._analyse_one(source, None, FrameOutputs(plot=True), classes)
         tags = recording.result()
-        figure.draw(path, tags, recording.heatmaps(), log_mel_spectrogram(self._waveform(audio, sample_rate)), top=top)
+        spectrogram = log_mel_spectrogram(source.blocks(self.options.channel))
+        figure.draw(path, tags, recording.heatmaps(), spectrogram, top=top)
         return tags
 
     def require_embeddings(self) -> None:
@@ -288,48 +293,42 @@ class Tagger:
 
     def tag_all(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Audio],
         *,
+        sample_rate: float | None = None,
         classes: Sequence[int] | None = None,
         on_progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Tags | Failure]:
-        """Tags several files in order; windows of short files are computed in common batches.
+        """Tags several recordings in order; windows of short ones are computed in common batches.
 
-        Yields a result for each path, or a :class:`Failure`: an unreadable file does not stop the others. `classes` is
-        as for :meth:`tag`; `on_progress` is called with a path and the number of its seconds that are done.
+        Yields a result for each one, or a :class:`Failure`: an unreadable file does not stop the others. `paths` may
+        also be other forms of audio, which are called ``recording 0`` and so on; `sample_rate` and `classes` are as for
+        :meth:`tag`; `on_progress` is called with a path and the number of its seconds that are done.
         """
-        for recording in self.analyse(paths, FrameOutputs(), classes, on_progress):
+        for recording in self.analyse(paths, FrameOutputs(), classes, on_progress, sample_rate=sample_rate):
             yield recording if isinstance(recording, Failure) else recording.result()
 
     def analyse(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[Audio],
         frame_outputs: FrameOutputs,
         classes: Sequence[int] | None = None,
         on_progress: Callable[[str, float], None] | None = None,
+        *,
+        sample_rate: float | None = None,
     ) -> Iterator[RecordingAccumulator | Failure]:
-        """Tags several files as :meth:`tag_all` and yields their accumulators, which also hold the frame outputs."""
-        return self._run(((self.accumulator(os.fspath(p), frame_outputs, classes), p) for p in paths), on_progress)
-
-    def _waveform(
-        self, audio: Audio, sample_rate: float | None, reading: decode.Reading | None = None
-    ) -> Iterable[np.ndarray]:
-        """Returns the blocks of a file, or an array as a single block; resampled to 16 kHz, one channel."""
-        if isinstance(audio, str | os.PathLike):
-            return segments.blocks(audio, channel=self.options.channel, reading=reading)
-        return [decode.from_samples(audio, sample_rate or 0, channel=self.options.channel, reading=reading)]
+        """Tags recordings as :meth:`tag_all` and yields their accumulators, which also hold the frame outputs."""
+        recordings = (
+            (self.accumulator(f"recording {number}", frame_outputs, classes), audio)
+            for number, audio in enumerate(paths)
+        )
+        return self._run(recordings, sample_rate, on_progress)
 
     def _analyse_one(
         self, audio: Audio, sample_rate: float | None, frame_outputs: FrameOutputs, classes: Sequence[int] | None
     ) -> RecordingAccumulator:
-        if isinstance(audio, str | os.PathLike):
-            if sample_rate is not None:
-                raise TaggerError(f"sample_rate is {sample_rate!r} for the file {audio}: leave it out for files.")
-        elif sample_rate is None:
-            raise TaggerError("the sample rate of the array is not known: give sample_rate too.")
-        name = os.fspath(audio) if isinstance(audio, str | os.PathLike) else "the array"
-        recording = self.accumulator(name, frame_outputs, classes, sample_rate or 0)
-        (outcome,) = self._run([(recording, audio)])
+        source = read_input(audio)
+        (outcome,) = self._run([(self.accumulator(source.name, frame_outputs, classes), source)], sample_rate)
         if isinstance(outcome, Failure):
             raise outcome.error
         return outcome
@@ -337,12 +336,15 @@ class Tagger:
     def _run(
         self,
         recordings: Iterable[tuple[RecordingAccumulator, Audio]],
+        sample_rate: float | None = None,
         on_progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[RecordingAccumulator | Failure]:
         """Reads and computes recordings, and yields each one in order once the outputs of all its windows are added."""
         batcher = WindowBatcher(self._models, self._class_orders, on_progress or (lambda clip, seconds: None))
         pending: deque[tuple[RecordingAccumulator, RecordingAccumulator | Failure]] = deque()
-        for recording, item in prefetch(self._windows(recordings), READ_AHEAD + self._models[0].batch_size):
+        for recording, item in prefetch(
+            self._windows(recordings, sample_rate), READ_AHEAD + self._models[0].batch_size
+        ):
             if isinstance(item, tuple):
                 batcher.add(recording, *item)
             else:
@@ -353,14 +355,16 @@ class Tagger:
         yield from (outcome for _, outcome in pending)
 
     def _windows(
-        self, recordings: Iterable[tuple[RecordingAccumulator, Audio]]
+        self, recordings: Iterable[tuple[RecordingAccumulator, Audio]], sample_rate: float | None
     ) -> Iterator[tuple[RecordingAccumulator, tuple[int, Window] | RecordingAccumulator | Failure]]:
         """Yields each recording with its windows and the index of their model, then with its outcome."""
         for recording, audio in recordings:
             cutters = self.cutters()
             outcome: RecordingAccumulator | Failure = recording
             try:
-                for block in self._waveform(audio, recording.rate, recording.reading):
+                source = _with_rate(read_input(audio, recording.clip), sample_rate)
+                recording.clip, recording.rate = source.name, source.rate or 0
+                for block in source.blocks(self.options.channel, recording.reading):
                     recording.add_samples(block)
                     yield from _expect(recording, (cutter.push(block) for cutter in cutters))
                 if recording.samples < FRAME_LENGTH:
@@ -372,6 +376,25 @@ class Tagger:
                 outcome = Failure(recording.clip, error)
             recording.end()
             yield recording, outcome
+
+
+def _with_rate(source: Source, sample_rate: float | None) -> Source:
+    """Returns the audio with its sample rate; raises TaggerError if that is missing, or differs from its own."""
+    if isinstance(source, AudioFile):
+        if sample_rate is not None:
+            kind = "the file " if source.content is None else ""
+            raise TaggerError(
+                f"sample_rate is {sample_rate!r} for {kind}{source.name}: leave it out for files, and turn bytes of "
+                "samples into an array with numpy.frombuffer."
+            )
+        return source
+    if sample_rate is None and source.rate is None:
+        raise TaggerError(f"the sample rate of {source.name} is not known: give sample_rate too.")
+    if None not in (sample_rate, source.rate) and sample_rate != source.rate:
+        raise TaggerError(
+            f"sample_rate is {sample_rate!r}, and {source.name} comes with {source.rate!r}: leave sample_rate out."
+        )
+    return source if sample_rate is None else replace(source, rate=sample_rate)
 
 
 def _expect(

@@ -89,6 +89,9 @@ def test_python_gives_probabilities_and_decisions(home, calibrated, tagger):
     assert plain.probabilities is plain.present is plain.top()[0].probability is None
     own = psla_jax.load(home / "run", rules=Rules(threshold=0.7))
     assert own.options.rules.threshold == 0.7
+    merging = psla_jax.load(home / "run", rules=Rules(min_gap=2.0))
+    np.testing.assert_array_equal(merging.options.rules.threshold, calibrated.event_thresholds)
+    assert merging.options.rules.min_gap == 2.0
     assert own.calibration == calibrated
 
 

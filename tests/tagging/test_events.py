@@ -14,7 +14,7 @@ def brute_force(scores: np.ndarray, rules: Rules) -> list[Span]:
     half = rules.smooth // 2
     padded = np.pad(scores, ((half, half), (0, 0)), mode="edge")
     smooth = np.array([np.median(padded[i : i + rules.smooth], axis=0) for i in range(len(scores))], np.float32)
-    thresholds = np.broadcast_to(np.asarray(rules.threshold, np.float32), scores.shape[1:])
+    thresholds = np.broadcast_to(np.asarray(rules.with_threshold().threshold, np.float32), scores.shape[1:])
     spans = []
     for column in range(scores.shape[1]):
         row, threshold, runs, i = smooth[:, column], thresholds[column], [], 0

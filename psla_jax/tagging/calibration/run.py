@@ -27,12 +27,12 @@ from psla_jax.tagging.calibration.fit import FitOptions, Method, crossfit, fit
 from psla_jax.tagging.calibration.metrics import calibration_metrics, decision_metrics
 from psla_jax.tagging.calibration.model import CALIBRATION, CalibratedClass, Calibration, CalibrationError
 from psla_jax.tagging.calibration.report import print_report
-from psla_jax.tagging.network import Policy
-from psla_jax.tagging.tagger import DEFAULT_POLICY, Failure, Options, Tagger
+from psla_jax.tagging.defaults import DEFAULTS, Policy
+from psla_jax.tagging.tagger import Failure, Options, Tagger
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
-FIXED_THRESHOLDS = (0.5, 0.2)
-"""Common thresholds that the fitted ones are compared with; 0.2 is the default of ``psla tag``."""
+FIXED_THRESHOLDS = (0.5, DEFAULTS.threshold)
+"""Common thresholds that the fitted ones are compared with."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def calibrate(request: Request) -> Calibration:
         log(note)
     scores = _score(directory, card.vocabulary, data, request, logger, log)
     source = {"data": Path(data.source).name, "sha256": data.sha256}
-    scoring = {"policy": request.policy or DEFAULT_POLICY, "overlap": Options().overlap, "channel": request.channel}
+    scoring = {"policy": request.policy or DEFAULTS.policy, "overlap": DEFAULTS.overlap, "channel": request.channel}
     counts = {"clips": len(scores.labels), "unreadable": len(scores.skipped)}
     fitted = {**source, **scoring, **counts, **dataclasses.asdict(options)}
     calibration = _fit(fingerprint(directory, card), card.vocabulary, scores, options, fitted)
@@ -112,7 +112,7 @@ def _score(
     directory: Path, vocabulary: Vocabulary, data: Datafile, request: Request, logger: Logger, log: Callable[..., None]
 ) -> Scores:
     """Returns the scores of the clips, from the cache if neither model nor data have changed since an earlier call."""
-    options = Options(policy=request.policy or DEFAULT_POLICY, channel=request.channel, batch_size=request.batch_size)
+    options = Options(policy=request.policy or DEFAULTS.policy, channel=request.channel, batch_size=request.batch_size)
     compute = functools.partial(_tag_clips, directory, data, options, request.trust, logger)
     if request.keep_scores:
         settings = ("tag", options.policy, f"{options.overlap}", options.channel)

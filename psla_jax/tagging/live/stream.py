@@ -20,6 +20,7 @@ from psla_jax.audio import decode
 from psla_jax.audio.decode import SAMPLE_RATE, AudioError, Resampler
 from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT
 from psla_jax.tagging.events import Span
+from psla_jax.tagging.inputs import MAX_CHANNELS, read_block
 from psla_jax.tagging.live.event_tracker import Change, EventTracker, Kind
 from psla_jax.tagging.recording import FrameOutputs
 from psla_jax.tagging.result import Event, clock
@@ -28,8 +29,6 @@ from psla_jax.tagging.windows import OUTPUT_FRAME_SAMPLES, OUTPUT_FRAME_SECONDS,
 
 RATES = 1_000, 1_000_000
 """Minimum and maximum sample rate in Hz."""
-MAX_CHANNELS = 64
-"""Maximum number of channels; an array with more columns is probably transposed."""
 RESAMPLED_SECONDS = 10
 """Maximum duration that is resampled at a time, to bound the memory of long blocks."""
 TIMED_WINDOWS = 16
@@ -126,6 +125,7 @@ class Stream:
         self._tagger, self._rate, self._classes, self._early = tagger, float(sample_rate), classes, early
         self._on_event = on_event or (lambda update: None)
         self._lock, self._closed, self._channels = threading.Lock(), False, 0
+        self._channel_axis: int | None = None  # Axis of the channels in the previous block.
         self._rules = tagger.options.rules
         self._tracker = EventTracker(self._rules.min_gap_frames)
         self._compute_seconds: list[deque[float]] = [deque(maxlen=TIMED_WINDOWS) for _ in tagger.cutters()]
@@ -186,8 +186,9 @@ class Stream:
     def push(self, block: Any) -> list[Update]:
         """Processes the next block of audio and returns the new updates; each is reported once.
 
-        A block is ``(samples,)`` or ``(samples, channels)``, of any length, with the same number of channels in every
-        block; floats in [-1, 1], or integers of 8, 16 or 32 bits.
+        A block is an array of any library, or a list, of any length: ``(samples,)``, or with a second axis of at most
+        64 channels before or after, and the same number of channels in every block; floats in [-1, 1], or integers of
+        8, 16 or 32 bits. Bytes are 16-bit little-endian samples of one channel.
 
         Raises:
             AudioError: the block is invalid. It is ignored, and the stream can be used further.
@@ -239,19 +240,21 @@ class Stream:
 
     def _mono(self, block: Any) -> np.ndarray:
         """Validates a block and converts it to one channel, float32 ``(samples,)``."""
-        try:
-            array = np.asarray(block)
-        except ValueError as error:
-            raise AudioError("the block", "is not an array: use (samples,) or (samples, channels).") from error
+        source = read_block(block)
+        if source.rate not in (None, self._rate):
+            raise AudioError(
+                "the block", f"has the sample rate {source.rate!r}, the stream {self._rate!r}: resample it."
+            )
+        array, axis = source.channels_last(self._channel_axis)
         channels = array.shape[1] if array.ndim == 2 else 1
-        if array.ndim not in (1, 2) or not 1 <= channels <= MAX_CHANNELS:
-            raise AudioError("the block", f"has the shape {array.shape}: use (samples,) or (samples, channels).")
+        if not 1 <= channels <= MAX_CHANNELS:
+            raise AudioError("the block", f"has {channels} channels: give 1 to {MAX_CHANNELS}.")
         if self._channels not in (0, channels):
             raise AudioError(
                 "the block", f"has {channels} channels, earlier blocks have {self._channels}: use the same number."
             )
         mono = decode.array_to_mono("the block", array, self._tagger.options.channel, self.reading)
-        self._channels = channels
+        self._channels, self._channel_axis = channels, axis
         return mono
 
     def _process(self, mono: np.ndarray) -> Iterator[Update]:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from psla_jax.runtime import files
+from psla_jax.tagging.defaults import DEFAULTS
 from psla_jax.tagging.plot.fonts import drawable
 from psla_jax.tagging.plot.heatmap import Heatmaps
 from psla_jax.tagging.plot.spectrogram import Spectrogram
-from psla_jax.tagging.result import DEFAULT_TOP, Event, Tag, Tags, clock
+from psla_jax.tagging.result import Event, Tag, Tags, clock
 from psla_jax.tagging.windows import OUTPUT_FRAME_SECONDS, frame_start
 
 MAX_CLASSES = 40
@@ -57,7 +58,7 @@ def require_plotting(path: str | os.PathLike[str] = "a.png") -> None:
 
 
 def draw(
-    path: str | os.PathLike[str], tags: Tags, heatmaps: Heatmaps, spectrogram: Spectrogram, *, top: int = DEFAULT_TOP
+    path: str | os.PathLike[str], tags: Tags, heatmaps: Heatmaps, spectrogram: Spectrogram, *, top: int = DEFAULTS.top
 ) -> None:
     """Draws the `top` classes with the highest scores, at most 40, into a PNG file; replaces the file atomically.
 
@@ -73,7 +74,7 @@ def draw(
         Path(temporary).write_bytes(png.getvalue())
 
 
-def build_figure(tags: Tags, heatmaps: Heatmaps, spectrogram: Spectrogram, *, top: int = DEFAULT_TOP) -> Any:
+def build_figure(tags: Tags, heatmaps: Heatmaps, spectrogram: Spectrogram, *, top: int = DEFAULTS.top) -> Any:
     """Returns a matplotlib Figure: panels with a common time axis and colour bars. Arguments as for :func:`draw`."""
     from matplotlib.figure import Figure
 

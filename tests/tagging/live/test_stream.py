@@ -248,7 +248,11 @@ def test_lost_sound_ends_what_was_before_it(saved, monkeypatch):
 BLOCKS = {
     "rank": (np.zeros((2, 3, 4)), "has the shape (2, 3, 4)"),
     "number": (0.5, "has the shape ()"),
-    "turned": (np.zeros((2, 4_000)), "has the shape (2, 4000)"),
+    "many": (np.zeros((100, 4_000)), "has the shape (100, 4000)"),
+    "half a sample": (b"123", "has 3 bytes"),
+    "rate": ((8_000, np.zeros(100)), "has the sample rate 8000, the stream 16000.0"),
+    "file": ("a.wav", "is an audio file"),
+    "nothing": (None, "is of type NoneType"),
     "ragged": ([[0.0], [0.0, 0.0]], "is not an array"),
     "channels": (np.zeros((100, 2)), "has 2 channels, earlier blocks have 1"),
     "NaN": (np.array([0.1, np.nan]), "not finite"),
