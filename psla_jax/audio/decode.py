@@ -376,7 +376,7 @@ def to_mono(block: np.ndarray, channel: Channel) -> np.ndarray:
 def _unreadable_reason(path: StrPath, error: Exception, record: memoryview | None) -> str:
     """Returns the reason, for AudioError, why a path, or the content of a file in memory, cannot be read."""
     try:
-        size = os.stat(shards.storage_path(os.fspath(path))).st_size if record is None else len(record)
+        size = os.stat(shards.storage_path(os.fspath(path))).st_size if record is None else 1
     except (OSError, ValueError):
         return "is missing: correct the path, or mount the disk that holds it."
     if record is None and os.path.isdir(path):

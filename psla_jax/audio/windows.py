@@ -27,6 +27,15 @@ def hop_frames(size: int, overlap: float = DEFAULT_OVERLAP) -> int:
     return max(1, round(size // OUTPUT_FRAME_SAMPLES * (1 - overlap)))
 
 
+def require_covering(size: int, hop: int) -> None:
+    """Raises WindowError if windows of `size` samples, one every `hop` output frames, leave sound out between them."""
+    if hop * OUTPUT_FRAME_SAMPLES > size:
+        raise WindowError(
+            f"windows of {size / 16_000:.2f} s are shorter than the hop of {hop * OUTPUT_FRAME_SECONDS:.2f} s between "
+            f"them: use a model with a target_length of at least {hop * OUTPUT_STRIDE + 2} frames."
+        )
+
+
 def window_starts(samples: int, size: int, hop: int) -> list[int]:
     """Returns the first output frame of each window of `size` samples: one every `hop` output frames, and a last one.
 

@@ -46,7 +46,7 @@ import numpy as np
 
 from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError, in_threads
 from psla_jax.audio.segments import duration, read
-from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, window_starts
+from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
 from psla_jax.config import Channel, DataConfig, SamplingConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.sampling.balance import epoch_order
@@ -150,9 +150,13 @@ class WindowSource:
 
     @classmethod
     def of(cls, reader: ClipReader, batch_size: int) -> WindowSource:
-        """Returns the windows of all clips, whose durations are looked up; an unreadable clip has a single window."""
+        """Returns the windows of all clips, whose durations are looked up; an unreadable clip has a single window.
+
+        Raises WindowError if a window is shorter than an output frame.
+        """
         size, clips = reader.num_samples, range(len(reader.datafile))
         hop = hop_frames(size)
+        require_covering(size, hop)
         lengths = in_threads(reader.num_clip_samples, clips, "Looking up durations", progress=False)
         starts = [np.array(window_starts(length, size, hop)) * OUTPUT_FRAME_SAMPLES for length in lengths]
         return cls(reader, batch_size, np.repeat(clips, [len(each) for each in starts]), np.concatenate(starts))

@@ -80,7 +80,7 @@ def _below(folder: str, on_note: Callable[[str], None]) -> list[Recording]:
         contents = f" (other files: {listed})" if others else ""
         raise FolderError(f"{folder} contains no audio{contents}: name a folder with WAV, FLAC, OGG or MP3 files.")
     if others:
-        on_note(f"{folder} also contains {others.total()} files that are not audio by their names: {listed}")
+        on_note(f"{folder}: files that are not audio by their names are left out: {listed}")
     if skipped := len(found) - len(files):
         on_note(f"{folder} has {skipped} pipes or devices with names of audio files, which are left out.")
     return [Recording(file, os.path.relpath(file, folder)) for file in files]

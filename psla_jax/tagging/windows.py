@@ -21,7 +21,7 @@ from psla_jax.audio.windows import (
     OUTPUT_FRAME_SAMPLES,
     OUTPUT_FRAME_SECONDS,
     OUTPUT_STRIDE,
-    WindowError,
+    require_covering,
 )
 
 _FIRST_CENTRE = FRAME_LENGTH / 2 / 16_000
@@ -62,11 +62,7 @@ class Cutter:
     """
 
     def __init__(self, size: int, hop: int) -> None:
-        if hop * OUTPUT_FRAME_SAMPLES > size:
-            raise WindowError(
-                f"windows of {size / 16_000:.2f} s are shorter than the hop of {hop * OUTPUT_FRAME_SECONDS:.2f} s "
-                f"between them: use a model with a target_length of at least {hop * OUTPUT_STRIDE + 2} frames."
-            )
+        require_covering(size, hop)
         self.size, self.hop = size, hop
         self._buffer = np.zeros(0, np.float32)
         self._start = self._next = 0  # Output frames at which the buffer and the next window start.

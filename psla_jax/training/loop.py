@@ -21,6 +21,8 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.aggregation.average import RunningEnsemble
+from psla_jax.audio.frontend import Frontend
+from psla_jax.audio.windows import hop_frames, require_covering
 from psla_jax.config import RunConfig
 from psla_jax.data import datasets
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
@@ -107,6 +109,9 @@ def open_run(
     directory: Path, config: RunConfig, data: DataSets, placement: Placement, stop: StopHandler, cache_programs: bool
 ) -> Run:
     """Builds model and trainer for a run directory with metadata."""
+    if config.data.windows:
+        samples = Frontend.from_config(config.frontend).num_samples
+        require_covering(samples, hop_frames(samples))
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
     if ":" in config.model.name:

@@ -36,6 +36,7 @@ CLIPS, SAMPLES, SEED = len(LENGTHS), 1000, 11
 SHAPES = {
     "waveform": ((SAMPLES,), np.float32),
     "num_samples": ((), np.int32),
+    "left_out": ((), np.int32),
     "labels": ((len(CLASSES),), np.float32),
     "valid": ((), np.float32),
     "clip": ((), np.int64),

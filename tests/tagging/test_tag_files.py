@@ -43,7 +43,7 @@ def test_links_are_followed_once_and_other_files_are_counted(tmp_path):
     recordings = find_audio([str(tmp_path / "in")], notes.append)
     assert [r.output_name for r in recordings] == ["z/a.wav", "z/far/b.m4a", "z/far/deep/c.mp3"]
     assert notes == [
-        f"{tmp_path / 'in'} also contains 3 files that are not audio by their names: 2 .txt, 1 without an extension"
+        f"{tmp_path / 'in'}: files that are not audio by their names are left out: 2 .txt, 1 without an extension"
     ]
 
 
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "walk", walk)
     notes: list[str] = []
     assert [r.output_name for r in find_audio([str(tmp_path)], notes.append)] == ["a.wav"]
-    assert notes == [f"{tmp_path}/private cannot be listed (Permission denied): its recordings are left out."]
+    assert notes == [f"{tmp_path}/private cannot be searched (Permission denied): check its permissions"]
 
 
 def test_a_pipe_is_read_once_and_its_content_can_be_read_again():

@@ -15,12 +15,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import soundfile
 import sounds
 from flax import nnx
 from tolerance import assert_close, assert_trees_close
 
 import psla_jax
-from psla_jax.config import AggregationConfig, FrontendConfig, ModelConfig, OptimizerConfig, PretrainingConfig
+from psla_jax.audio.windows import WindowError
+from psla_jax.config import (
+    AggregationConfig,
+    FrontendConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainingConfig,
+)
 from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError
 from psla_jax.evaluation.predict import Scores
@@ -145,22 +153,28 @@ def test_the_run_directory_stands_for_its_average(whole_run):
     assert model.frontend.target_length == 40
 
 
-def test_sound_beyond_a_window_is_reported_once_and_scored_on_request(whole_run, data, tmp_path, capsys):
-    """The clips last 0.3 to 0.6 s, a window 0.415 s: a clip counts from a left-out output frame of 0.32 s on."""
-    log = (Path(whole_run[0].run_dir) / "log.txt").read_text()
-    assert "longer than a window" not in log
-    config = sounds.config(data, tmp_path / "short", frontend=FrontendConfig(target_length=8))
-    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, time_mask=4))
+def test_sound_beyond_a_window_is_reported_once_and_scored_on_request(tmp_path, capsys):
+    """The held-out clips last 0.9 to 1.8 s, a window 0.415 s."""
+    data = sounds.make(tmp_path / "sounds", train=9, validation=6, evaluation=5)
+    for clip in (*data.glob("validation*.wav"), *data.glob("evaluation*.wav")):
+        samples, rate = soundfile.read(clip)
+        soundfile.write(clip, np.tile(samples, 3), rate)
+    config = sounds.config(data, tmp_path / "beginning")
     loop.train(config)
     shown = capsys.readouterr().out
-    assert re.findall(r"(\w+) set: \d+ of \d+ clips are longer than a window", shown) == ["validation", "evaluation"]
+    notes = re.findall(r"(\w+ set: \d+ of \d+) clips are longer than a window of the model", shown)
+    assert notes == ["validation set: 6 of 6", "evaluation set: 5 of 5"]
     windows = dataclasses.replace(config.data, windows=True)
     loop.train(dataclasses.replace(config, run_dir=str(tmp_path / "windows"), data=windows))
     assert "longer than a window" not in capsys.readouterr().out
-    scores = [Scores.load(tmp_path / run / "scores" / "evaluation_epoch_001.npz") for run in ("short", "windows")]
+    scores = [Scores.load(tmp_path / run / "scores" / "evaluation_epoch_001.npz") for run in ("beginning", "windows")]
     assert scores[0].clips.tolist() == scores[1].clips.tolist()
-    assert (scores[1].scores >= scores[0].scores - 1e-6).all()
+    np.testing.assert_array_equal(scores[0].labels, scores[1].labels)
     assert np.abs(scores[1].scores - scores[0].scores).max() > 0.01
+    short = dataclasses.replace(config, frontend=FrontendConfig(target_length=12), run_dir=str(tmp_path / "short"))
+    with pytest.raises(WindowError, match=r"windows of 0\.14 s are shorter than the hop of 0\.32 s"):
+        loop.train(dataclasses.replace(short, data=windows))
+    assert not (tmp_path / "short" / "checkpoints").exists()
 
 
 def test_a_finished_run_started_again_changes_nothing(whole_run, tmp_path):
