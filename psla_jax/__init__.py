@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exporte
     from psla_jax.tagging.tagger import Tagger as Tagger
     from psla_jax.tagging.tagger import load_tagger as load_tagger
     from psla_jax.training import losses as losses
+    from psla_jax.training.crossval import crossval as crossval
     from psla_jax.training.loop import train as train
     from psla_jax.vocabulary.ontology import Ontology as Ontology
     from psla_jax.vocabulary.vocabulary import Vocabulary as Vocabulary
@@ -53,6 +54,7 @@ _NAMES = {
     "tagging.live.stream": "Stream",
     "tagging.tagger": "Tagger load_tagger",
     "training": "losses",
+    "training.crossval": "crossval",
     "training.loop": "train",
     "vocabulary.ontology": "Ontology",
     "vocabulary.vocabulary": "Vocabulary",

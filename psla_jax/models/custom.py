@@ -134,6 +134,12 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
         )
 
 
+def ignores_padding(model: nnx.Module) -> bool:
+    """Returns whether rows without a clip change no result: the call takes ``valid``, or has no ``nnx.BatchNorm``."""
+    takes_valid = "valid" in inspect.signature(type(model).__call__).parameters
+    return takes_valid or not any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model))
+
+
 def _require_float32(model: nnx.Module, name: str) -> None:
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         dtype = variable[...].dtype

@@ -65,13 +65,17 @@ class Placement:
         """Puts a copy of arrays that every process has on every device."""
         return jax.device_put(tree, self.replicated)
 
-    def rows(self, batch_size: int, accumulate: int = 1) -> range:
-        """Returns the rows of a batch that belong to this process.
+    def padded_size(self, batch_size: int, accumulate: int = 1) -> int:
+        """Returns the least number of rows, from `batch_size` on, that gives `accumulate` microbatches on every device.
 
-        A batch that does not divide into `accumulate` equal microbatches for every device is padded: the rows from
-        `batch_size` on are invalid (:func:`psla_jax.data.loader.batches`) and change no result.
+        The additional rows are invalid (:func:`psla_jax.data.loader.batches`) and change no result.
         """
-        padded = math.ceil(batch_size / (self.mesh.size * accumulate)) * self.mesh.size * accumulate
+        parts = self.mesh.size * accumulate
+        return math.ceil(batch_size / parts) * parts
+
+    def rows(self, batch_size: int, accumulate: int = 1) -> range:
+        """Returns the rows of a batch, padded to :meth:`padded_size`, that belong to this process."""
+        padded = self.padded_size(batch_size, accumulate)
         slices = self.split.addressable_devices_indices_map((padded,)).values()
         rows = sorted(row for index in slices if index is not None for row in range(padded)[index[0]])
         assert rows == list(range(rows[0], rows[-1] + 1)), "the devices of a process are adjacent in the mesh"

@@ -30,7 +30,7 @@ from psla_jax.data.loader import Batch, batches, train_source
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
 from psla_jax.models import factory
-from psla_jax.models.custom import require_trainable
+from psla_jax.models.custom import ignores_padding, require_trainable
 from psla_jax.models.state import split_model
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
@@ -220,6 +220,12 @@ class Run:
         )
         for note in short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch):
             self.logger.info(note)
+        if padding := self._num_padding_rows():
+            self.logger.info(
+                f"{padding:,} rows of an epoch have no clip, and the batch statistics of {self.config.model.name} "
+                "include them: let its call take valid (batch,), 0 for such rows, or use a data.batch_size that divides "
+                "the clips and is divided by the devices"
+            )
         if self.config.optimizer.loss == "ce":
             chosen = ", and the best epoch is the most accurate" if data.primary == VALIDATION else ""
             self.logger.info(f"every clip has exactly one label: the loss is cross-entropy{chosen}")
@@ -229,6 +235,14 @@ class Run:
         counts = data.train.class_counts()
         listed = "\n".join(f"{name}: {n}" for name, n in zip(data.vocabulary.names, counts))
         self.logger.debug(f"clips per class in the training set\n{listed}")
+
+    def _num_padding_rows(self) -> int:
+        """Returns the number of rows without a clip in an epoch; 0 if the model ignores them."""
+        if ":" not in self.config.model.name or ignores_padding(self.artifacts.model):
+            return 0
+        placement, accumulate = self.artifacts.trainer.placement, self.config.optimizer.accumulate
+        rows = placement.padded_size(self.config.data.batch_size, accumulate) * self.steps_per_epoch
+        return rows - len(self.artifacts.data.train)
 
     def _fit(self, checkpoints: RunCheckpoints, progress: Progress) -> None:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step

@@ -25,7 +25,7 @@ from psla_jax.training.step import Trainer
 
 
 def test_dropout_and_bfloat16_train_and_every_score_is_computed_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The summary's scores are those of ``psla evaluate``; the same seed gives the same weights."""
     programs = []
@@ -48,6 +48,7 @@ def test_dropout_and_bfloat16_train_and_every_score_is_computed_in_float32(
     optimizer = dataclasses.replace(config.optimizer, compute="bfloat16")
     config = dataclasses.replace(config, optimizer=optimizer)
     loop.train(config)
+    assert "6 rows of an epoch have no clip, and the batch statistics of customs:Network" in capsys.readouterr().out
     assert "xbf16>" in programs[0]
     again = dataclasses.replace(config, run_dir=str(tmp_path / "again"))
     loop.train(again)
