@@ -223,8 +223,8 @@ class Run:
         if padding := self._num_padding_rows():
             self.logger.info(
                 f"{padding:,} rows of an epoch have no clip, and the batch statistics of {self.config.model.name} "
-                "include them: let its call take valid (batch,), 0 for such rows, or use a data.batch_size that divides "
-                "the clips and is divided by the devices"
+                "include them: let its call take valid (batch,), 0 for such rows, or use a data.batch_size that "
+                "divides the clips and is divided by the devices"
             )
         if self.config.optimizer.loss == "ce":
             chosen = ", and the best epoch is the most accurate" if data.primary == VALIDATION else ""
