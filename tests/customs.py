@@ -58,3 +58,33 @@ class Listed(Network):
     def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
         super().__init__(num_classes, rngs)
         self.streams = nnx.data({"noise": rngs.fork()})
+
+
+class Recurrent(nnx.Module):
+    """A recurrent layer, which uses its random streams also in evaluation, and a scalar parameter."""
+
+    def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
+        self.layer = nnx.RNN(nnx.GRUCell(128, 8, rngs=rngs), rngs=rngs)
+        self.output = nnx.Linear(8, num_classes, rngs=rngs)
+        self.temperature = nnx.Param(jnp.ones(()))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(self.output(self.layer(x).mean(axis=1)) * self.temperature[...])
+
+
+class Tuple(Network):
+    """Scores and something else."""
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return super().__call__(x), x
+
+
+class Mismatched(Network):
+    """A layer for another number of mel bins."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x[:, :, :64])
+
+
+def function(num_classes: int, rngs: nnx.Rngs) -> object:
+    return lambda x: x

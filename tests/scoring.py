@@ -33,6 +33,7 @@ def stream(clips: int, batch: int, missing: tuple[int, ...] = ()) -> Iterator[di
             "valid": (exists & ~np.isin(rows, missing)).astype(np.float32),
             "clip": np.where(exists, rows, -1),
             "left_out": np.zeros(batch, np.int32),
+            "flawed": np.zeros(batch, np.int32),
         }
 
 

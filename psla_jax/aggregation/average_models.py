@@ -31,7 +31,7 @@ class Request:
     destination: str
     data: str = ""
     batch_size: int = 32
-    channel: Channel = "mean"
+    channel: Channel | None = None
     trust: bool = False
     overwrite: bool = False
 
@@ -88,7 +88,7 @@ def _differences(first: ModelCard, other: ModelCard) -> list[str]:
 def _reestimated(model: Model, weights: Sequence, data: Datafile, request: Request, logger: Logger) -> Any:
     """Re-estimates the batch statistics of the averaged weights in one pass over a training set."""
     placement = Placement.over_all_devices()
-    config = DataConfig(batch_size=request.batch_size, channel=request.channel)
+    config = DataConfig(batch_size=request.batch_size, channel=request.channel or model.card.channel)
     source = plain_source(data, config, num_samples=model.frontend.num_samples, seed=0)
     placed = jax.device_put(tuple(weights), placement.replicated)
     with logger.progress("re-estimating batch statistics", source.num_batches) as bar:

@@ -39,7 +39,7 @@ class Request:
     data: str
     labels: str = ""
     batch_size: int = 32
-    channel: Channel = "mean"
+    channel: Channel | None = None
     windows: bool = False
     bootstrap: int = 200
     trust: bool = False
@@ -64,7 +64,7 @@ def evaluate(
     *,
     labels: str | os.PathLike[str] = "",
     batch_size: int = 32,
-    channel: Channel = "mean",
+    channel: Channel | None = None,
     windows: bool = False,
     bootstrap: int = 200,
     trust: bool = False,
@@ -80,7 +80,7 @@ def evaluate(
         data: the datafile.
         labels: label CSV that fixes the order of the classes; by default the order of the first model.
         batch_size: number of clips that are scored at a time.
-        channel: channel of stereo files, ``mean`` or ``first``.
+        channel: channel of multi-channel files, ``mean`` or ``first``; by default that of each model's training.
         windows: score clips that are longer than the input of a model by overlapping windows, as
             :meth:`psla_jax.tagging.tagger.Tagger.tag` does, instead of their beginning only.
         bootstrap: number of resamples for the confidence interval; 0 disables it.
@@ -109,6 +109,9 @@ def evaluate_request(request: Request) -> EvaluationResult:
 def _evaluate(request: Request) -> EvaluationResult:
     if not request.models:
         raise DataError("there is no model to evaluate: name at least one.")
+    files = [os.path.abspath(file) for file in (request.save, request.per_class, request.confusion) if file]
+    if len(set(files)) < len(files):
+        raise ScoresError(f"two results would be written to {max(files, key=files.count)}: name a file for each.")
     for file in filter(exists, (request.save, request.per_class, request.confusion)):
         raise ScoresError(f"{file} already exists, and results are not overwritten: name another file.")
     logger = Logger(silent=not distributed.is_primary())
@@ -130,7 +133,7 @@ def _evaluate(request: Request) -> EvaluationResult:
         if request.keep_scores:
             note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
-            settings = (request.channel, f"windows {request.windows}")
+            settings = (request.channel or cards[path].channel, f"windows {request.windows}")
             scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit, logger.info)
         else:
             scores = compute()
@@ -188,7 +191,8 @@ def _compute_scores(
     model = load_model(path, trust=request.trust)
     graphdef = nnx.graphdef(model.network)
     weights = placement.replicate(jax.device_get(split_model(model.network)))
-    config = DataConfig(batch_size=request.batch_size, channel=request.channel, windows=request.windows)
+    channel = request.channel or model.card.channel
+    config = DataConfig(batch_size=request.batch_size, channel=channel, windows=request.windows)
     source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
     with logger.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))

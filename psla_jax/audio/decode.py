@@ -25,7 +25,7 @@ from rich.progress import track
 from psla_jax.audio import file_kinds, shards
 from psla_jax.audio.ffmpeg import DecodingError
 from psla_jax.audio.layout import find_wav_data
-from psla_jax.audio.reading import AudioError, Reading, peak
+from psla_jax.audio.reading import MAX_AMPLITUDE, AudioError, Reading, peak
 from psla_jax.audio.sources import Source, open_source
 from psla_jax.config import Channel
 from psla_jax.runtime.files import atomic_path
@@ -45,8 +45,6 @@ MAX_SECONDS = 3600.0
 """Longest file that :func:`read` returns whole, in seconds."""
 MAX_CLIP_SECONDS = 600.0
 """Seconds of a clip that training reads at most; models use less, and hours of audio would exhaust the memory."""
-MAX_AMPLITUDE = 32.0
-"""Largest magnitude of the samples in an array, 30 dB above full scale; larger ones are not scaled to [-1, 1]."""
 MAX_FILE_AMPLITUDE = 2.0**32
 """Largest magnitude of the samples in a file: integers that were not scaled are smaller. Beyond, features overflow."""
 _BLOCK = 1 << 20

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+MAX_AMPLITUDE = 32.0
+"""Largest plausible magnitude, as a multiple of full scale: integers that were not scaled exceed it."""
+
 
 class AudioError(ValueError):
     """Audio that gives no waveform; its text is one sentence, ``path`` followed by ``reason``."""
@@ -32,6 +35,11 @@ class Reading:
     """Largest magnitude after several channels were mixed down, before resampling."""
     notes: list[str] = field(default_factory=list)
     """A sentence, to be appended to the path, for each defect of the file: damage, or an end before the stated one."""
+
+    @property
+    def is_flawed(self) -> bool:
+        """Whether its scores may be wrong: it is damaged, its channels cancel, or it is far from full scale."""
+        return bool(self.notes) or self.is_cancelled or self.mono_peak > MAX_AMPLITUDE
 
     @property
     def is_cancelled(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
+from psla_jax.config import Channel
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Calibrate:
     """Number of cross-fitting folds for the held-out metrics."""
     policy: Literal["", "pad", "repeat", "mask"] = ""
     """Treatment of clips shorter than a window: pad (default), repeat or mask. Use the same with psla tag."""
-    channel: Literal["mean", "first"] = "mean"
-    """Channel of multi-channel files: the mean of all, or the first."""
+    channel: Channel | None = None
+    """Channel of multi-channel files: the mean of all, or the first. Default: that of the training."""
     batch_size: int = 0
     """Number of windows computed together. 0: a number that suits the device."""
     trust: bool = False

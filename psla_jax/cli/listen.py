@@ -86,10 +86,10 @@ def listen(arguments: list[str]) -> int:
         output.info(f"listening to {source.name}, {source.rate} Hz: {stream.latency} (stop with Ctrl-C)")
         for note in quality_notes(source.name, 1.0, source.rate):
             output.info(note)
-        if source.live:
-            source.start(queue)
-        output.began = time.time()
         with _interrupts() as stop:
+            if source.live:
+                source.start(queue)
+            output.began = time.time()
             try:
                 for block in queue.blocks(stop):
                     if block.lost:

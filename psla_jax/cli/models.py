@@ -34,6 +34,8 @@ class Convert:
     """Standard deviation of the log-mel values that the model was trained with."""
     licence: str = ""
     """Licence of the weights, stored in the model."""
+    exclusive: bool = False
+    """Whether the model was trained with cross-entropy: its scores are then normalised over the classes."""
     overwrite: bool = False
     """Whether to replace an existing model."""
 

@@ -68,8 +68,8 @@ class DetectionOptions:
     """Minimum gap between two events of a class, in seconds; events with a shorter gap are merged."""
     min_duration: float = DEFAULTS.min_duration
     """Minimum duration of an event, in seconds; shorter events are dropped."""
-    channel: Channel = DEFAULTS.channel
-    """Channel of multi-channel audio: the mean of all channels, or the first."""
+    channel: Channel | None = DEFAULTS.channel
+    """Channel of multi-channel audio: the mean of all channels, or the first. Default: that of the training."""
     trust: bool = False
     """Import the Python code that a custom model names."""
 
@@ -207,7 +207,7 @@ class _TagCommand:
         self.formatters = {"json": formats.json_line, "csv": formats.csv_rows, "rttm": formats.rttm_lines}
         self.paths = options.paths(*self.formatters)
         self.files = [path for path in self.paths.values() if path != STANDARD and not is_output_stream(path)]
-        self.own_files = OwnFiles(options.paths(*FOLDERS), self.output_options, options.channel)
+        self.own_files = OwnFiles(options.paths(*FOLDERS), self.output_options, tagger.channel)
         columns = formats.COLUMNS if calibration is None else formats.COLUMNS + formats.CALIBRATED_COLUMNS
         self.csv_header = ",".join(columns) + "\n"
         self.num_noted = 0

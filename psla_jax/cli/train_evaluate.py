@@ -8,13 +8,12 @@ import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
-from psla_jax.config import ConfigError, DistributedConfig, RunConfig
+from psla_jax.config import Channel, ConfigError, DistributedConfig, RunConfig
 
 
 def train(arguments: list[str]) -> int:
@@ -92,8 +91,8 @@ class Evaluate:
     """Label CSV with the classes to evaluate, in its order. Empty: the classes of the first model."""
     batch_size: int = 32
     """Number of clips scored at a time."""
-    channel: Literal["mean", "first"] = "mean"
-    """Channel of multi-channel files: the mean of all, or the first."""
+    channel: Channel | None = None
+    """Channel of multi-channel files: the mean of all, or the first. Default: that of the training."""
     windows: bool = False
     """Score clips that are longer than the input of a model by overlapping windows, as psla tag does, instead of their
     beginning only."""

@@ -1,6 +1,6 @@
 """The JSON datafile ``{"data": [{"wav": path, "labels": "mid,mid"}, ...]}`` in four or five NumPy arrays.
 
-An optional ``"classes": "exclusive"`` before ``data`` declares that every clip has exactly one class. A clip may also
+An optional ``"classes": "exclusive"`` beside ``data`` declares that every clip has exactly one class. A clip may also
 have a ``"start"`` and an ``"end"`` in seconds, and is then that segment of its file instead of the whole.
 
 As a list of dicts, the two million clips of AudioSet would take a gigabyte in every loader process. The arrays take
@@ -38,6 +38,8 @@ _BUFFER = 1 << 20
 _PATHS_TO_LOCATE = 100
 """Number of paths that are looked up to find the directory of relative paths."""
 _BOM = b"\xef\xbb\xbf"
+_TAIL = 4096
+"""Bytes at the end of a datafile in which the fields after the clips are searched for."""
 # Python writes a file name that is not UTF-8 with lone surrogates, and some JSON parsers accept them.
 _ERRORS = "surrogatepass"
 
@@ -229,12 +231,24 @@ class _HashedFile:
         return block.removeprefix(_BOM) if first else block
 
 
+def declares_exclusive(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a datafile declares ``"classes": "exclusive"``; raises DatafileError if it cannot be read."""
+    with _opened(path) as file:
+        return _declares_exclusive(file)
+
+
 def _declares_exclusive(file: BinaryIO) -> bool:
-    """Returns whether ``"classes": "exclusive"`` precedes ``data``; reads no further than that."""
+    """Returns whether ``"classes": "exclusive"`` precedes or follows ``data``, which is not parsed."""
     with contextlib.suppress(ijson.JSONError, UnicodeDecodeError):  # Reading the clips raises an error with the reason.
         for prefix, _, value in ijson.parse(_HashedFile(file)):
-            if prefix in ("classes", "data"):
-                return prefix == "classes" and value == "exclusive"
+            if prefix == "classes":
+                return value == "exclusive"
+            if prefix == "data":
+                break
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+    with contextlib.suppress(ValueError, AttributeError):
+        fields = json.loads(b"{" + file.read().rpartition(b"]")[2].lstrip(b" \t\r\n,"))
+        return fields.get("classes") == "exclusive"
     return False
 
 

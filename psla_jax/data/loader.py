@@ -16,6 +16,8 @@ Field           Shape                dtype   Content
                                              the last batch of an epoch or for the devices, or an unreadable clip.
 ``clip``        ``(batch,)``         int64   Index of the (first) clip in the datafile; -1 for padding.
 ``left_out``    ``(batch,)``         int32   Number of samples of the (first) clip that were cut off.
+``flawed``      ``(batch,)``         int32   1 if the (first) clip is damaged, has channels that cancel each other, or
+                                             samples far beyond full scale, else 0; only for evaluation.
 ``failed``      ``(batch,)``         int64   Index of the clip that could not be read for this row, else -1. It is the
                                              clip itself if ``valid`` is 0, else the mixup partner, and the row is then
                                              left unmixed.
@@ -45,6 +47,7 @@ import grain
 import numpy as np
 
 from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError, in_threads
+from psla_jax.audio.reading import Reading
 from psla_jax.audio.segments import duration, read
 from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
 from psla_jax.config import Channel, DataConfig, SamplingConfig
@@ -68,13 +71,13 @@ class ClipReader:
     num_samples: int
     channel: Channel
 
-    def waveform(self, clip: int) -> np.ndarray:
+    def waveform(self, clip: int, reading: Reading | None = None) -> np.ndarray:
         """Returns the zero-mean waveform of a clip, float32 ``(samples,)``, at most its first ten minutes.
 
-        Raises:
-            AudioError: the clip cannot be read.
+        `reading` receives what is peculiar about it. Raises AudioError if the clip cannot be read.
         """
-        samples = read(self.datafile.audio(clip), channel=self.channel, seconds=MAX_CLIP_SECONDS)
+        audio = self.datafile.audio(clip)
+        samples = read(audio, channel=self.channel, seconds=MAX_CLIP_SECONDS, reading=reading)
         samples -= samples.mean()
         return samples
 
@@ -85,7 +88,9 @@ class ClipReader:
         except AudioError:
             return 0
 
-    def row(self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1) -> Row:
+    def row(
+        self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1, *, flawed: bool = False
+    ) -> Row:
         """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
         cut = waveform[: self.num_samples]
         padded = np.empty(self.num_samples, np.float32)
@@ -94,6 +99,7 @@ class ClipReader:
             "waveform": padded,
             "num_samples": np.int32(len(cut)),
             "left_out": np.int32(len(waveform) - len(cut)),
+            "flawed": np.int32(flawed),
             "labels": labels,
             "valid": np.float32(1.0),
             "clip": np.int64(clip),
@@ -126,10 +132,12 @@ class EvaluationSource:
         clip = int(item)
         if clip >= len(self.reader.datafile):
             return self.reader.invalid_row()
+        reading = Reading()
         try:
-            return self.reader.row(clip, self.reader.waveform(clip), self.reader.datafile.multi_hot(clip))
+            waveform = self.reader.waveform(clip, reading)
         except AudioError:
             return self.reader.invalid_row(clip)
+        return self.reader.row(clip, waveform, self.reader.datafile.multi_hot(clip), flawed=reading.is_flawed)
 
 
 @dataclass(frozen=True)
@@ -144,8 +152,6 @@ class WindowSource:
     batch_size: int
     clip_of_row: np.ndarray
     """Index of the clip of each window, ``(windows,)``."""
-    starts: np.ndarray
-    """First sample of each window at 16 kHz, ``(windows,)``."""
     _decoded: threading.local = field(default_factory=threading.local, compare=False, repr=False)
 
     @classmethod
@@ -158,34 +164,41 @@ class WindowSource:
         hop = hop_frames(size)
         require_covering(size, hop)
         lengths = in_threads(reader.num_clip_samples, clips, "Looking up durations", progress=False)
-        starts = [np.array(window_starts(length, size, hop)) * OUTPUT_FRAME_SAMPLES for length in lengths]
-        return cls(reader, batch_size, np.repeat(clips, [len(each) for each in starts]), np.concatenate(starts))
+        counts = [len(window_starts(length, size, hop)) for length in lengths]
+        return cls(reader, batch_size, np.repeat(clips, counts))
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
 
     @property
     def num_batches(self) -> int:
-        return math.ceil(len(self.starts) / self.batch_size)
+        return math.ceil(len(self.clip_of_row) / self.batch_size)
 
     def __getitem__(self, item: int) -> Row:
         window = int(item)
-        if window >= len(self.starts):
+        if window >= len(self.clip_of_row):
             return self.reader.invalid_row()
-        clip, start = int(self.clip_of_row[window]), int(self.starts[window])
+        clip, size = int(self.clip_of_row[window]), self.reader.num_samples
         try:
-            samples = self._recording(clip)[start : start + self.reader.num_samples]
+            waveform = self._recording(clip)
         except AudioError:
             return self.reader.invalid_row(window)
-        if not len(samples):  # The file has changed, or its header states too long a duration.
-            return self.reader.invalid_row(window)
-        return self.reader.row(window, samples - samples.mean(), self.reader.datafile.multi_hot(clip))
+        # A header may state another length than what is read of a damaged file.
+        starts = window_starts(len(waveform), size, hop_frames(size))
+        number = window - int(np.searchsorted(self.clip_of_row, clip))
+        if number >= len(starts):
+            return self.reader.invalid_row()
+        start = starts[number] * OUTPUT_FRAME_SAMPLES
+        samples = waveform[start : start + size]
+        labels, flawed = self.reader.datafile.multi_hot(clip), self._decoded.reading.is_flawed
+        return self.reader.row(window, samples - samples.mean(), labels, flawed=flawed)
 
     def _recording(self, clip: int) -> np.ndarray:
         """Returns the whole waveform of a clip, which each thread keeps for the next window."""
         if getattr(self._decoded, "clip", None) != clip:
-            audio = self.reader.datafile.audio(clip)
-            self._decoded.waveform, self._decoded.clip = read(audio, channel=self.reader.channel), clip
+            audio, self._decoded.reading = self.reader.datafile.audio(clip), Reading()
+            waveform = read(audio, channel=self.reader.channel, reading=self._decoded.reading)
+            self._decoded.waveform, self._decoded.clip = waveform, clip
         return self._decoded.waveform
 
 

@@ -20,7 +20,7 @@ from psla_jax.runtime.xla_options import inference_options
 ShardRows = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
 """Splits arrays over the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_rows`."""
 
-HOST_FIELDS = ("labels", "valid", "left_out")
+HOST_FIELDS = ("labels", "valid", "left_out", "flawed")
 """Batch fields that are returned with the scores."""
 
 
@@ -90,7 +90,8 @@ def score(
         )
     readable = np.array([clip_id(int(i)) for i in clip[valid]], dtype=str)
     left_out = fields["left_out"][valid].astype(np.float32) / SAMPLE_RATE
-    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped, left_out=left_out)
+    flawed = tuple(readable[fields["flawed"][valid] > 0].tolist())
+    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped, left_out=left_out, flawed=flawed)
 
 
 def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, combine: np.ufunc) -> dict[str, np.ndarray]:
@@ -105,6 +106,7 @@ def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, combin
         "labels": labels[first],
         "valid": np.minimum.reduceat(valid, first),
         "left_out": np.zeros(len(clips), np.int32),
+        "flawed": fields["flawed"][rows][first],
     }
 
 

@@ -18,7 +18,7 @@ from psla_jax.runtime import distributed, exported
 from psla_jax.runtime.cache import cache_directory
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
-DECODERS = ("numpy", "soundfile", "soxr")
+DECODERS = ("av", "numpy", "soundfile", "soxr")
 """Distributions that decode and resample audio."""
 
 

@@ -30,6 +30,8 @@ class Scores:
         skipped: ids of the clips that could not be read; the arrays do not contain them.
         mids: classes in the order of the columns; empty if unknown.
         left_out: `(clips,)` float32, seconds at the end of each clip that were not scored; empty if unknown.
+        flawed: ids of scored clips that are damaged, or whose level is wrong, see
+            :attr:`psla_jax.audio.reading.Reading.is_flawed`.
     """
 
     clips: np.ndarray
@@ -38,19 +40,22 @@ class Scores:
     skipped: tuple[str, ...] = ()
     mids: tuple[str, ...] = ()
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    flawed: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """Returns a sentence if clips could not be read, and one if the end of clips was not scored."""
+        """Returns a sentence each on clips that could not be read, are flawed, or were not scored to their ends."""
         notes = []
         if self.skipped:
-            examples = ", ".join(self.skipped[:MAX_EXAMPLES]) + (", ..." if len(self.skipped) > MAX_EXAMPLES else "")
-            notes.append(f"{len(self.skipped):,} clips cannot be read: {examples}")
+            notes.append(f"unreadable clips, which are left out: {_counted(self.skipped)}")
+        if self.flawed:
+            reasons = "damaged, with channels that cancel each other, or with samples far beyond full scale"
+            notes.append(f"scores may be wrong for clips that are {reasons} (psla check): {_counted(self.flawed)}")
         long = self.left_out[self.left_out >= OUTPUT_FRAME_SECONDS]
         if len(long):
             notes.append(
-                f"{len(long):,} of {len(self.clips):,} clips are longer than a window of the model, and "
-                f"{long.sum():,.0f} s at their ends were not scored: score whole clips with --windows (in a training "
-                "--data.windows True)"
+                f"clips longer than a window of the model: {len(long):,} of {len(self.clips):,}, of which "
+                f"{long.sum():,.0f} s at the end were not scored: psla evaluate --windows scores whole clips, and so "
+                "does a training that is started with --data.windows True"
             )
         return notes
 
@@ -65,7 +70,7 @@ class Scores:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, clips=self.clips, scores=self.scores, labels=labels, skipped=self.skipped, mids=self.mids,
-                left_out=self.left_out,
+                left_out=self.left_out, flawed=self.flawed,
             )  # fmt: skip
 
     @classmethod
@@ -76,6 +81,13 @@ class Scores:
                 labels = file["labels"].astype(np.float32)
                 mids = tuple(file["mids"].tolist()) if "mids" in file else ()
                 left_out = file["left_out"] if "left_out" in file else np.zeros(0, np.float32)
-                return cls(file["clips"], file["scores"], labels, tuple(file["skipped"].tolist()), mids, left_out)
+                flawed = tuple(file["flawed"].tolist()) if "flawed" in file else ()
+                skipped = tuple(file["skipped"].tolist())
+                return cls(file["clips"], file["scores"], labels, skipped, mids, left_out, flawed)
         except NPZ_ERRORS as error:
             raise ScoresError(f"{path} does not hold scores ({error}): delete it and run again.") from error
+
+
+def _counted(clips: tuple[str, ...]) -> str:
+    examples = ", ".join(clips[:MAX_EXAMPLES])
+    return examples if len(clips) <= MAX_EXAMPLES else f"{examples}, ... ({len(clips):,} clips)"

@@ -59,7 +59,7 @@ class Request:
     @property
     def directory(self) -> Path:
         """The directory of the folds, their runs and the scores, beside the run directory of the config."""
-        return Path(self.config.run_dir + SUFFIX)
+        return Path(f"{Path(self.config.run_dir)}{SUFFIX}")
 
     def enhancement(self) -> enhance.Request:
         """Returns the enhancement by the cross-fitted scores."""
@@ -104,7 +104,7 @@ def crossfit_scores(request: Request, data: DataSets, logger: Logger) -> Scores:
             _write_folds(request, data, fold_of_clip)
     single = int((data.train.class_counts() == 1).sum())
     if single:
-        logger.info(f"{single} classes have one training clip, which is scored by a model not trained on the class")
+        logger.info(f"classes with one training clip, which a model without the class scores: {single}")
     folds = [_train_fold(request, fold_of_clip, fold, logger) for fold in range(request.folds)]
     scores = _merge(folds, data.train, data.vocabulary)
     if distributed.is_primary():

@@ -103,6 +103,9 @@ def run(request: Request, logger: Logger) -> tuple[str, ...]:
         logger.info(note)
     with removed_on_failure(request.outputs()):
         paths = _write(enhancement, data, vocabulary, request)
+    for path in paths if data.exclusive else ():
+        if not datafile.declares_exclusive(path):
+            logger.info(f"{path}: clips have several labels now, so its classes are not declared as exclusive")
     _show(enhancement, relations, vocabulary, request, logger)
     return paths
 
@@ -136,11 +139,16 @@ def _write(enhancement: Enhancement, data: Datafile, vocabulary: Vocabulary, req
             # If the run is interrupted, no datafile may have the weights of other labels.
             Path(weights).unlink(missing_ok=True)
             enhanced = _with_labels(data, enhancement.after(kind, name), vocabulary)
-            datafile.write(path, _records(wavs, enhanced, vocabulary))
+            datafile.write(path, _records(wavs, enhanced, vocabulary), exclusive=_is_exclusive(enhanced))
             datafile.write_weights(enhanced, weights)
             paths.append(path)
         _write_table(enhancement, vocabulary, name, request)
     return tuple(paths)
+
+
+def _is_exclusive(data: Datafile) -> bool:
+    """Returns whether the classes were exclusive and no label was added, so that they still are."""
+    return data.exclusive and bool((np.diff(data.label_offsets) == 1).all())
 
 
 def _with_labels(data: Datafile, labels: Labels, vocabulary: Vocabulary) -> Datafile:

@@ -33,8 +33,7 @@ def build(name: str, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | Abstra
     """
     make = _import(name)
     arguments: dict[str, Any] = {"num_classes": num_classes, "rngs": rngs}
-    # The signature of an NNX class is that of its metaclass.
-    if "dtype" in inspect.signature(make.__init__ if inspect.isclass(make) else make).parameters:
+    if _takes_dtype(make):
         arguments["dtype"] = dtype
     elif jnp.dtype(dtype) != jnp.float32:
         raise ModelError(
@@ -47,8 +46,16 @@ def build(name: str, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | Abstra
         raise ModelError(
             f"the model {name!r} cannot be built ({error}): it is called with {' and '.join(arguments)}."
         ) from error
+    if not isinstance(model, nnx.Module):
+        raise ModelError(f"the model {name!r} builds a {type(model).__name__}: return an nnx.Module.")
     detach_streams(model, name)
     return views.eval_view(model)
+
+
+def _takes_dtype(make: Any) -> bool:
+    """Returns whether a callable has a parameter ``dtype``; the signature of an NNX class is that of its metaclass."""
+    make = getattr(make, "func", make)  # that of a functools.partial
+    return "dtype" in inspect.signature(make.__init__ if inspect.isclass(make) else make).parameters
 
 
 def _import(name: str) -> Callable[..., nnx.Module]:
@@ -61,9 +68,25 @@ def _import(name: str) -> Callable[..., nnx.Module]:
 
 @dataclass(frozen=True)
 class DetachedStream:
-    """Marks an attribute of a module that held random streams: nnx.Rngs, or a single nnx.RngStream."""
+    """Replaces random streams that a module held: nnx.Rngs, or a single nnx.RngStream.
+
+    In an evaluation, every draw has the same key, so that scores are deterministic.
+    """
 
     single: bool
+
+    def __call__(self) -> jax.Array:
+        """Returns the key of every draw."""
+        return jax.random.key(0)
+
+    def __getattr__(self, name: str) -> DetachedStream:
+        """Returns a stream by its name, as of nnx.Rngs."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return DetachedStream(single=True)
+
+    def __getitem__(self, name: str) -> DetachedStream:
+        return DetachedStream(single=True)
 
 
 def detach_streams(model: nnx.Module, name: str) -> None:
@@ -115,7 +138,14 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
         return split_model(view)[1]
 
     graphdef, weights = nnx.graphdef(model), split_model(model)
-    scores = evaluate(*weights)
+    try:
+        scores, after = evaluate(*weights), jax.eval_shape(train, *weights)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ModelError(
+            f"the model {name!r} cannot be called with spectrograms of the shape {spectrograms.shape} "
+            f"({type(error).__name__}: {reason:.200}): correct its __call__."
+        ) from error
     if scores.shape != (2, num_classes):
         raise ModelError(
             f"the model {name!r} maps spectrograms of the shape {spectrograms.shape} to scores of the shape "
@@ -126,7 +156,6 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
             f"the model {name!r} returns scores from {scores.min():.3g} to {scores.max():.3g}: return probabilities in "
             "[0, 1], for example by jax.nn.sigmoid."
         )
-    after = jax.eval_shape(train, *weights)
     if _layout(after) != _layout(weights[1]):
         raise ModelError(
             f"a call of the model {name!r} in training changes the number, shapes or types of its variables: create "

@@ -247,4 +247,5 @@ class EfficientNet(Backbone):
         """Returns the uniform numbers of each block's drop-connect, `(blocks, clips)`; None for each if it is off."""
         if rngs is None or self._blocks[0].drop_connect.deterministic:
             return itertools.repeat(None)
-        return jax.random.uniform(rngs.drop(), (len(self._blocks), clips))
+        # In this order, the numbers of a clip do not depend on the number of rows of padding behind it.
+        return jax.random.uniform(rngs.drop(), (clips, len(self._blocks))).T

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from psla_jax.audio.frontend import Frontend
-from psla_jax.config import FrontendConfig, ModelConfig
+from psla_jax.config import Channel, FrontendConfig, ModelConfig
 from psla_jax.models import factory
 from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.state import split_model
@@ -71,6 +71,11 @@ class ModelCard:
     licence: str = ""
     golden: Mapping[str, Any] = field(default_factory=dict)
     exclusive: bool = False
+
+    @property
+    def channel(self) -> Channel:
+        """Channel of multi-channel clips that the model was trained on; the mean of all if that is unknown."""
+        return self.notes.get("config", {}).get("data.channel", "mean")
 
     def to_json(self) -> str:
         """Returns the content of ``model.json``."""
@@ -272,7 +277,7 @@ def _read_safetensors(path: Path, params: Any, batch_stats: Any) -> tuple[Any, A
 def _flatten(params: Any, batch_stats: Any) -> dict[str, Any]:
     """Returns the arrays by their dotted path in the model, as ``effnet._blocks.0._bn1.mean``."""
     return {
-        _dotted(key): leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.ascontiguousarray(leaf)
+        _dotted(key): leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf, order="C")
         for key, leaf in jax.tree.leaves_with_path((params, batch_stats))
     }
 

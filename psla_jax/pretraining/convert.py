@@ -42,6 +42,7 @@ class Request:
     mean: float = FrontendConfig.mean
     std: float = FrontendConfig.std
     licence: str = ""
+    exclusive: bool = False
     overwrite: bool = False
 
 
@@ -105,7 +106,9 @@ def convert(request: Request) -> Conversion:
 
     notes = {"source": {"file": source.name, "sha256": file.sha256}}
     verification = self_test_record(scores, vocabulary, pytorch=torch.__version__, largest_difference=difference)
-    card = ModelCard(inferred.model, frontend, vocabulary, notes, licence=request.licence, golden=verification)
+    card = ModelCard(
+        inferred.model, frontend, vocabulary, notes, request.licence, verification, exclusive=request.exclusive
+    )
     save_model(directory, card, *split_model(model), report=dataclasses.asdict(report))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     return Conversion(source, directory, card, parameters, report, difference, torch.__version__)
@@ -155,6 +158,7 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
         torch_file.write(path, {prefix + name: value for name, value in arrays.items()})
         loaded.card.vocabulary.write(labels)
     settings = f"--target-length {frontend.target_length} --mean {frontend.mean} --std {frontend.std}"
+    settings += " --exclusive" if loaded.card.exclusive else ""
     return [
         f"{model} -> {path}: {len(arrays)} arrays of {config.name}, {config.padding} padding; classes in {labels}",
         f"verified: scores of the test sound differ from PyTorch by at most {difference:.1e}",

@@ -26,7 +26,8 @@ class Defaults:
     """Overlap of windows in ``psla listen``, which scores a window of 10 s per second instead of every five seconds, so
     that events are reported sooner. Every other setting is that of ``psla tag``."""
     policy: Policy = "pad"
-    channel: Channel = "mean"
+    channel: Channel | None = None
+    """None is the channel of the model's training."""
     top: int = 5
     """Number of classes to list per recording."""
 

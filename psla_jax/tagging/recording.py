@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from psla_jax.audio.decode import MAX_AMPLITUDE, SAMPLE_RATE, Reading
+from psla_jax.audio.decode import SAMPLE_RATE
+from psla_jax.audio.reading import MAX_AMPLITUDE, Reading
 from psla_jax.tagging.calibration.model import Calibration
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.plot.heatmap import Heatmaps, MaxDownsampler
@@ -65,12 +67,12 @@ class RecordingAccumulator:
         events_from: str,
         rate: float,
         calibration: Calibration | None = None,
-        exclusive: bool = False,
+        exclusive: Sequence[bool] = (),
     ) -> None:
         """Creates an empty accumulator, see :meth:`psla_jax.tagging.tagger.Tagger.accumulator`.
 
-        The score of a recording is the largest one of its windows; with `exclusive` classes it is their mean, so that
-        the scores of a recording are a distribution as well.
+        The score of a recording by a model is the largest one of its windows; for the models with `exclusive` classes
+        it is their mean, so that the scores of a recording are a distribution as well.
         """
         self.clip, self.rate, self._calibration = clip, rate, calibration
         self.reading = Reading()
@@ -79,8 +81,8 @@ class RecordingAccumulator:
         self._expected, self._added = [0] * len(window_frames), [0] * len(window_frames)
         self._vocabulary, self.frame_outputs, self._selected = vocabulary, frame_outputs, selected
         self._window_frames, self._events_from = window_frames, events_from
-        self._exclusive = exclusive
-        self._scores = [np.full(len(vocabulary), 0.0 if exclusive else -np.inf, np.float32) for _ in window_frames]
+        self._exclusive = exclusive or [False] * len(window_frames)
+        self._scores = [np.full(len(vocabulary), 0.0 if each else -np.inf, np.float32) for each in self._exclusive]
         self._averages, self._mean = [OverlapAverage() for _ in window_frames], EnsembleMean(len(window_frames))
         threshold = np.broadcast_to(np.asarray(rules.threshold, np.float32), len(vocabulary))[selected]
         self._finder = EventFinder(replace(rules, threshold=threshold), len(selected))
@@ -149,7 +151,7 @@ class RecordingAccumulator:
         scores, `attention` ``(frames, classes)``, from all models or from none, and `features` ``(frames, channels)``.
         """
         self._added[index] += 1
-        combine = np.add if self._exclusive else np.maximum
+        combine = np.add if self._exclusive[index] else np.maximum
         self._scores[index] = combine(self._scores[index], scores)
         size = self._window_frames[index]
         count = min(window.num_frames, size)
@@ -190,7 +192,7 @@ class RecordingAccumulator:
         self._finish()
         events = tuple(self.event(span) for span in sorted(self._spans))
         notes = quality_notes(self.clip, self.peak, self.rate or self.reading.rate, self.reading)
-        counts = [max(count, 1) if self._exclusive else 1 for count in self._added]
+        counts = [max(count, 1) if mean else 1 for mean, count in zip(self._exclusive, self._added)]
         scores: np.ndarray = np.mean([total / count for total, count in zip(self._scores, counts)], axis=0)
         return Tags(
             self.clip, self.duration, scores, events, self._vocabulary, self._selected,

@@ -52,8 +52,9 @@ class Options:
     """Event detection parameters."""
     times: Literal["head", "windows"] = "head"
     """Source of event times: the head's score of every output frame, or the scores of windows."""
-    channel: Channel = DEFAULTS.channel
-    """Channel of a multi-channel recording: the mean of all channels, or the first."""
+    channel: Channel | None = DEFAULTS.channel
+    """Channel of a multi-channel recording: the mean of all, or the first; None for that of the (first) model's
+    training."""
     batch_size: int = 0
     """Maximum number of windows per batch; 0 chooses by the device."""
     cache_programs: bool = False
@@ -63,9 +64,9 @@ class Options:
 
     def __post_init__(self) -> None:
         times = ("head", "windows")
-        for name, choices in (("policy", get_args(Policy)), ("times", times), ("channel", get_args(Channel))):
+        for name, choices in (("policy", get_args(Policy)), ("times", times), ("channel", (None, *get_args(Channel)))):
             if getattr(self, name) not in choices:
-                raise TaggerError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(choices)}.")
+                raise TaggerError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(filter(None, choices))}.")
         if self.batch_size < 0:
             raise TaggerError(f"batch_size is {self.batch_size}: use 1 or more, or 0 to choose by the device.")
 
@@ -108,6 +109,8 @@ def load_tagger(
         raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
     models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
     calibration, notes = _load_calibration(models, settings) if calibrated else (None, [])
+    if settings.channel is None and len({model.card.channel for _, model in models}) > 1:
+        notes.append(f"the models were trained on different channels, of which that of {paths[0]} is used (--channel)")
     return Tagger(models, settings, calibration=calibration, notes=notes)
 
 
@@ -183,9 +186,9 @@ class Tagger:
         return max(model.frontend.num_samples for model in self._models) / SAMPLE_RATE
 
     @property
-    def exclusive(self) -> bool:
-        """Whether every clip has exactly one class, so that the scores of a recording add up to 1."""
-        return all(compiled.model.card.exclusive for compiled in self._models)
+    def channel(self) -> Channel:
+        """Channel of multi-channel recordings: the mean of all, or the first."""
+        return self.options.channel or self._models[0].model.card.channel
 
     @property
     def events_from(self) -> str:
@@ -210,7 +213,7 @@ class Tagger:
         selected, window_frames = np.array(indices, np.int64), [model.num_frames for model in self._models]
         return RecordingAccumulator(
             name, self.vocabulary, self.options.rules, frame_outputs, selected, window_frames, self.events_from, rate,
-            self.calibration, self.exclusive,
+            self.calibration, [model.model.card.exclusive for model in self._models],
         )  # fmt: skip
 
     def score_window(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
@@ -280,7 +283,7 @@ class Tagger:
         source = _with_rate(read_input(audio), sample_rate)  # A file object can be read only once.
         recording = self._analyse_one(source, None, FrameOutputs(plot=True), classes)
         tags = recording.result()
-        spectrogram = log_mel_spectrogram(source.blocks(self.options.channel))
+        spectrogram = log_mel_spectrogram(source.blocks(self.channel))
         figure.draw(path, tags, recording.heatmaps(), spectrogram, top=top)
         return tags
 
@@ -364,7 +367,7 @@ class Tagger:
             try:
                 source = _with_rate(read_input(audio, recording.clip), sample_rate)
                 recording.clip, recording.rate = source.name, source.rate or 0
-                for block in source.blocks(self.options.channel, recording.reading):
+                for block in source.blocks(self.channel, recording.reading):
                     recording.add_samples(block)
                     yield from _expect(recording, (cutter.push(block) for cutter in cutters))
                 if recording.samples < FRAME_LENGTH:

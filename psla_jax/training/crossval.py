@@ -111,7 +111,7 @@ def crossval(config: RunConfig, folds: Sequence[str] = (), *, cache_programs: bo
         logger = Logger(silent=not distributed.is_primary())
         with distributed.agree():
             data = read_folds(config, folds, logger)
-        directory = Path(config.run_dir + SUFFIX)
+        directory = Path(f"{Path(config.run_dir)}{SUFFIX}")
         directory.mkdir(parents=True, exist_ok=True)
         numbers = range(len(data.folds))
         runs = [_train_fold(config, data, number, directory, logger, cache_programs) for number in numbers]

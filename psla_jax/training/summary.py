@@ -41,7 +41,7 @@ def summarise(artifacts: RunArtifacts, rows: list[EpochRow]) -> list[ModelSummar
     held_out = artifacts.data.held_out
     for name, label in _averages(artifacts, len(rows)):
         measured.append(_measure(artifacts, name, label, {kind: artifacts.scores(kind, name) for kind in held_out}))
-    label = f"checkpoint ensemble ({len(rows)} epochs)"
+    label = f"checkpoint ensemble ({len(rows)} epoch{'' if len(rows) == 1 else 's'})"
     measured.append(_measure(artifacts, ENSEMBLE, label, _ensembles(artifacts, len(rows))))
     if distributed.is_primary():
         _write(artifacts, measured)

@@ -69,7 +69,7 @@ def test_what_is_written_is_read_back(file):
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_exclusive_classes_are_declared_before_the_clips(tmp_path, exclusive):
+def test_exclusive_classes_are_declared_before_or_after_the_clips(tmp_path, exclusive):
     records = [("/a.wav", ["/m/a"]), ("/b.wav", ["/m/b"])]
     datafile.write(tmp_path / "data.json", records, exclusive=exclusive)
     content = json.loads((tmp_path / "data.json").read_text())
@@ -79,6 +79,11 @@ def test_exclusive_classes_are_declared_before_the_clips(tmp_path, exclusive):
     shared = read.share(tmp_path / "index")
     assert [d.exclusive for d in (read, shared, pickle.loads(pickle.dumps(read)))] == [exclusive] * 3
     assert pickle.loads(pickle.dumps(shared)).exclusive == exclusive
+    # JSON objects have no order: a field that was added by another program is the last one.
+    fields = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "last.json").write_text(json.dumps(dict(reversed(fields.items()))))
+    assert Datafile.read(tmp_path / "last.json", CLASSES).exclusive == exclusive
+    assert datafile.declares_exclusive(tmp_path / "last.json") == exclusive
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_exclusive_classes_are_declared_before_the_clips(tmp_path, exclusive):
 )
 def test_other_values_of_classes_are_ignored(tmp_path, value):
     clips = [{"wav": "/a.wav", "labels": "/m/a"}]
-    for order in ({**value, "data": clips}, {"data": clips, **value}, {"data": clips, "classes": "exclusive"}):
+    for order in ({**value, "data": clips}, {"data": clips, **value}):
         (tmp_path / "data.json").write_text(json.dumps(order))
         read = Datafile.read(tmp_path / "data.json", CLASSES)
         assert (len(read), read.exclusive) == (1, False)

@@ -13,7 +13,7 @@ import sounds
 from flax import nnx
 
 import psla_jax
-from psla_jax.config import ModelConfig
+from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models import custom
 from psla_jax.models.factory import build_model
@@ -75,12 +75,30 @@ def test_a_model_is_built_in_its_evaluation_view_and_streams_differ_by_key() -> 
     assert np.abs(outputs[0] - outputs[2]).max() > 1e-3
 
 
+def test_recurrent_layers_and_scalar_parameters_can_be_trained_saved_and_loaded(tmp_path: Path) -> None:
+    data = sounds.make(tmp_path / "data", train=8, validation=3, evaluation=3)
+    optimizer = OptimizerConfig(learning_rate=1e-2, epochs=1, warmup_steps=0)
+    average = AggregationConfig(first=1)
+    model = ModelConfig("customs:Recurrent")
+    config = sounds.config(data, tmp_path / "run", model=model, optimizer=optimizer, aggregation=average)
+    loop.train(config)
+    loaded = load_model(tmp_path / "run", trust=True)
+    assert loaded.network.temperature[...].shape == ()
+    assert float(loaded.network.temperature[...]) != 1.0
+    kept = Scores.load(tmp_path / "run" / "scores" / "evaluation_average.npz")
+    psla_jax.evaluate(tmp_path / "run", config.data.evaluation, trust=True, bootstrap=0, save=tmp_path / "s.npz")
+    np.testing.assert_allclose(Scores.load(tmp_path / "s.npz").scores, kept.scores, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("Half", r"output\.bias of the model 'customs:Half' has the type bfloat16: .* set param_dtype=jnp\.float32"),
         ("Logits", r"returns scores from .* return probabilities in \[0, 1\]"),
-        ("Frames", r"scores of the shape \(2, 40, 4\): return one score per class, \(2, 4\)"),
+        ("Frames", r"to scores of the shape \(2, 40, 4\): return one score per class, \(2, 4\)"),
+        ("Tuple", r"'customs:Tuple' cannot be called with .*'tuple' object has no attribute"),
+        ("Mismatched", r"'customs:Mismatched' cannot be called with spectrograms of the shape \(2, 40, 128\) \(\w+: "),
+        ("function", "'customs:function' builds a function: return an nnx.Module"),
         ("Growing", "changes the number, shapes or types of its variables"),
         ("Listed", r"has a random stream at streams\.noise\."),
     ],

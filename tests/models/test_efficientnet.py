@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
@@ -15,6 +16,7 @@ from psla_jax.models.efficientnet import EfficientNet
 from psla_jax.models.factory import build_model
 from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.psla import PSLAModel
+from psla_jax.models.views import train_view
 
 VARIANTS = range(8)
 
@@ -113,3 +115,10 @@ def test_static_padding_rejects_too_few_frames() -> None:
     model = abstract_backbone(0, "static")
     with pytest.raises(ValueError, match="spectrograms have 31 frames: static padding needs at least 32"):
         model(jnp.zeros((1, 31, 128)))
+
+
+def test_the_random_numbers_of_a_clip_do_not_depend_on_rows_of_padding():
+    """Drop-connect draws for every clip in turn, so that padding for the devices leaves the draws of the clips."""
+    model = train_view(build_model("efficientnet-tiny", num_classes=3, rngs=nnx.Rngs(0)))
+    few, many = (np.stack(list(model.backbone._uniforms(clips, nnx.Rngs(drop=5)))) for clips in (6, 16))
+    np.testing.assert_array_equal(few, many[:, :6])

@@ -75,7 +75,14 @@ def test_evaluation_by_windows_scores_recordings_as_tagging_does(saved, sound, t
         soundfile.write(tmp_path / f"{i}.wav", sound[:length], 16_000, "FLOAT")
         records.append((str(tmp_path / f"{i}.wav"), [VOCABULARY.mids[i % 3]]))
     (tmp_path / "unreadable.wav").write_bytes(b"RIFF")
-    datafile.write(tmp_path / "data.json", [*records, (str(tmp_path / "unreadable.wav"), [VOCABULARY.mids[0]])])
+    antiphase = tmp_path / "antiphase.wav"
+    soundfile.write(antiphase, np.stack([sound[20_000:29_000], -sound[20_000:29_000]], axis=1), 16_000, "FLOAT")
+    soundfile.write(tmp_path / "cut.flac", np.tile(sound, 4), 16_000)
+    content = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])  # Its header states twice the sound.
+    others = [(str(tmp_path / "unreadable.wav"), [VOCABULARY.mids[0]]), (str(antiphase), [VOCABULARY.mids[1]])]
+    others.append((str(tmp_path / "cut.flac"), [VOCABULARY.mids[2]]))
+    datafile.write(tmp_path / "data.json", [*records, *others])
     scores = {}
     for windows in (False, True):
         file = tmp_path / f"{windows}.npz"
@@ -84,14 +91,49 @@ def test_evaluation_by_windows_scores_recordings_as_tagging_does(saved, sound, t
         )
         scores[windows] = Scores.load(file)
         assert scores[windows].skipped == (str(tmp_path / "unreadable.wav"),)
-        seconds = (40_000 + 96_000 - 2 * SIZE) / 16_000
-        note = f"2 of 5 clips are longer than a window of the model, and {seconds:.0f} s at their ends were not scored"
-        assert (note in capsys.readouterr().out) is not windows
+        note = "longer than a window of the model: 3 of 7, of which "
+        shown = capsys.readouterr().out
+        assert (note in shown) is not windows
+        assert f"unreadable clips, which are left out: {tmp_path}/unreadable.wav" in shown
+        assert "scores may be wrong for clips that are damaged, with channels that cancel each other" in shown
+        assert f"(psla check): {antiphase}, {tmp_path}/cut.flac\n" in shown
     tagger = psla_jax.load(model, batch_size=4)
     for clip, row in zip(scores[True].clips, scores[True].scores):
         np.testing.assert_allclose(tagger.tag(clip).scores, row, atol=1e-5)
     np.testing.assert_allclose(scores[True].scores[:2], scores[False].scores[:2], atol=1e-5)
     assert np.abs(scores[True].scores[3:] - scores[False].scores[3:]).max() > 0.05
+
+
+def test_the_channel_is_that_of_the_training_unless_another_one_is_named(saved, sound, tmp_path):
+    """A model that was trained on the first channel hears it in evaluation, tagging, calibration and Python."""
+    stereo = np.stack([sound[20_000:29_000], sound[60_000:69_000]], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, 16_000, "FLOAT")
+    datafile.write(tmp_path / "data.json", [(str(tmp_path / "a.wav"), [VOCABULARY.mids[0]])])
+    plain, model = saved("attention"), shutil.copytree(saved("attention"), tmp_path / "model")
+    card = dataclasses.replace(read_card(model), notes={"config": {"data.channel": "first"}})
+    (model / "model.json").write_text(card.to_json())
+    expected = {c: psla_jax.load(plain, channel=c).tag(tmp_path / "a.wav").scores for c in ("mean", "first")}
+    assert np.abs(expected["mean"] - expected["first"]).max() > 0.01
+    for path, channel in ((plain, "mean"), (model, "first")):
+        np.testing.assert_array_equal(psla_jax.load(path).tag(tmp_path / "a.wav").scores, expected[channel])
+        evaluate(path, tmp_path / "data.json", bootstrap=0, save=tmp_path / f"{channel}.npz")
+        np.testing.assert_allclose(Scores.load(tmp_path / f"{channel}.npz").scores[0], expected[channel], atol=2e-6)
+    assert psla_jax.load([plain, model]).notes == (
+        f"the models were trained on different channels, of which that of {plain} is used (--channel)",
+    )
+
+
+@pytest.mark.parametrize("exclusive", [(True, False), (False, True)])
+def test_the_windows_of_a_mixed_ensemble_are_joined_for_each_model(saved, sound, tmp_path, exclusive):
+    models = []
+    for number, each in enumerate(exclusive):
+        models.append(shutil.copytree(saved("attention" if number else "other"), tmp_path / f"model{number}"))
+        (models[-1] / "model.json").write_text(dataclasses.replace(read_card(models[-1]), exclusive=each).to_json())
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, "FLOAT")
+    datafile.write(tmp_path / "data.json", [(str(tmp_path / "a.wav"), [VOCABULARY.mids[0]])])
+    evaluate(models, tmp_path / "data.json", bootstrap=0, windows=True, save=tmp_path / "s.npz")
+    tagged = psla_jax.load(models).tag(tmp_path / "a.wav").scores
+    np.testing.assert_allclose(Scores.load(tmp_path / "s.npz").scores[0], tagged, atol=1e-5)
 
 
 def test_a_long_recording_is_its_windows_joined(saved, sound):

@@ -162,8 +162,8 @@ def test_sound_beyond_a_window_is_reported_once_and_scored_on_request(tmp_path, 
     config = sounds.config(data, tmp_path / "beginning")
     loop.train(config)
     shown = capsys.readouterr().out
-    notes = re.findall(r"(\w+ set: \d+ of \d+) clips are longer than a window of the model", shown)
-    assert notes == ["validation set: 6 of 6", "evaluation set: 5 of 5"]
+    notes = re.findall(r"(\w+) set: clips longer than a window of the model: (\d+ of \d+)", shown)
+    assert notes == [("validation", "6 of 6"), ("evaluation", "5 of 5")]
     windows = dataclasses.replace(config.data, windows=True)
     loop.train(dataclasses.replace(config, run_dir=str(tmp_path / "windows"), data=windows))
     assert "longer than a window" not in capsys.readouterr().out

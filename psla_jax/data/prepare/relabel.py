@@ -113,8 +113,10 @@ def relabel(enhanced: str, onto: str, out: str, *, unmatched: Unmatched = "keep"
         Path(stale).unlink(missing_ok=True)
     folder = os.path.dirname(os.path.abspath(onto))
     prefix = "" if folder == os.path.dirname(os.path.abspath(out)) else folder
+    records = list(_records(local, new_labels, unmatched, prefix))
+    exclusive = datafile.declares_exclusive(onto) and all(len(record.mids) == 1 for record in records)
     with removed_on_failure([out, datafile.weight_path(out), unmatched_list]):
-        datafile.write(out, _records(local, new_labels, unmatched, prefix))
+        datafile.write(out, records, exclusive=exclusive)
         _write_weights(out)
         if missing or ambiguous:
             _write_unmatched(unmatched_list, {"not found": missing, "ambiguous": ambiguous})

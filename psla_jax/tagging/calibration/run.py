@@ -46,7 +46,7 @@ class Request:
     min_positives: int = 10
     folds: int = 5
     policy: Policy | Literal[""] = ""
-    channel: Channel = "mean"
+    channel: Channel | None = None
     batch_size: int = 0
     trust: bool = False
     keep_scores: bool = True
@@ -73,7 +73,11 @@ def calibrate(request: Request) -> Calibration:
         log(note)
     scores = _score(directory, card.vocabulary, data, request, logger, log)
     source = {"data": Path(data.source).name, "sha256": data.sha256}
-    scoring = {"policy": request.policy or DEFAULTS.policy, "overlap": DEFAULTS.overlap, "channel": request.channel}
+    scoring = {
+        "policy": request.policy or DEFAULTS.policy,
+        "overlap": DEFAULTS.overlap,
+        "channel": request.channel or card.channel,
+    }
     counts = {"clips": len(scores.labels), "unreadable": len(scores.skipped)}
     fitted = {**source, **scoring, **counts, **dataclasses.asdict(options)}
     calibration = _fit(fingerprint(directory, card), card.vocabulary, scores, options, fitted)
@@ -112,16 +116,20 @@ def _score(
     directory: Path, vocabulary: Vocabulary, data: Datafile, request: Request, logger: Logger, log: Callable[..., None]
 ) -> Scores:
     """Returns the scores of the clips, from the cache if neither model nor data have changed since an earlier call."""
-    options = Options(policy=request.policy or DEFAULTS.policy, channel=request.channel, batch_size=request.batch_size)
+    options = Options(
+        policy=request.policy or DEFAULTS.policy,
+        channel=request.channel or read_card(directory).channel,
+        batch_size=request.batch_size,
+    )
     compute = functools.partial(_tag_clips, directory, data, options, request.trust, logger)
     if request.keep_scores:
-        settings = ("tag", options.policy, f"{options.overlap}", options.channel)
+        settings = ("tag", options.policy, f"{options.overlap}", f"{options.channel}")
         note = f"{request.model}: cached scores of an earlier call are used (--no-keep-scores computes them again)"
         scores = score_cache.cached(directory, vocabulary, data, settings, compute, lambda: log(note), log)
     else:
         scores = compute()
-    if scores.skipped:
-        log(f"{len(scores.skipped)} clips cannot be read: {', '.join(scores.skipped[:5])}")
+    for note in scores.notes():
+        log(note)
     _require_finite(scores, vocabulary)
     return scores
 

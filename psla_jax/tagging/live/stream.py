@@ -253,7 +253,7 @@ class Stream:
             raise AudioError(
                 "the block", f"has {channels} channels, earlier blocks have {self._channels}: use the same number."
             )
-        mono = decode.array_to_mono("the block", array, self._tagger.options.channel, self.reading)
+        mono = decode.array_to_mono("the block", array, self._tagger.channel, self.reading)
         self._channels, self._channel_axis = channels, axis
         return mono
 
