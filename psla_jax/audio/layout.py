@@ -17,8 +17,12 @@ _OGG_FIRST, _OGG_LAST = 2, 4
 _FLAC_START = b"fLaC\0\0\0\x22"
 """Signature of a FLAC file and the head of its first block, which no sound contains except by a chance of 2^-64."""
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_TAG_HEAD, _ID3V1 = 32, 128
+"""Bytes of the header of an APE tag, and of an ID3v1 tag."""
 _UNNOTICED = 0.1
-"""Seconds of bytes after the samples of a WAV file that are ignored: padding, or a tag of another format."""
+"""Seconds of bytes after the samples of a WAV file that are ignored, such as padding."""
+PLACEHOLDER = 0x7F000000
+"""Stated lengths from here on, and 0, are placeholders of programs that do not know the length, as for a pipe."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Layout:
     """False for an Ogg file with a wrong checksum, or with other bytes between its pages."""
     length_known: bool = True
     """False for a WAV file whose samples continue behind the length in its header."""
+    overrun: tuple[float, float] | None = None
+    """Seconds of samples that the header of such a file states, and of those behind; None for a placeholder."""
 
 
 @dataclass
@@ -153,11 +159,18 @@ def _wav_layout(file: BinaryIO, size: int) -> Layout:
     """Divides a file where another WAV file is appended."""
     starts, data = [0], find_wav_data(file)
     while data is not None:
-        end = data.start + data.length + data.length % 2
-        appended = _behind_chunks(file, end, size)
+        end = data.start + data.length
+        # Some programs omit the byte that pads an odd number of samples.
+        found = (
+            _behind_chunks(file, position, size) for position in sorted({end + data.length % 2, end}, reverse=True)
+        )
+        appended = next((position for position in found if position is not None), None)
         if appended is None:
             rate = int.from_bytes(data.format_chunk[8:12], "little")
-            return Layout(_parts(starts, size), length_known=size - end < _UNNOTICED * rate)
+            if size - end < _UNNOTICED * rate:
+                break
+            overrun = (data.length / rate, (size - end) / rate) if rate and data.length else None
+            return Layout(_parts(starts, size), length_known=False, overrun=overrun)
         if appended == size:
             break
         starts.append(appended)
@@ -169,13 +182,27 @@ def _behind_chunks(file: BinaryIO, position: int, size: int) -> int | None:
     """Returns the start of the next WAV file, or the end of the file; None if the bytes until then are no chunks."""
     while position + 8 <= size:
         file.seek(position)
-        kind, length = file.read(4), int.from_bytes(file.read(4), "little")
+        head = file.read(_TAG_HEAD)
+        tag = _tag_length(head)
+        if tag is not None:
+            position = min(position + tag, size)  # What is left of a tag that was cut off is no sound either.
+            continue
+        kind, length = head[:4], int.from_bytes(head[4:8], "little")
         if kind == b"RIFF":
             return position
         position += 8 + length + length % 2
         if not (kind.isascii() and kind.decode("ascii").isprintable()) or position > size + 1:
             return None
     return size
+
+
+def _tag_length(head: bytes) -> int | None:
+    """Returns the number of bytes of the ID3 or APE tag that begins with `head`; None if none does."""
+    if head.startswith(b"ID3"):
+        return 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+    if head.startswith(b"APETAGEX"):
+        return _TAG_HEAD + int.from_bytes(head[12:16], "little")
+    return _ID3V1 if head.startswith(b"TAG") else None
 
 
 def _parts(starts: list[int], size: int) -> tuple[tuple[int, int], ...]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 import soundfile
 
 from psla_jax.audio.ffmpeg import MIN_SHORTAGE, Block, DecodingError, FFmpegSource, shortage
-from psla_jax.audio.layout import Layout, Section, find_layout
+from psla_jax.audio.layout import PLACEHOLDER, Layout, Section, find_layout
 
 _MAX_LAYOUTS = 4096
 """Number of files whose layouts are kept."""
@@ -21,8 +21,6 @@ _MAX_FRAMES_PER_BYTE = 8192
 """Frames per byte beyond which the length in a header is not believed; silence in FLAC has up to 5461."""
 _CORRECTED = re.compile(r"^ *(?:data|riff|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's note, in bytes, on a file that ends before the length in its header."""
-_PLACEHOLDER = 0x7F000000
-"""Stated lengths from here on are placeholders of programs that write to a pipe and do not know the length."""
 _INEXACT_SEEK = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 """Encodings whose frames depend on earlier ones, so that the samples after a seek may differ."""
 
@@ -90,6 +88,8 @@ class SoundfileSource:
         seconds, stated = count / self.rate, self._stated_frames() / self.rate
         if stated - seconds > MIN_SHORTAGE:
             self.notes.append(shortage(seconds, stated))
+        elif seconds - stated > MIN_SHORTAGE:
+            self.notes.append(_overrun(stated, seconds - stated))
 
     def _sndfile_blocks(self, samples: int) -> Iterator[Block]:
         frames = max(1, samples // self.channels)
@@ -124,7 +124,9 @@ class SoundfileSource:
         if corrected is None:
             return self._sound.frames
         stated, actual = map(int, corrected.groups())
-        return self._sound.frames * stated // actual if actual < stated < _PLACEHOLDER else self._sound.frames
+        # libsndfile reads Wave64 files, but no others, to their end if that is behind the length in the header.
+        believed = 0 < stated < PLACEHOLDER and (actual < stated or self._sound.format == "W64")
+        return self._sound.frames * stated // actual if believed else self._sound.frames
 
 
 class JoinedSource:
@@ -180,9 +182,17 @@ def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
     whole = Section(file, *layout.parts[0]), layout, None if isinstance(file, io.BytesIO) else path
     joined = len(layout.parts) > 1
     with contextlib.nullcontext(JoinedSource(file, layout)) if joined else _opened(*whole) as source:
+        if layout.overrun is not None:
+            source.notes.append(_overrun(*layout.overrun))
         if not layout.has_end:
             source.notes.append("has no end mark, so it was probably cut off: download or copy it again.")
         yield source
+
+
+def _overrun(stated: float, behind: float) -> str:
+    """Returns the note on sound behind the length in a header, both in seconds."""
+    what = f"its header states {stated:.2f} s, and the {behind:.2f} s of data behind them are read as sound, too"
+    return f"has a wrong length: {what}: check how it sounds after {stated:.2f} s."
 
 
 @contextlib.contextmanager

@@ -141,15 +141,51 @@ def test_the_length_of_a_wav_file_may_be_wrong(tmp_path, stated, in_shard):
         path = str(shards.Address(str(tmp_path / "a.arrayrecord"), 0, "a.wav"))
     waveform, notes = read(path)
     np.testing.assert_array_equal(waveform, NOISE / np.float32(32768))
-    assert notes == []
+    wrong = "its header states 0.06 s, and the 2.94 s of data behind them are read as sound, too"
+    assert notes == ([f"has a wrong length: {wrong}: check how it sounds after 0.06 s."] if stated == 2000 else [])
     assert decode.duration(path) == 3.0
 
 
-@pytest.mark.parametrize("tail", [b"LIST\4\0\0\0INFO", b"TAG" + bytes(125), b"id3 \3\0\0\0abc\0"])
-def test_what_follows_the_samples_is_not_sound(tmp_path, tail):
-    path = write(tmp_path / "a.wav", NOISE)
-    path.write_bytes(path.read_bytes() + tail)
-    np.testing.assert_array_equal(read(path)[0], NOISE / np.float32(32768))
+JUNK = np.random.default_rng(1).bytes(200_000)
+TAILS = {
+    "chunk": b"LIST\4\0\0\0INFO",
+    "chunk with padding": b"id3 \3\0\0\0abc\0",
+    "ID3v1": b"TAG" + bytes(125),
+    "ID3v2": b"ID3\4\0\0" + bytes([0, 12, 26, 64]) + JUNK,
+    "ID3v2 that was cut off": b"ID3\4\0\0" + bytes([0, 12, 26, 64]) + JUNK[:99_999],
+    "APE": b"APETAGEX" + struct.pack("<IIII8x", 2000, 200_000, 1, 0x80000000) + JUNK,
+    "chunk and tags": b"LIST\4\0\0\0INFO" + b"ID3\4\0\0" + bytes([0, 12, 26, 64]) + JUNK + b"TAG" + bytes(125),
+}
+
+
+@pytest.mark.parametrize("samples", [48_000, 47_999])
+@pytest.mark.parametrize("tail", TAILS)
+def test_tags_behind_the_samples_are_not_sound(tmp_path, tail, samples):
+    path = tmp_path / "a.wav"
+    values = (NOISE[:samples] // 128 + 128).astype(np.uint8)
+    head = struct.pack("<4sI8sIHHIIHH", b"RIFF", 99, b"WAVEfmt ", 16, 1, 1, 16_000, 16_000, 1, 8)
+    path.write_bytes(head + b"data" + struct.pack("<I", samples) + values.tobytes() + TAILS[tail])
+    waveform, notes = read(path)
+    np.testing.assert_array_equal(waveform, (values - 128.0) / 128)
+    assert notes == []
+    assert decode.duration(path) == samples / 16_000
+
+
+def test_a_wav_file_behind_a_tag_is_read(tmp_path):
+    content = write(tmp_path / "a.wav", NOISE).read_bytes()
+    (tmp_path / "a.wav").write_bytes(content + TAILS["ID3v2"] + content)
+    waveform, notes = read(tmp_path / "a.wav")
+    np.testing.assert_array_equal(waveform, np.tile(NOISE, 2) / np.float32(32768))
+    assert notes == []
+
+
+@pytest.mark.parametrize("ending", ["wav", "w64"])
+def test_other_data_behind_the_samples_has_a_note(tmp_path, ending):
+    path = write(tmp_path / f"a.{ending}", NOISE)
+    path.write_bytes(path.read_bytes() + JUNK[:32_000])
+    waveform, (note,) = read(path)
+    assert len(waveform) == 64_000
+    assert "its header states 3.00 s, and the 1.00 s of data behind them" in note
 
 
 def test_a_flac_file_that_was_written_to_a_pipe(tmp_path):
