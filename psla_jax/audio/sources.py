@@ -67,10 +67,13 @@ class SoundfileSource:
 
     def seek(self, frame: int) -> bool:
         """Lets :meth:`blocks` begin at a frame, unless the file cannot seek, or not that far by its header."""
-        exact = self._sound.seekable() and self._sound.subtype not in _INEXACT_SEEK and frame <= self._sound.frames
-        if exact:
+        if not self._sound.seekable() or self._sound.subtype in _INEXACT_SEEK or frame > self._sound.frames:
+            return False
+        try:
             self._first = self._sound.seek(frame)
-        return exact
+        except soundfile.SoundFileError:  # The file is damaged, and later calls fail, too: FFmpeg will read all of it.
+            return False
+        return True
 
     def blocks(self, samples: int) -> Iterator[Block]:
         """Yields the content in blocks of at most `samples` samples, summed over the channels.
@@ -233,7 +236,7 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
     """Opens a file with libsndfile, or with FFmpeg if libsndfile cannot or does not know its length."""
     section.seek(0)
     try:
-        sound = stack.enter_context(soundfile.SoundFile(section if path is None else path))
+        sound = stack.enter_context(_soundfile(section, path))
     except soundfile.SoundFileError as error:
         try:
             return FFmpegSource(section, length_known=layout.length_known)
@@ -243,3 +246,13 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
         with contextlib.suppress(DecodingError):
             return FFmpegSource(section, length_known=layout.length_known)
     return SoundfileSource(sound, section)
+
+
+def _soundfile(section: Section, path: str | bytes | None) -> soundfile.SoundFile:
+    """Opens a file with libsndfile by its content: by name, anything called ``.au`` or ``.vox`` would be raw samples."""
+    if path is not None:
+        sound = soundfile.SoundFile(path)
+        if sound.format != "RAW":
+            return sound
+        sound.close()
+    return soundfile.SoundFile(section)

@@ -15,7 +15,7 @@ import soundfile
 import soxr
 from encoding import encode, pitch, tones, zeroed
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, segments, shards
 from psla_jax.audio.decode import AudioError, Reading
 
 PITCHES = (440, 1000, 2000)
@@ -262,6 +262,16 @@ def test_times_after_a_damaged_part_stay_right(tmp_path, kind):
     assert len(silent), "the missing part is not silent"
 
 
+@pytest.mark.parametrize("start", [1.0, 5.0, 10.0])
+def test_a_segment_of_a_damaged_flac_file_is_read(tmp_path, start):
+    path = encode(tmp_path / "a.flac", np.tile(NOISE, 4), 16_000)
+    path.write_bytes(zeroed(path.read_bytes(), 0.4, 0.45))
+    whole = decode.read(path)
+    waveform = segments.read(segments.Segment(str(path), start, start + 1))
+    first = round(start * 16_000)
+    np.testing.assert_allclose(waveform, whole[first : first + 16_000], atol=1e-6)
+
+
 def test_a_damaged_mp3_has_a_note_on_later_times(tmp_path, capfd):
     path = encode(tmp_path / "a.mp3", np.tile(NOISE, 3), write_xing="0")
     path.write_bytes(zeroed(path.read_bytes(), 0.4, 0.55))
@@ -351,6 +361,16 @@ def test_the_message_names_what_a_file_is(tmp_path, kind, in_shard):
         decode.read(path)
     assert str(caught.value).startswith(f"{path} cannot be read as audio ")
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["au", "snd", "vox", "gsm"])
+def test_the_name_of_a_file_does_not_make_it_sound(tmp_path, ending):
+    path = tmp_path / f"page.{ending}"
+    path.write_text("<!DOCTYPE html><html>404</html>" * 999)
+    with pytest.raises(AudioError, match="it is an HTML page"):
+        decode.read(path)
+    with pytest.raises(AudioError, match="it is an HTML page"):
+        decode.duration(path)
 
 
 # ---- Samples ---------------------------------------------------------------------------------------------------------
