@@ -32,7 +32,7 @@ class Layout:
     parts: tuple[tuple[int, int], ...]
     """First byte and end of each of the joined files, which are decoded one after the other."""
     has_end: bool = True
-    """False for an Ogg file without the mark that ends its last stream."""
+    """False for an Ogg file without the mark that ends its last stream, unless it ends with a complete page."""
     intact: bool = True
     """False for an Ogg file with a wrong checksum, or with other bytes between its pages."""
     length_known: bool = True
@@ -108,29 +108,36 @@ def find_wav_data(file: BinaryIO, start: int = 0) -> WavData | None:
 def _ogg_layout(file: BinaryIO, size: int) -> Layout:
     """Divides an Ogg file where new streams begin; the streams of a video begin together, with a page each."""
     flags, end, starts, intact = _OGG_FIRST, 0, [0], True
-    for position, page in _ogg_pages(file):
+    for position, page, has_right_checksum in _ogg_pages(file):
         previous, flags = flags, page[5]
         if flags & _OGG_FIRST and not previous & _OGG_FIRST:
             starts.append(position)
-        intact = intact and position == end and _has_right_checksum(page)
+        intact = intact and position == end and has_right_checksum
         end = position + len(page)
-    return Layout(_parts(starts, size), has_end=bool(flags & _OGG_LAST), intact=intact)
+    return Layout(_parts(starts, size), has_end=bool(flags & _OGG_LAST) or end == size, intact=intact)
 
 
-def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yields the complete pages of an Ogg file with their positions; bytes between pages are skipped."""
+def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+    """Yields the complete pages of an Ogg file, each with its position and whether its checksum is right.
+
+    Bytes between pages are skipped. A damaged page may state a wrong length: the next one is searched within it.
+    """
     file.seek(0)
-    start, buffer = 0, b""
-    while data := file.read(_CHUNK):
-        buffer, first = buffer + data, 0
+    start, buffer, at_end = 0, b"", False
+    while not at_end:
+        data = file.read(_CHUNK)
+        buffer, first, at_end = buffer + data, 0, not data
         while (position := buffer.find(_OGG_PAGE, first)) >= 0:
             head = position + _OGG_HEAD
             content = head + int.from_bytes(buffer[head - 1 : head])  # After the lengths of the segments.
             end = content + sum(buffer[head:content])
-            if end > len(buffer):
+            if end > len(buffer) and not at_end:
                 break
-            yield start + position, buffer[position:end]
-            first = end
+            page = buffer[position:end]
+            has_right_checksum = end <= len(buffer) and _has_right_checksum(page)
+            if end <= len(buffer):
+                yield start + position, page, has_right_checksum
+            first = end if has_right_checksum else position + len(_OGG_PAGE)
         first = position if position >= 0 else max(first, len(buffer) - len(_OGG_PAGE))
         start, buffer = start + first, buffer[first:]
 

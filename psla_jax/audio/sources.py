@@ -188,7 +188,9 @@ def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
         if layout.overrun is not None:
             source.notes.append(_overrun(*layout.overrun))
         if not layout.has_end:
-            source.notes.append("has no end mark, so it was probably cut off: download or copy it again.")
+            source.notes.append(
+                "ends within a page and has no end mark, so it was probably cut off: download or copy it again."
+            )
         yield source
 
 
@@ -236,7 +238,7 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
     """Opens a file with libsndfile, or with FFmpeg if libsndfile cannot or does not know its length."""
     section.seek(0)
     try:
-        sound = stack.enter_context(_soundfile(section, path))
+        sound = _enter_soundfile(section, path, stack)
     except soundfile.SoundFileError as error:
         try:
             return FFmpegSource(section, length_known=layout.length_known)
@@ -248,11 +250,10 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
     return SoundfileSource(sound, section)
 
 
-def _soundfile(section: Section, path: str | bytes | None) -> soundfile.SoundFile:
+def _enter_soundfile(section: Section, path: str | bytes | None, stack: contextlib.ExitStack) -> soundfile.SoundFile:
     """Opens a file with libsndfile by its content: by name, anything called ``.au`` or ``.vox`` would be raw samples."""
     if path is not None:
-        sound = soundfile.SoundFile(path)
+        sound = stack.enter_context(soundfile.SoundFile(path))
         if sound.format != "RAW":
             return sound
-        sound.close()
-    return soundfile.SoundFile(section)
+    return stack.enter_context(soundfile.SoundFile(section))

@@ -214,7 +214,7 @@ CUT: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "Vorbis": (lambda f: write(f / "a.ogg", tones(*PITCHES, 800, 900), 48_000), "so it was probably cut off"),
     "Opus": (lambda f: encode(f / "a.opus", tones(*PITCHES)), "so it was probably cut off"),
-    "AAC": (lambda f: encode(f / "a.aac", tones(*PITCHES)), "so it was probably cut off"),
+    "AAC": (lambda f: encode(f / "a.aac", tones(*PITCHES)), "if sound is missing, it was cut off"),
 }  # fmt: skip
 
 
@@ -231,6 +231,34 @@ def test_a_file_that_was_cut_off_is_read_up_to_there_with_a_note(tmp_path, kind)
     assert expected in note
     assert f"{len(waveform) / 16_000:.2f} s" in note or "end mark" in note
     assert note.endswith(".")
+
+
+def ogg_pages(path: Path) -> list[bytes]:
+    return [b"OggS" + page for page in path.read_bytes().split(b"OggS")[1:]]
+
+
+def test_an_ogg_file_that_ends_with_a_complete_page_may_be_whole(tmp_path):
+    """Programs that divide a recording at once into files do not mark the last page of each."""
+    path = opus(tmp_path / "a.opus", *PITCHES)
+    path.write_bytes(b"".join(ogg_pages(path)[:-1]))
+    waveform, notes = read(path)
+    assert 32_000 <= len(waveform) < 48_000
+    assert notes == []
+
+
+def test_the_end_mark_is_found_behind_a_damaged_page(tmp_path):
+    path = opus(tmp_path / "a.opus", *PITCHES)
+    *pages, damaged, last = ogg_pages(path)
+    damaged = damaged[:26] + b"\xff" * (len(damaged) - 26)  # It states 65 kB, which is more than follows.
+    path.write_bytes(b"".join([*pages, damaged, last, b"x"]))
+    assert not any("end mark" in note for note in read(path)[1])
+
+
+def test_pieces_of_a_webm_recording_begin_later_than_at_0(tmp_path):
+    path = encode(tmp_path / "a.webm", tones(*PITCHES), output_ts_offset="14")
+    waveform, notes = read(path)
+    assert notes == []
+    assert decode.duration(path) == pytest.approx(len(waveform) / 16_000, abs=0.02)
 
 
 # ---- Damaged in the middle -------------------------------------------------------------------------------------------
@@ -344,6 +372,11 @@ OTHER_KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "MP4": (make_cut_m4a, "(it is an MP4 file that is incomplete or has no sound): download or convert it again"),
     "zeros": (lambda p: p.write_bytes(bytes(5000)), "(it begins with zeros only): download or copy it again"),
+    "UTF-16": (lambda p: p.write_text("Grüße", encoding="utf-16"), "(it is a text that begins with 'Grüße')"),
+    "start of a WAV file": (lambda p: p.write_bytes(b"RIFF"), "(it is a WAV file that is incomplete or damaged"),
+    "start of a FLAC file": (lambda p: p.write_bytes(b"fLaC"), "(it is a FLAC file that is incomplete or damaged"),
+    "empty tag": (lambda p: p.write_bytes(b"ID3\3" + bytes(6)), "(it is an MP3 file that is incomplete or damaged"),
+    "frames of no MP3": (lambda p: p.write_bytes(b"\xff\xe3\x01\x9d" * 3), "(Format not recognised): convert it"),
     "unknown": (lambda p: p.write_bytes(b"\x01\xfe\x77" * 99), "(Format not recognised): convert it to WAV or FLAC"),
 }
 
@@ -387,10 +420,10 @@ def test_the_first_sample_that_no_recording_can_have_is_named(tmp_path, value):
     samples = np.zeros((48_000, 2))
     samples[24_000:, 1] = value
     write(tmp_path / "a.wav", samples, 16_000, subtype="DOUBLE")
-    stored = np.inf if value == 1e300 else value
+    stored = "infinite or beyond 3.4e+38" if abs(value) in (np.inf, 1e300) else f"{value:g}"
     with pytest.raises(AudioError) as caught:
         decode.read(tmp_path / "a.wav")
-    assert f"not finite or too large for a recording, the first {stored:g} at 1.500 s: export it" in str(caught.value)
+    assert f"not finite or too large for a recording, the first {stored} at 1.500 s: export it" in str(caught.value)
     with pytest.raises(AudioError) as caught:
         decode.from_samples(samples, 16_000)
     position = "as large as 1e+30, at sample 24000" if value == 1e30 else f"the first {value:g} at sample 24000"
