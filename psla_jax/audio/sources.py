@@ -19,8 +19,10 @@ _MAX_LAYOUTS = 4096
 """Number of files whose layouts are kept."""
 _MAX_FRAMES_PER_BYTE = 8192
 """Frames per byte beyond which the length in a header is not believed; silence in FLAC has up to 5461."""
-_CORRECTED = re.compile(r"^ *(?:data|riff|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_CORRECTED = re.compile(r"^ *(?:data|riff|Riff size|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's note, in bytes, on a file that ends before the length in its header."""
+_PLACEHOLDER_64 = 1 << 62
+"""The same as PLACEHOLDER for headers with lengths of 64 bits."""
 _INEXACT_SEEK = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 """Encodings whose frames depend on earlier ones, so that the samples after a seek may differ."""
 
@@ -128,7 +130,8 @@ class SoundfileSource:
             return self._sound.frames
         stated, actual = map(int, corrected.groups())
         # libsndfile reads Wave64 files, but no others, to their end if that is behind the length in the header.
-        believed = 0 < stated < PLACEHOLDER and (actual < stated or self._sound.format == "W64")
+        limit = _PLACEHOLDER_64 if self._sound.format in ("RF64", "W64") else PLACEHOLDER
+        believed = 0 < stated < limit and (actual < stated or self._sound.format == "W64")
         return self._sound.frames * stated // actual if believed else self._sound.frames
 
 
@@ -251,7 +254,7 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
 
 
 def _enter_soundfile(section: Section, path: str | bytes | None, stack: contextlib.ExitStack) -> soundfile.SoundFile:
-    """Opens a file with libsndfile by its content: by name, anything called ``.au`` or ``.vox`` would be raw samples."""
+    """Opens a file with libsndfile by its content: by its name, any file called ``.au`` or ``.vox`` is raw samples."""
     if path is not None:
         sound = stack.enter_context(soundfile.SoundFile(path))
         if sound.format != "RAW":

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +18,8 @@ from encoding import encode, pitch, tones, zeroed
 
 from psla_jax.audio import decode, segments, shards
 from psla_jax.audio.decode import AudioError, Reading
+from psla_jax.audio.ffmpeg import FFmpegSource
+from psla_jax.audio.layout import Section
 
 PITCHES = (440, 1000, 2000)
 NOISE = np.random.default_rng(0).integers(-3000, 3000, 48_000, dtype=np.int16)
@@ -206,6 +209,9 @@ def test_a_flac_file_that_was_written_to_a_pipe(tmp_path):
 CUT: dict[str, tuple[Callable[[Path], Path], str]] = {
     "WAV": (lambda f: write(f / "a.wav", tones(*PITCHES), 48_000), "of the 3.00 s that its header states"),
     "AIFF": (lambda f: write(f / "a.aiff", tones(*PITCHES), 48_000), "of the 3.00 s that its header states"),
+    "RF64": (lambda f: write(f / "a.rf64", tones(*PITCHES), 48_000), "of the 3.00 s that its header states"),
+    "Wave64": (lambda f: write(f / "a.w64", tones(*PITCHES), 48_000), "of the 3.00 s that its header states"),
+    "CAF": (lambda f: write(f / "a.caf", tones(*PITCHES), 48_000), "of the 3.00 s that its header states"),
     "FLAC": (lambda f: encode(f / "a.flac", tones(*PITCHES)), "of the 3.00 s that its header states"),
     "MP3": (lambda f: encode(f / "a.mp3", tones(*PITCHES)), "of the 3.00 s that its header states"),
     "WebM": (lambda f: encode(f / "a.webm", tones(*PITCHES)), "of the 3.01 s that its header states"),
@@ -254,11 +260,31 @@ def test_the_end_mark_is_found_behind_a_damaged_page(tmp_path):
     assert not any("end mark" in note for note in read(path)[1])
 
 
-def test_pieces_of_a_webm_recording_begin_later_than_at_0(tmp_path):
-    path = encode(tmp_path / "a.webm", tones(*PITCHES), output_ts_offset="14")
+@pytest.mark.parametrize("ending", ["webm", "opus"])
+def test_pieces_of_a_recording_begin_later_than_at_0(tmp_path, ending):
+    path = encode(tmp_path / f"a.{ending}", tones(*PITCHES), output_ts_offset="14")
     waveform, notes = read(path)
     assert notes == []
     assert decode.duration(path) == pytest.approx(len(waveform) / 16_000, abs=0.02)
+    with path.open("rb") as file:
+        source = FFmpegSource(Section(file, 0, path.stat().st_size))
+        assert source.seconds() == pytest.approx(3, abs=0.02)
+        assert sum(len(block) / rate for block, rate in source.blocks(1 << 16)) == pytest.approx(3, abs=0.02)
+        assert source.notes == []
+
+
+def test_the_duration_is_that_of_the_track_that_is_read(tmp_path):
+    path = tmp_path / "a.mka"
+    with av.open(path, "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+        for stream, samples in zip(streams, (NOISE[:16_000], NOISE), strict=True):
+            frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
+            frame.sample_rate = 16_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    waveform, notes = read(path)
+    assert notes == []
+    assert decode.duration(path) == pytest.approx(len(waveform) / 16_000, abs=0.01)
 
 
 # ---- Damaged in the middle -------------------------------------------------------------------------------------------
