@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -19,6 +19,13 @@ _FLAC_START = b"fLaC\0\0\0\x22"
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _TAG_HEAD, _ID3V1 = 32, 128
 """Bytes of the header of an APE tag, and of an ID3v1 tag."""
+_STATED_SIZES: dict[bytes, Callable[[bytes], int]] = {
+    b"FORM": lambda head: 8 + int.from_bytes(head[4:8]) + head[7] % 2,
+    b".snd": lambda head: int.from_bytes(head[4:8]) + int.from_bytes(head[8:12]),
+    b"RF64": lambda head: 8 + int.from_bytes(head[20:28], "little"),
+    b"riff": lambda head: -(-int.from_bytes(head[16:24], "little") // 8) * 8,
+}
+"""Bytes of an AIFF, AU, RF64 or Wave64 file according to its beginning, by its first bytes."""
 _UNNOTICED = 0.1
 """Seconds of bytes after the samples of a WAV file that are ignored, such as padding."""
 PLACEHOLDER = 0x7F000000
@@ -32,7 +39,7 @@ class Layout:
     parts: tuple[tuple[int, int], ...]
     """First byte and end of each of the joined files, which are decoded one after the other."""
     has_end: bool = True
-    """False for an Ogg file without the mark that ends its last stream, unless it ends with a complete page."""
+    """False for an Ogg file that ends within a page and without the mark of the end, or a CAF file within a chunk."""
     intact: bool = True
     """False for an Ogg file with a wrong checksum, or with other bytes between its pages."""
     length_known: bool = True
@@ -84,7 +91,10 @@ def find_layout(file: BinaryIO) -> Layout:
     """Returns the layout of a seekable file; its position changes."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    find = {b"OggS": _ogg_layout, b"fLaC": _flac_layout, b"RIFF": _wav_layout}.get(file.read(4))
+    signature = file.read(4)
+    if signature in _STATED_SIZES:
+        return _layout_by_sizes(file, size, signature)
+    find = {b"OggS": _ogg_layout, b"fLaC": _flac_layout, b"RIFF": _wav_layout, b"caff": _caf_layout}.get(signature)
     return Layout(((0, size),)) if find is None else find(file, size)
 
 
@@ -162,6 +172,40 @@ def _flac_layout(file: BinaryIO, size: int) -> Layout:
     return Layout(_parts(sorted({0, *starts}), size))
 
 
+def _layout_by_sizes(file: BinaryIO, size: int, signature: bytes) -> Layout:
+    """Divides a file where another one of the same format is appended, by the sizes in their first 32 bytes."""
+    starts, end = list[int](), 0
+    while end < size:
+        file.seek(end)
+        head = file.read(32)
+        if not head.startswith(signature):
+            break
+        starts.append(end)
+        end += max(_STATED_SIZES[signature](head), len(head))
+    return Layout(_parts(starts, size))
+
+
+def _caf_layout(file: BinaryIO, size: int) -> Layout:
+    """Divides a file where another CAF file is appended."""
+    starts, end = list[int](), 0
+    while end < size:
+        file.seek(end)
+        head = file.read(12)
+        if head.startswith(b"caff"):
+            starts.append(end)
+            end += 8
+            continue
+        length = int.from_bytes(head[4:], signed=True)
+        if not _is_chunk_name(head[:4]) or length < 0:  # Data of another kind, or sound up to the end of the file.
+            return Layout(_parts(starts, size))
+        end += 12 + length
+    return Layout(_parts(starts, size), has_end=end <= size)
+
+
+def _is_chunk_name(name: bytes) -> bool:
+    return name.isascii() and name.decode("ascii").isprintable()
+
+
 def _wav_layout(file: BinaryIO, size: int) -> Layout:
     """Divides a file where another WAV file is appended."""
     starts, data = [0], find_wav_data(file)
@@ -198,7 +242,7 @@ def _behind_chunks(file: BinaryIO, position: int, size: int) -> int | None:
         if kind == b"RIFF":
             return position
         position += 8 + length + length % 2
-        if not (kind.isascii() and kind.decode("ascii").isprintable()) or position > size + 1:
+        if not _is_chunk_name(kind) or position > size + 1:
             return None
     return size
 

@@ -192,7 +192,7 @@ def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
             source.notes.append(_overrun(*layout.overrun))
         if not layout.has_end:
             source.notes.append(
-                "ends within a page and has no end mark, so it was probably cut off: download or copy it again."
+                "ends in the middle of a page or chunk, so it was probably cut off: download or copy it again."
             )
         yield source
 
