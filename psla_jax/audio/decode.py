@@ -190,7 +190,6 @@ def require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start:
         return
     position = int(np.argmin(np.abs(mono) <= MAX_FILE_AMPLITUDE))
     value = block[position, np.abs(block[position]).argmax()]
-    # Samples of 64 bits were converted to 32 bits before.
     described = f"infinite or beyond {np.finfo(np.float32).max:.1e}" if np.isinf(value) else f"{value:g}"
     raise AudioError(
         path,
@@ -389,7 +388,8 @@ def _unreadable_reason(path: StrPath, error: Exception, record: memoryview | Non
     if known:
         return f"cannot be read as audio ({known[0]}): {known[1]}."
     detail = getattr(error, "error_string", "") or str(error)
-    if "not a regular file" in detail:  # libsndfile's text for some contents that it does not know, although it is one.
+    # libsndfile takes the content of some ordinary files for damaged MP3.
+    if any(text in detail for text in ("not a regular file", "internal error")):
         detail = "Format not recognised"
     return f"cannot be read as audio ({detail.strip().rstrip('.')}): convert it to WAV or FLAC, or leave it out."
 

@@ -409,6 +409,10 @@ OTHER_KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "start of a FLAC file": (lambda p: p.write_bytes(b"fLaC"), "(it is a FLAC file that is incomplete or damaged"),
     "empty tag": (lambda p: p.write_bytes(b"ID3\3" + bytes(6)), "(it is an MP3 file that is incomplete or damaged"),
     "frames of no MP3": (lambda p: p.write_bytes(b"\xff\xe3\x01\x9d" * 3), "(Format not recognised): convert it"),
+    "bytes called MP3": (
+        lambda p: p.write_bytes(np.random.default_rng(2).bytes(5000)),
+        "(Format not recognised): convert it",
+    ),
     "unknown": (lambda p: p.write_bytes(b"\x01\xfe\x77" * 99), "(Format not recognised): convert it to WAV or FLAC"),
 }
 
