@@ -91,10 +91,11 @@ def find_layout(file: BinaryIO) -> Layout:
     """Returns the layout of a seekable file; its position changes."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    signature = file.read(4)
+    head = file.read(8)
+    signature = head[4:] if head.endswith(b"ftyp") else head[:4]
     if signature in _STATED_SIZES:
         return _layout_by_sizes(file, size, signature)
-    find = {b"OggS": _ogg_layout, b"fLaC": _flac_layout, b"RIFF": _wav_layout, b"caff": _caf_layout}.get(signature)
+    find = _FINDERS.get(signature)
     return Layout(((0, size),)) if find is None else find(file, size)
 
 
@@ -202,6 +203,21 @@ def _caf_layout(file: BinaryIO, size: int) -> Layout:
     return Layout(_parts(starts, size), has_end=end <= size)
 
 
+def _mp4_layout(file: BinaryIO, size: int) -> Layout:
+    """Divides a file where another MP4 file is appended, if the one before has a description of its tracks."""
+    starts, end, length, is_described = [0], 0, 8, False
+    while end < size and length >= 8:  # A length of 0 is that of a box up to the end of the file.
+        file.seek(end)
+        head = file.read(16)
+        if head[4:8] == b"ftyp" and is_described:
+            starts.append(end)
+        is_described = head[4:8] == b"moov" or (is_described and head[4:8] != b"ftyp")
+        length = int.from_bytes(head[:4])
+        length = int.from_bytes(head[8:]) if length == 1 else length
+        end += length
+    return Layout(_parts(starts, size))
+
+
 def _is_chunk_name(name: bytes) -> bool:
     return name.isascii() and name.decode("ascii").isprintable()
 
@@ -258,3 +274,9 @@ def _tag_length(head: bytes) -> int | None:
 
 def _parts(starts: list[int], size: int) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, [*starts[1:], size]))
+
+
+_FINDERS = {
+    b"OggS": _ogg_layout, b"fLaC": _flac_layout, b"RIFF": _wav_layout, b"caff": _caf_layout, b"ftyp": _mp4_layout,
+}  # fmt: skip
+"""Functions that find the layout of a file, by its first bytes."""

@@ -155,22 +155,27 @@ class JoinedSource:
 
     def seconds(self) -> float:
         """Returns the sum of the durations."""
-        total = 0.0
-        for section in self._sections:
-            with _opened(section, self._layout) as source:
-                total += source.seconds()
-        return total
+        return sum((source.seconds() for source in self._sources() if source is not None), start=0.0)
 
     def blocks(self, samples: int) -> Iterator[Block]:
         """Yields the blocks of all files."""
         start = elapsed = 0.0
-        for section in self._sections:
-            with _opened(section, self._layout) as source:
-                for block, rate in source.blocks(samples):
-                    elapsed += len(block) / rate
-                    yield block, rate
-                self.notes += (f"has a part, {start:.2f} s after the beginning, that {note}" for note in source.notes)
+        for source in self._sources():
+            for block, rate in () if source is None else source.blocks(samples):
+                elapsed += len(block) / rate
+                yield block, rate
+            notes = ["cannot be decoded: download or copy it again."] if source is None else source.notes
+            self.notes += (f"has a part, {start:.2f} s after the beginning, that {note}" for note in notes)
             start = elapsed
+
+    def _sources(self) -> Iterator[Source | None]:
+        """Opens one part after the other; None stands for one that cannot be decoded."""
+        for section in self._sections:
+            with contextlib.ExitStack() as stack:
+                source = None
+                with contextlib.suppress(soundfile.SoundFileError, DecodingError):
+                    source = stack.enter_context(_opened(section, self._layout))
+                yield source
 
 
 @contextlib.contextmanager
