@@ -188,9 +188,10 @@ def require_plausible(path: StrPath, block: np.ndarray, mono: np.ndarray, start:
         return
     position = int(np.argmin(np.abs(mono) <= MAX_FILE_AMPLITUDE))
     value = block[position, np.abs(block[position]).argmax()]
+    described = f"infinite or beyond {np.finfo(np.float32).max:.1e}" if np.isinf(value) else f"{value:g}"
     raise AudioError(
         path,
-        f"holds samples that are not finite or too large for a recording, the first {value:g} at "
+        f"holds samples that are not finite or too large for a recording, the first {described} at "
         f"{start + position / rate:.3f} s: export it again as 16-bit PCM, or leave it out.",
     )
 
@@ -381,10 +382,13 @@ def _unreadable_reason(path: StrPath, error: Exception, record: memoryview | Non
         return "is a folder: name an audio file."
     if size == 0:
         return "is an empty file: record or download it again, or leave it out."
-    known = file_kinds.describe(_head(path, record))
+    known = None if isinstance(error, OSError) else file_kinds.describe(_head(path, record))
     if known:
         return f"cannot be read as audio ({known[0]}): {known[1]}."
     detail = getattr(error, "error_string", "") or str(error)
+    # libsndfile takes the content of some ordinary files for damaged MP3.
+    if any(text in detail for text in ("not a regular file", "internal error")):
+        detail = "Format not recognised"
     return f"cannot be read as audio ({detail.strip().rstrip('.')}): convert it to WAV or FLAC, or leave it out."
 
 

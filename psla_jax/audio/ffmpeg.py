@@ -32,6 +32,7 @@ _DEMUXERS = (
 )
 """Formats that are accepted. Others, such as playlists, could open further files or addresses."""
 _OPTIONS = {"format_whitelist": _DEMUXERS, "err_detect": "crccheck"}
+_OPUS = ("opus", "libopus")
 _DECODERS = {"opus": "libopus"}
 """Decoders used instead of FFmpeg's own: it is the reference, and the one in libsndfile."""
 _ESTIMATED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "mpeg", "mpegts"})
@@ -108,10 +109,16 @@ class FFmpegSource:
         if name == "mp3" and not _states_frames(replace(self._file, position=0), stream):
             return None
         if stream.duration is not None and stream.time_base is not None:
-            delay = stream.codec_context.delay if name == "ogg" else 0
-            return float(stream.duration * stream.time_base) - delay / stream.codec_context.sample_rate
-        if container.duration is not None and not container.streams.video:
-            return container.duration / av.time_base
+            seconds = float(stream.duration * stream.time_base)
+            if name != "ogg":
+                return seconds
+            # The duration of Opus is the time at the end, and pieces of a recording do not begin at 0.
+            start = float((stream.start_time or 0) * stream.time_base) if stream.codec_context.name in _OPUS else 0.0
+            return seconds - max(start, stream.codec_context.delay / stream.codec_context.sample_rate)
+        if container.duration is not None and len(container.streams) == 1:  # Other tracks may be longer.
+            # WebM and Matroska state when the sound ends, and pieces of a recording do not begin at 0.
+            start = max(container.start_time or 0, 0) if name.startswith("matroska") else 0
+            return (container.duration - start) / av.time_base
         return None
 
     def _pieces(self) -> Iterator[Block]:
@@ -165,7 +172,8 @@ class _Clock:
         if stated is not None and stated - self.read > MIN_SHORTAGE:
             yield shortage(self.read, stated)
         elif math.isnan(self._damaged_at) and not math.isnan(self._undecodable_at):
-            yield f"cannot be decoded after {self._undecodable_at:.2f} s, so it was probably cut off: copy it again."
+            what = f"holds data that cannot be decoded after {self._undecodable_at:.2f} s, such as a tag"
+            yield f"{what}; if sound is missing, it was cut off: download or copy it again."
 
 
 def shortage(seconds: float, stated: float) -> str:

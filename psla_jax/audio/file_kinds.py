@@ -18,6 +18,7 @@ _UNPACK = "unpack it, and name the recordings in it"
 _DOWNLOAD = "download the recording itself"
 _REPAIR = "download or convert it again, or leave it out"
 _LEAVE_OUT = "leave it out"
+_DEFECT = "is incomplete or damaged, or has no sound that can be decoded"
 _SIGNATURES = (
     (0, b"PK\x03\x04", "it is a ZIP archive", _UNPACK),
     (0, b"\x1f\x8b", "it is a gzip archive", _UNPACK),
@@ -34,6 +35,15 @@ _SIGNATURES = (
     (0, b"\x1a\x45\xdf\xa3", "it is a WebM or Matroska file that is incomplete or has no sound", _REPAIR),
     (0, b"\x30\x26\xb2\x75", "it is a Windows Media file that is damaged or has no sound", _REPAIR),
     (8, b"AVI ", "it is an AVI file that is damaged or has no sound", _REPAIR),
+    (8, b"WEBP", "it is a WebP image", _LEAVE_OUT),
+    (0, b"RIFF", f"it is a WAV file that {_DEFECT}", _REPAIR),
+    (0, b"RF64", f"it is a WAV file that {_DEFECT}", _REPAIR),
+    (0, b"fLaC", f"it is a FLAC file that {_DEFECT}", _REPAIR),
+    (0, b"OggS", f"it is an Ogg file that {_DEFECT}", _REPAIR),
+    (0, b"caff", f"it is a CAF file that {_DEFECT}", _REPAIR),
+    (0, b"wvpk", f"it is a WavPack file that {_DEFECT}", _REPAIR),
+    (0, b"ID3", f"it is an MP3 file that {_DEFECT}", _REPAIR),
+    (8, b"AIF", f"it is an AIFF file that {_DEFECT}", _REPAIR),
 )
 """Position and bytes of a signature, what the file is, and the remedy."""
 
@@ -48,14 +58,15 @@ def describe(head: bytes) -> tuple[str, str] | None:
     text = head.strip().lower()
     if text.startswith((b"<!doctype html", b"<html")) or b"<html" in text:
         return "it is an HTML page", _DOWNLOAD
-    if _is_text(head):
-        return f"it is a text that begins with {head[:20].decode(errors='ignore').strip()!r}", _DOWNLOAD
-    return None
+    beginning = _text(head)
+    return None if beginning is None else (f"it is a text that begins with {beginning[:20].strip()!r}", _DOWNLOAD)
 
 
-def _is_text(head: bytes) -> bool:
+def _text(head: bytes) -> str | None:
+    """Returns the beginning of a text in UTF-8, or in UTF-16 with a byte order mark; None for other files."""
+    encoding = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
     try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # The last character may be incomplete.
+        text = codecs.getincrementaldecoder(encoding)().decode(head)  # The last character may be incomplete.
     except UnicodeDecodeError:
-        return False
-    return all(char.isprintable() or char in "\t\r\n\f" for char in text)
+        return None
+    return text if all(char.isprintable() or char in "\t\r\n\f" for char in text) else None

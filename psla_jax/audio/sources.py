@@ -13,16 +13,16 @@ from typing import BinaryIO, Protocol
 import soundfile
 
 from psla_jax.audio.ffmpeg import MIN_SHORTAGE, Block, DecodingError, FFmpegSource, shortage
-from psla_jax.audio.layout import Layout, Section, find_layout
+from psla_jax.audio.layout import PLACEHOLDER, Layout, Section, find_layout
 
 _MAX_LAYOUTS = 4096
 """Number of files whose layouts are kept."""
 _MAX_FRAMES_PER_BYTE = 8192
 """Frames per byte beyond which the length in a header is not believed; silence in FLAC has up to 5461."""
-_CORRECTED = re.compile(r"^ *(?:data|riff|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_CORRECTED = re.compile(r"^ *(?:data|riff|Riff size|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 """libsndfile's note, in bytes, on a file that ends before the length in its header."""
-_PLACEHOLDER = 0x7F000000
-"""Stated lengths from here on are placeholders of programs that write to a pipe and do not know the length."""
+_PLACEHOLDER_64 = 1 << 62
+"""The same as PLACEHOLDER for headers with lengths of 64 bits."""
 _INEXACT_SEEK = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III")
 """Encodings whose frames depend on earlier ones, so that the samples after a seek may differ."""
 
@@ -69,10 +69,13 @@ class SoundfileSource:
 
     def seek(self, frame: int) -> bool:
         """Lets :meth:`blocks` begin at a frame, unless the file cannot seek, or not that far by its header."""
-        exact = self._sound.seekable() and self._sound.subtype not in _INEXACT_SEEK and frame <= self._sound.frames
-        if exact:
+        if not self._sound.seekable() or self._sound.subtype in _INEXACT_SEEK or frame > self._sound.frames:
+            return False
+        try:
             self._first = self._sound.seek(frame)
-        return exact
+        except soundfile.SoundFileError:  # The file is damaged, and later calls fail, too: FFmpeg will read all of it.
+            return False
+        return True
 
     def blocks(self, samples: int) -> Iterator[Block]:
         """Yields the content in blocks of at most `samples` samples, summed over the channels.
@@ -90,6 +93,8 @@ class SoundfileSource:
         seconds, stated = count / self.rate, self._stated_frames() / self.rate
         if stated - seconds > MIN_SHORTAGE:
             self.notes.append(shortage(seconds, stated))
+        elif seconds - stated > MIN_SHORTAGE:
+            self.notes.append(_overrun(stated, seconds - stated))
 
     def _sndfile_blocks(self, samples: int) -> Iterator[Block]:
         frames = max(1, samples // self.channels)
@@ -124,7 +129,10 @@ class SoundfileSource:
         if corrected is None:
             return self._sound.frames
         stated, actual = map(int, corrected.groups())
-        return self._sound.frames * stated // actual if actual < stated < _PLACEHOLDER else self._sound.frames
+        # libsndfile reads Wave64 files, but no others, to their end if that is behind the length in the header.
+        limit = _PLACEHOLDER_64 if self._sound.format in ("RF64", "W64") else PLACEHOLDER
+        believed = 0 < stated < limit and (actual < stated or self._sound.format == "W64")
+        return self._sound.frames * stated // actual if believed else self._sound.frames
 
 
 class JoinedSource:
@@ -147,22 +155,27 @@ class JoinedSource:
 
     def seconds(self) -> float:
         """Returns the sum of the durations."""
-        total = 0.0
-        for section in self._sections:
-            with _opened(section, self._layout) as source:
-                total += source.seconds()
-        return total
+        return sum((source.seconds() for source in self._sources() if source is not None), start=0.0)
 
     def blocks(self, samples: int) -> Iterator[Block]:
         """Yields the blocks of all files."""
         start = elapsed = 0.0
-        for section in self._sections:
-            with _opened(section, self._layout) as source:
-                for block, rate in source.blocks(samples):
-                    elapsed += len(block) / rate
-                    yield block, rate
-                self.notes += (f"has a part, {start:.2f} s after the beginning, that {note}" for note in source.notes)
+        for source in self._sources():
+            for block, rate in () if source is None else source.blocks(samples):
+                elapsed += len(block) / rate
+                yield block, rate
+            notes = ["cannot be decoded: download or copy it again."] if source is None else source.notes
+            self.notes += (f"has a part, {start:.2f} s after the beginning, that {note}" for note in notes)
             start = elapsed
+
+    def _sources(self) -> Iterator[Source | None]:
+        """Opens one part after the other; None stands for one that cannot be decoded."""
+        for section in self._sections:
+            with contextlib.ExitStack() as stack:
+                source = None
+                with contextlib.suppress(soundfile.SoundFileError, DecodingError):
+                    source = stack.enter_context(_opened(section, self._layout))
+                yield source
 
 
 @contextlib.contextmanager
@@ -180,9 +193,19 @@ def open_source(path: str | bytes, file: BinaryIO | None) -> Iterator[Source]:
     whole = Section(file, *layout.parts[0]), layout, None if isinstance(file, io.BytesIO) else path
     joined = len(layout.parts) > 1
     with contextlib.nullcontext(JoinedSource(file, layout)) if joined else _opened(*whole) as source:
+        if layout.overrun is not None:
+            source.notes.append(_overrun(*layout.overrun))
         if not layout.has_end:
-            source.notes.append("has no end mark, so it was probably cut off: download or copy it again.")
+            source.notes.append(
+                "ends in the middle of a page or chunk, so it was probably cut off: download or copy it again."
+            )
         yield source
+
+
+def _overrun(stated: float, behind: float) -> str:
+    """Returns the note on sound behind the length in a header, both in seconds."""
+    what = f"its header states {stated:.2f} s, and the {behind:.2f} s of data behind them are read as sound, too"
+    return f"has a wrong length: {what}: check how it sounds after {stated:.2f} s."
 
 
 @contextlib.contextmanager
@@ -223,7 +246,7 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
     """Opens a file with libsndfile, or with FFmpeg if libsndfile cannot or does not know its length."""
     section.seek(0)
     try:
-        sound = stack.enter_context(soundfile.SoundFile(section if path is None else path))
+        sound = _enter_soundfile(section, path, stack)
     except soundfile.SoundFileError as error:
         try:
             return FFmpegSource(section, length_known=layout.length_known)
@@ -233,3 +256,12 @@ def _open_soundfile(section: Section, layout: Layout, path: str | bytes | None, 
         with contextlib.suppress(DecodingError):
             return FFmpegSource(section, length_known=layout.length_known)
     return SoundfileSource(sound, section)
+
+
+def _enter_soundfile(section: Section, path: str | bytes | None, stack: contextlib.ExitStack) -> soundfile.SoundFile:
+    """Opens a file with libsndfile by its content: by its name, any file called ``.au`` or ``.vox`` is raw samples."""
+    if path is not None:
+        sound = stack.enter_context(soundfile.SoundFile(path))
+        if sound.format != "RAW":
+            return sound
+    return stack.enter_context(soundfile.SoundFile(section))
