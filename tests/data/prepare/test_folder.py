@@ -331,3 +331,50 @@ def test_folders_that_may_not_be_the_classes_are_reported(tmp_path):
 def test_unicode_forms_of_class_names_are_one_class(tmp_path):
     touch(tmp_path, "train/V\u00f6gel/a.wav", "test/Vo\u0308gel/b.wav", "train/dog/c.wav")
     assert {clip.labels for clip in read_folder(tmp_path).clips} == {("V\u00f6gel",), ("dog",)}
+
+
+@pytest.mark.parametrize(
+    ("data_set", "beside", "named"),
+    [
+        (("data/train/cat/a.wav", "data/test/cat/b.wav", "data/test/dog/c.wav"), "background/cat/d.wav", "test, train"),
+        (("data/train/cat/a.wav", "data/test/cat/b.wav"), "demo/x.wav", "test, train"),
+        (("data/fold1/happy/a.wav", "data/fold2/sad/b.wav"), "extra/happy/c.wav", "fold1, fold2"),
+    ],
+)
+def test_a_split_below_one_of_several_folders_is_named(tmp_path, data_set, beside, named):
+    touch(tmp_path, *data_set, beside)
+    with pytest.raises(CollectionError) as caught:
+        read_folder(tmp_path)
+    message = one_sentence(caught.value)
+    assert message.startswith(f"{tmp_path}/data has the folders {named}, which are")
+    assert f"use psla prepare folder {tmp_path}/data" in message
+
+
+def test_two_data_sets_with_splits_are_not_classes(tmp_path):
+    touch(tmp_path, *(f"{s}/{p}/{c}/a.wav" for s in "ab" for p in ("train", "test") for c in ("cat", "dog")))
+    with pytest.raises(CollectionError, match=f"use psla prepare folder {tmp_path}/a"):
+        read_folder(tmp_path)
+
+
+def test_class_folders_may_contain_the_parts_of_the_split(tmp_path):
+    touch(
+        tmp_path, "fan/train/a.wav", "fan/test/x/b.wav", "fan/supplemental/c.wav", "pump/train/d.wav", "pump/Test/e.wav"
+    )
+    made = read_folder(tmp_path)
+    assert clips(made, tmp_path) == {
+        "fan/train/a.wav": ("fan", "train"),
+        "fan/test/x/b.wav": ("fan", "evaluation"),
+        "pump/train/d.wav": ("pump", "train"),
+        "pump/Test/e.wav": ("pump", "evaluation"),
+    }
+    assert [clip.path for clip in made.excluded] == [str(tmp_path / "fan/supplemental/c.wav")]
+    assert made.notes == ()
+
+
+def test_class_folders_may_contain_folds(tmp_path):
+    touch(tmp_path, *(f"{label}/fold{fold}/{fold}.wav" for label in ("cat", "dog") for fold in (1, 2)))
+    made = read_folder(tmp_path, fold="1")
+    assert clips(made, tmp_path) == {
+        f"{label}/fold{fold}/{fold}.wav": (label, "evaluation" if fold == 1 else "train")
+        for label in ("cat", "dog") for fold in (1, 2)
+    }  # fmt: skip
