@@ -6,8 +6,8 @@ import csv
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from psla_jax.audio import decode
@@ -58,6 +58,8 @@ class Clip:
     start: float = WHOLE[0]
     end: float = WHOLE[1]
     """Seconds from the beginning of the recording, if the clip is a segment of it."""
+    fold: str = ""
+    """Number of its fold in the data set itself, if it has folds."""
 
     @property
     def is_segment(self) -> bool:
@@ -72,6 +74,10 @@ class Clip:
     def source(self) -> str:
         """The group, or else the recording of a segment; empty for a whole recording without a group."""
         return self.group or (self.path if self.is_segment else "")
+
+
+AssignFolds = Callable[[Sequence[Clip]], Sequence[str]]
+"""Function that returns the fold of every clip."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,8 @@ class Prepared:
     notes: tuple[str, ...]
     copies: tuple[str, ...] = ()
     """Notes on recordings with identical content."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Source of each clip by its path, where it is known; see :attr:`Clip.group`."""
+    members: tuple[Clip, ...] = ()
+    """All clips with their parts, and with the folds that were assigned."""
 
     def report(self) -> str:
         """Returns the written files and the notes as lines for the screen."""
@@ -149,6 +155,7 @@ def prepare(
     evaluation: float = _DEFAULT_SHARE,
     seed: int = 0,
     force: bool = False,
+    assign_folds: AssignFolds | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Writes vocabulary, datafiles and config; recordings of any rate and format stay where they are.
@@ -163,6 +170,7 @@ def prepare(
         evaluation: share of clips to evaluate on if there is no predefined split.
         seed: random seed of the split.
         force: whether to replace existing files.
+        assign_folds: returns the fold of every clip; its errors are raised before anything is written.
         progress: show progress on stderr.
 
     Raises:
@@ -177,9 +185,9 @@ def prepare(
     index = {name: i for i, name in enumerate(vocabulary.names)}
     labels = [[index[name] for name in clip.labels] for clip in clips]
     clips, split_notes = _divide(clips, labels, validation, evaluation, seed)
+    clips = _with_folds(clips, assign_folds)
     rows = _rows_by_part(clips)
-    name = os.path.basename(os.path.abspath(out))
-    summary = _summarize(name, rows, labels, seconds, classes=len(vocabulary), exclusive=collection.exclusive)
+    summary = _summarize(out, rows, labels, seconds, classes=len(vocabulary), exclusive=collection.exclusive)
     excluded = (*collection.excluded, *unreadable)
     notes = (*collection.notes, *spelling_notes(vocabulary.names), *split_notes)
     records = {part: [_record(clips[i], [vocabulary.mids[c] for c in labels[i]]) for i in rows[part]] for part in rows}
@@ -196,7 +204,7 @@ def prepare(
         excluded_list=paths[_EXCLUDED] if excluded else "",
         notes=(*notes, *_missing_part_notes(rows), *_rare_class_notes(vocabulary, labels, rows)),
         copies=tuple(_copy_notes(clips, progress)),
-        groups={clip.path: clip.source for clip in clips if clip.source},
+        members=tuple(clips),
     )
 
 
@@ -205,7 +213,7 @@ def _record(clip: Clip, mids: list[str]) -> Record:
 
 
 def _summarize(
-    name: str,
+    out: str,
     rows: dict[str, list[int]],
     labels: list[list[int]],
     seconds: list[float],
@@ -214,7 +222,7 @@ def _summarize(
     exclusive: bool,
 ) -> config_template.DataSummary:
     return config_template.DataSummary(
-        name=name,
+        name=os.path.basename(os.path.abspath(out)),
         parts={part: len(chosen) for part, chosen in rows.items()},
         class_sizes=tuple(Counter(c for i in rows[TRAIN] for c in labels[i]).values()),
         classes=classes,
@@ -281,6 +289,12 @@ def _divide(
     clips, notes = _split(clips, labels, validation, evaluation, seed)
     kept = sources.split_notes([clip.source for clip in clips], [clip.part for clip in clips])
     return clips, [*notes, *group_notes, *kept]
+
+
+def _with_folds(clips: list[Clip], assign_folds: AssignFolds | None) -> list[Clip]:
+    if assign_folds is None:
+        return clips
+    return [replace(clip, fold=fold) for clip, fold in zip(clips, assign_folds(clips), strict=True)]
 
 
 def _with_groups(clips: list[Clip]) -> tuple[list[Clip], list[str]]:

@@ -190,7 +190,9 @@ def _divided(contents: _Contents, split: _Split, fold: str, level: int = 0) -> C
     beside = [path for path in contents.audio if len(path) > 1 and path not in inside]
     excluded = [*contents.excluded, *(ExcludedClip(contents.path(path), reason) for path in beside)]
     contents = replace(contents, audio=sorted(set(contents.audio) - set(beside)), excluded=excluded)
-    return _collect(contents, layout, depth, lambda path: parts[path[level]])
+    return _collect(
+        contents, layout, depth, lambda path: parts[path[level]], lambda path: split.folds.get(path[level], "")
+    )
 
 
 def _class_depth(paths: list[_Path], depth: int) -> int:
@@ -217,11 +219,16 @@ def _speech_commands(contents: _Contents) -> Collection | None:
     if folder != contents.root and len(missing) == len(parts):
         return None
     notes = [f"listed clips that are missing: {len(missing):,}, such as {missing[0]}"] if missing else []
-    return _collect(contents, "Speech Commands", 1, lambda path: parts.get("/".join(path), "train"), notes)
+    return _collect(contents, "Speech Commands", 1, lambda path: parts.get("/".join(path), "train"), notes=notes)
 
 
 def _collect(
-    contents: _Contents, layout: str, depth: int, part: Callable[[_Path], str], notes: Iterable[str] = ()
+    contents: _Contents,
+    layout: str,
+    depth: int,
+    part: Callable[[_Path], str],
+    fold: Callable[[_Path], str] = lambda path: "",
+    notes: Iterable[str] = (),
 ) -> Collection:
     """Returns the clips; the class is the name of the folder at `depth` below the root, counted from 1."""
     clips, excluded = [], list(contents.excluded)
@@ -232,7 +239,7 @@ def _collect(
         elif path[depth - 1] == _BACKGROUND:
             background += 1
         else:
-            clips.append(Clip(contents.path(path), (class_name(path[depth - 1]),), part(path)))
+            clips.append(Clip(contents.path(path), (class_name(path[depth - 1]),), part(path), fold=fold(path)))
     reason = "is in an unsupported format: convert it to FLAC or WAV."
     excluded += [ExcludedClip(contents.path(path), reason) for path in contents.unsupported]
     if not clips:

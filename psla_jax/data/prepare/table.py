@@ -59,6 +59,8 @@ class _Row:
     label: str
     split: str
     group: str
+    fold: str = ""
+    """Cell of a column ``fold``, which a table with parts of a split may have in addition."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,11 @@ def read(
     cells = _parse_labels(path, rows, separator)
     labels = {row.line: names for row, names in zip(rows, cells.labels)}
     parts, split = _parts(path, rows, header.split, fold)
+    folds = _folds(rows)
     groups, group_notes = _groups(rows, header.group, cells.labels, requested=bool(columns.group))
     every_line = [
-        (row.line, Clip(file, labels[row.line], parts.get(row.line, ""), groups.get(row.line, ""), *row.time))
-        for row, file in files
+        (line, Clip(file, labels[line], parts.get(line, ""), groups.get(line, ""), *time, folds.get(line, "")))
+        for line, time, file in ((row.line, row.time, file) for row, file in files)
     ]
     entries, invalid = segments.merge(every_line, path)
     exclusive = max(map(len, (*cells.labels, *(clip.labels for _, clip in entries)))) == 1
@@ -152,7 +155,8 @@ def _read_table(path: str, columns: Columns) -> _Table:
         named["label"] = better
     if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
         notes.append(f"the column {secondary[0]} is not used: clips have only the labels of {named['label']}")
-    positions = [header.index(name) if name else None for name in named.values()]
+    fold = next((name for name in header if name.lower() == "fold"), "")
+    positions = [header.index(name) if name else None for name in (*named.values(), fold)]
     rows = [
         _Row(line, _time(path, line, times, header, cells), *("" if p is None else cells[p] for p in positions))
         for line, cells in lines[1:]
@@ -322,6 +326,14 @@ def _parts(path: str, rows: list[_Row], column: str, fold: str) -> tuple[dict[in
     return held_out, f"; {description}"
 
 
+def _folds(rows: list[_Row]) -> dict[int, str]:
+    """Returns the fold number of every line that has one, from the split column or else from the column ``fold``."""
+    for cells in ([row.split for row in rows], [row.fold for row in rows]):
+        if found := {row.line: number[1] for row, cell in zip(rows, cells) if (number := _FOLD.match(cell))}:
+            return found
+    return {}
+
+
 def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, str]:
     """Returns the number of the fold for evaluation, the last one if none is requested, and a description.
 
@@ -335,19 +347,3 @@ def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, s
     if len(numbers) < 2:
         raise CollectionError(f"{path} has only the fold {chosen}: training needs another one.")
     return chosen, f"fold {chosen} of {', '.join(numbers)} is for evaluation"
-
-
-def fold_of_file(path: str, columns: Columns = Columns()) -> dict[str, str]:
-    """Returns the fold number of every file of a table, as the table names the files; empty without a column of folds.
-
-    The folds are in the split column of `columns`, or else in a column named ``fold``. Raises CollectionError as
-    :func:`read`.
-    """
-    _, lines = _read_lines(path)
-    header, *rows = (cells for _, cells in lines)
-    files = header.index(_column(path, header, columns.file, "file"))
-    for name in (columns.split, *(name for name in header if name.lower() == "fold")):
-        numbers = [_FOLD.match(row[header.index(name)]) for row in rows] if name in header else []
-        if found := [number[1] for number in numbers if number]:
-            return dict(zip((row[files] for row in rows), found)) if len(found) == len(rows) else {}
-    return {}

@@ -165,7 +165,8 @@ def test_urbansound8k_is_recognised(tmp_path, where):
     assert made.layout == "UrbanSound8K; fold 10 of 1, 2, 10 is for evaluation"
     assert (made.exclusive, made.excluded) == (True, ())
     audio = root / "audio"
-    assert made.clips[0] == Clip(str(audio / "fold1" / "100-3-0-0.wav"), ("dog_bark",), "train", made.clips[0].group)
+    first = str(audio / "fold1" / "100-3-0-0.wav")
+    assert made.clips[0] == Clip(first, ("dog_bark",), "train", made.clips[0].group, fold="1")
     assert clips(made, audio) == {
         **dict.fromkeys(("fold1/100-3-0-0.wav", "fold1/100-3-0-1.wav"), ("dog_bark", "train")),
         **dict.fromkeys(("fold2/200-5-0-0.wav", "fold2/200-5-0-1.wav"), ("idling", "train")),
