@@ -148,8 +148,9 @@ def _read_table(path: str, columns: Columns) -> _Table:
                 f"{delimiter!r} in quotes."
             )
     named = {kind: _column(path, header, getattr(columns, kind), kind) for kind in _RECOGNISED}
-    times = _time_columns(path, header, columns)
-    notes = [] if times or columns.start == segments.NONE else list(segments.unpaired_notes(header))
+    numeric = [name for name in segments.numeric_columns(header, body) if name not in named.values()]
+    times = _time_columns(path, header, columns, numeric)
+    notes = [] if times or columns.start == segments.NONE else list(segments.unused_notes(header, numeric))
     if not columns.label and (better := _named_classes(header, body, named["label"])):
         notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
         named["label"] = better
@@ -177,13 +178,15 @@ def _read_label_file(path: str) -> _Table | None:
     return _Table(Columns(), rows, (), "its times", "label file of Audacity")
 
 
-def _time_columns(path: str, header: Sequence[str], columns: Columns) -> segments.TimeColumns | None:
+def _time_columns(
+    path: str, header: Sequence[str], columns: Columns, numeric: Sequence[str]
+) -> segments.TimeColumns | None:
     for kind in ("start", "end"):
         if (name := getattr(columns, kind)) not in ("", segments.NONE, *header):
             raise CollectionError(
                 f"{path} has no column {name!r}, only {', '.join(header)}: name one with --{kind}-column."
             )
-    found = segments.find_columns(header, columns.start, columns.end)
+    found = segments.find_columns(header, columns.start, columns.end, numeric)
     if found is None and {columns.start, columns.end} - {"", segments.NONE}:
         raise CollectionError(f"{path} has no pair of times: name --start-column and --end-column.")
     return found
@@ -279,7 +282,8 @@ def _locate(path: str, table: _Table, base: str, progress: bool) -> tuple[list[t
         if file in line_of_file and not table.times:
             raise CollectionError(
                 f"lines {line_of_file[file]} and {row.line} of {path} both name {row.file}: put all its labels in one "
-                "line, separated by semicolons, or add columns of starts and ends."
+                "line, separated by semicolons, or add columns of starts and ends (--start-column and --end-column "
+                "name those that are not recognised)."
             )
         line_of_file[file] = row.line
         files.append((row, file))
