@@ -27,7 +27,10 @@ LABEL_COLUMNS = (
     *("targets", "target", "primary_label", "scene_label", "event_label", "event", "annotation", "common name"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold")
-GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier")
+GROUP_COLUMNS = (
+    *("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier", "video_id"),
+    *("youtube_id", "track_id", "speaker", "speaker_id", "artist", "session", "recordist", "site"),
+)
 """Column names that are recognised, in order of preference; upper and lower case are equivalent."""
 _RECOGNISED = {"file": FILE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
 _OPTIONAL = ("split", "group")
@@ -149,9 +152,12 @@ def _read_table(path: str, columns: Columns) -> _Table:
             )
     named = {kind: _column(path, header, getattr(columns, kind), kind) for kind in _RECOGNISED}
     numeric = [name for name in segments.numeric_columns(header, body) if name not in named.values()]
+    if not columns.group and named["group"] == named["label"]:
+        named["group"] = ""
     times = _time_columns(path, header, columns, numeric)
     notes = [] if times or columns.start == segments.NONE else list(segments.unused_notes(header, numeric))
-    if not columns.label and (better := _named_classes(header, body, named["label"])):
+    texts = [name for name in header if name not in (*named.values(), *numeric)]
+    if not columns.label and (better := _named_classes(header, body, named["label"], texts)):
         notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
         named["label"] = better
     if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
@@ -208,15 +214,27 @@ def _parse_labels(path: str, rows: list[_Row], separator: str | None) -> label_c
         raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
 
 
-def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str) -> str:
-    """Returns another label column with class names if the chosen one has only whole numbers, else nothing."""
+def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str, texts: Iterable[str]) -> str:
+    """Returns another column with class names if the chosen one has only numbers, else nothing.
+
+    This is a label column, or else the first of the columns `texts` with one text for each number.
+    """
+    column = {name: [cells[position] for cells in body] for position, name in enumerate(header)}
 
     def numeric(name: str) -> bool:
-        return all(_NUMBERS.fullmatch(cells[header.index(name)]) for cells in body)
+        return all(map(_NUMBERS.fullmatch, column[name]))
 
+    def names_numbers(name: str) -> bool:
+        pairs = set(zip(column[chosen], column[name]))
+        sizes = {len(pairs), len(set(column[chosen])), len(set(column[name]))}
+        return len(sizes) == 1 and 1 < len(pairs) < len(body) and all(column[name])
+
+    if not numeric(chosen):
+        return ""
     lower = {name.lower(): name for name in reversed(header)}
     candidates = [lower[name] for name in LABEL_COLUMNS if name in lower]
-    return next((name for name in candidates if not numeric(name)), "") if numeric(chosen) else ""
+    found = [name for name in candidates if not numeric(name)]
+    return next(iter([*found, *filter(names_numbers, texts)]), "")
 
 
 def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
