@@ -103,7 +103,15 @@ def _class_folders(contents: _Contents, fold: str) -> Collection:
     if inner := _split_in_classes(contents):
         return _divided(contents, inner, fold, level=1)
     _require_no_fold(root, fold)
+    if len(folders) < 2 and (table_hint := _table_hint(contents)):
+        raise CollectionError(f"{root} has no two folders of recordings that could be classes: {table_hint}.")
     return _collect(contents, "class folders", 1, lambda path: "", notes=_ambiguity_notes(contents))
+
+
+def _table_hint(contents: _Contents) -> str:
+    """Returns advice to use a table in the folder or beside the recordings; empty if there is none."""
+    tables = contents.tables() or contents.tables(contents.folders_with_audio())
+    return f"use psla prepare csv with {printable_path(tables[0])} if that has the classes" if tables else ""
 
 
 def _require_no_fold(root: str, fold: str) -> None:
@@ -182,9 +190,10 @@ def _divided(contents: _Contents, split: _Split, fold: str, level: int = 0) -> C
     inside = {path for path in contents.audio if len(path) > level + 1 and path[level] in names}
     depth = 1 if level else _class_depth(sorted(inside), 2)
     if not any(len(path) > depth for path in inside):
+        advice = "list the recordings and their classes in a table, and use psla prepare csv"
         raise CollectionError(
-            f"the folders {examples(split.names)} of {root} are {split.kind} and have no class folders: list the "
-            "recordings and their classes in a table, and use psla prepare csv."
+            f"the folders {examples(split.names)} of {root} are {split.kind} and have no class folders: "
+            f"{_table_hint(contents) or advice}."
         )
     reason = f"is in a folder beside {split.kind}: move or rename the folder."
     beside = [path for path in contents.audio if len(path) > 1 and path not in inside]
@@ -285,6 +294,9 @@ class _Contents:
     def path(self, path: _Path) -> str:
         return os.path.join(self.root, *path)
 
+    def _child(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
     @property
     def top_folders(self) -> list[str]:
         """Names of the folders directly below the root, without hidden ones."""
@@ -321,10 +333,10 @@ class _Contents:
         )
         return below if all(len(path) > 1 for path in below.audio) else None
 
-    def tables(self) -> list[str]:
-        """Returns the tables in the root folder and in the folders below it that have no audio."""
-        silent = set(self.top_folders) - set(self.folders_with_audio())
-        folders = [self.root, *(self.path((name,)) for name in sorted(silent))]
+    def tables(self, names: Iterable[str] | None = None) -> list[str]:
+        """Returns the tables in the folders of the given names; by default in the root and those without audio."""
+        silent = sorted(set(self.top_folders) - set(self.folders_with_audio()))
+        folders = [self.root, *map(self._child, silent)] if names is None else map(self._child, names)
         return [
             os.path.join(folder, name)
             for folder in folders

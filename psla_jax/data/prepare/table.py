@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from psla_jax.audio.file_kinds import AUDIO_EXTENSIONS
 from psla_jax.audio.segments import WHOLE
 from psla_jax.data.prepare import audioset_strong, label_cells, label_files, segments
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, part_names
@@ -112,9 +113,9 @@ def read(
         CollectionError, PathError: the CSV is missing or malformed, a column is missing, a file is listed twice or its
             name is ambiguous, no clip can be used, or the folder of the recordings cannot be listed.
     """
-    read_table = _read_label_file(path) or _read_table(path, columns)
-    header, rows = read_table.header, read_table.rows
     base = os.path.abspath(audio or os.path.dirname(path))
+    read_table = _read_label_file(path) or _read_table(path, base, columns)
+    header, rows = read_table.header, read_table.rows
     files, excluded = _locate(path, read_table, base, progress)
     cells = _parse_labels(path, rows, separator)
     labels = {row.line: names for row, names in zip(rows, cells.labels)}
@@ -140,10 +141,11 @@ def read(
     return segments.describe(collection, read_table.times, progress) if read_table.times else collection
 
 
-def _read_table(path: str, columns: Columns) -> _Table:
+def _read_table(path: str, base: str, columns: Columns) -> _Table:
     """Returns the columns that are used, and the rows below the header."""
     delimiter, lines = _read_lines(path)
     header, *body = (cells for _, cells in lines)
+    _require_header(path, header, base)
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise CollectionError(
@@ -172,6 +174,19 @@ def _read_table(path: str, columns: Columns) -> _Table:
         raise CollectionError(f"line {nameless.line} of {path} names no file: fill in its {named['file']}.")
     notes += segments.raven_notes(times, (row.file for row in rows)) if times else []
     return _Table(Columns(**named), rows, tuple(notes), f"the columns {times.description}" if times else "")
+
+
+def _require_header(path: str, header: Sequence[str], base: str) -> None:
+    """Raises CollectionError if the first line names a recording, which would be lost as the name of a column."""
+    if {name.lower() for name in header} & set(FILE_COLUMNS):
+        return
+    cells = [name for name in header if name]
+    for cell, found in zip(cells, find_files(cells, base, progress=False)):
+        if os.path.splitext(cell)[1].lower() in AUDIO_EXTENSIONS or len(found) == 1:
+            raise CollectionError(
+                f"the first line of {path} names the recording {cell}, so the table has no header: add one, such as "
+                "filename,label."
+            )
 
 
 def _read_label_file(path: str) -> _Table | None:

@@ -379,3 +379,21 @@ def test_class_folders_may_contain_folds(tmp_path):
         f"{label}/fold{fold}/{fold}.wav": (label, "evaluation" if fold == 1 else "train")
         for label in ("cat", "dog") for fold in (1, 2)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (("audio/a.wav", "audio/b.wav", "meta.csv"), "meta.csv"),
+        (("K.audio_train/a.wav", "K.audio_test/b.wav", "K.meta/train.csv"), "K.meta/train.csv"),
+        (("train/a.wav", "train/metadata.csv", "test/b.wav", "test/metadata.csv"), "test/metadata.csv"),
+        (("a.wav", "b.wav", "metadata.csv"), "metadata.csv"),
+    ],
+)
+def test_a_table_is_named_where_folders_are_no_classes(tmp_path, files, named):
+    touch(tmp_path, *files)
+    with pytest.raises(CollectionError) as caught:
+        read_folder(tmp_path)
+    assert one_sentence(caught.value).endswith(
+        f": use psla prepare csv with {tmp_path}/{named} if that has the classes."
+    )

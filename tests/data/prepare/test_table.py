@@ -300,6 +300,13 @@ MISTAKES = {
         {},
         r"line 3 of .* has the labels \['x, y\], which are not",
     ),
+    "no header": (["a.wav,x", "b.wav,y"], {}, "the first line of .* names the recording a.wav, .*: add one, such as"),
+    "no header, selected column": (
+        ["a,x", "b,y"],
+        {"columns": Columns(file="a", label="x")},
+        "the first line of .* names the recording a, so the table has no header",
+    ),
+    "no header, missing files": (["D:\\z.wav,x", "y.wav,y"], {}, "names the recording .*z.wav, so the table has no"),
     "list without its end": (
         ["file,label", "a.wav,['x']", "b.wav,['y'"],
         {},
