@@ -18,6 +18,7 @@ from psla_jax.data.prepare import config_template, sources
 from psla_jax.data.prepare.names import spelling_notes
 from psla_jax.data.prepare.split import TRAIN, stratified
 from psla_jax.data.prepare.walk import check_overwrite, printable_path
+from psla_jax.data.validate.findings import format_count
 from psla_jax.runtime.files import atomic_text, removed_on_failure
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -87,6 +88,8 @@ class ExcludedClip:
     path: str
     reason: str
     """Reason and remedy; continues the sentence that starts with the path, as in ``clip.wav is missing: ...``."""
+    is_segment: bool = False
+    """Whether it is a segment in a line of a table or label file, whose recording may be used by other lines."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,13 @@ class Prepared:
     def report(self) -> str:
         """Returns the written files and the notes as lines for the screen."""
         lines = [f"layout: {self.layout}"]
-        lines += [f"{path}: {self.clips[part]:,} clips" for part, path in self.datafiles.items()]
-        lines.append(f"{self.labels}: {self.classes:,} classes")
+        lines += [f"{path}: {format_count(self.clips[part], 'clip')}" for part, path in self.datafiles.items()]
+        lines.append(f"{self.labels}: {format_count(self.classes, 'class')}")
         lines += [f"excluded: {printable_path(clip.path)} {clip.reason}" for clip in self.excluded[:_MAX_EXAMPLES]]
         if self.excluded:
-            lines.append(f"excluded: {len(self.excluded):,} recordings, all listed in {self.excluded_list}")
+            counts = Counter("line" if clip.is_segment else "recording" for clip in self.excluded)
+            shown = " and ".join(format_count(count, noun) for noun, count in sorted(counts.items(), reverse=True))
+            lines.append(f"excluded: {shown}, all listed in {self.excluded_list}")
         lines += [f"note: {note}" for note in (*self.notes, *self.copies)]
         return "\n".join([*lines, f"to train on it: psla train {shlex.quote(self.config)}"])
 
@@ -270,7 +275,7 @@ def _measure(clips: Sequence[Clip], progress: bool) -> tuple[list[Clip], list[fl
         try:
             return duration(clip.audio)
         except decode.AudioError as error:
-            return ExcludedClip(os.fspath(clip.audio), error.reason)
+            return ExcludedClip(os.fspath(clip.audio), error.reason, clip.is_segment)
 
     ordered = sorted(clips, key=lambda clip: (clip.path, clip.start, clip.end))
     lengths = decode.in_threads(measure, ordered, "Measuring recordings", progress=progress)

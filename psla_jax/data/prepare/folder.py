@@ -11,6 +11,7 @@ from psla_jax.data.prepare import label_files, layouts, table
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip
 from psla_jax.data.prepare.names import class_name, examples, nfc
 from psla_jax.data.prepare.walk import Listing, printable_path, walk
+from psla_jax.data.validate.findings import format_count
 
 _SPEECH_COMMANDS = {"validation": "validation_list.txt", "evaluation": "testing_list.txt"}
 """Files in which Speech Commands lists the clips of each held-out part."""
@@ -262,7 +263,8 @@ def _collect(
     unused = [name for name in sorted(contents.top_folders) if name not in used]
     all_notes = [f"the folder {printable_path(name)} has no usable audio, so it is not a class" for name in unused]
     if background and layout != "Speech Commands":
-        all_notes.append(f"the {background:,} recordings in {_BACKGROUND} are not of a class, as in Speech Commands")
+        count = format_count(background, "recording")
+        all_notes.append(f"the folder {_BACKGROUND}, with {count}, is not a class, as in Speech Commands")
     return Collection(layout, tuple(clips), True, tuple(excluded), (*all_notes, *notes))
 
 

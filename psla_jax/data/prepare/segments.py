@@ -206,7 +206,9 @@ def merge(entries: Iterable[Entry], path: str) -> tuple[list[Entry], list[Exclud
     for line, clip in entries:
         if not 0 <= clip.start < clip.end:
             times = f"starts at {clip.start:g} s and ends at {clip.end:g} s in line {line} of {path}"
-            excluded.append(ExcludedClip(clip.path, f"{times}: correct the times, or remove the line."))
+            excluded.append(
+                ExcludedClip(clip.path, f"{times}: correct the times, or remove the line.", is_segment=True)
+            )
             continue
         first_line, first = merged.setdefault((clip.path, clip.start, clip.end), (line, clip))
         if first.part != clip.part:
@@ -222,7 +224,9 @@ def merge(entries: Iterable[Entry], path: str) -> tuple[list[Entry], list[Exclud
 def with_labels(entries: Sequence[Entry]) -> tuple[list[Clip], list[ExcludedClip]]:
     """Returns the clips that have labels, and the others."""
     reason = "has no label in line {}: add one, or remove the line."
-    unlabelled = [ExcludedClip(f"{clip.audio}", reason.format(line)) for line, clip in entries if not clip.labels]
+    unlabelled = [
+        ExcludedClip(f"{clip.audio}", reason.format(line), clip.is_segment) for line, clip in entries if not clip.labels
+    ]
     return [clip for _, clip in entries if clip.labels], unlabelled
 
 

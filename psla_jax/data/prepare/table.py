@@ -309,7 +309,7 @@ def _locate(path: str, table: _Table, base: str, progress: bool) -> tuple[list[t
             )
         if not found:
             reason = f"is missing (line {row.line} of {path}): correct the line, or name its folder with --audio."
-            missing.append(ExcludedClip(os.path.normpath(os.path.join(base, row.file)), reason))
+            missing.append(ExcludedClip(os.path.normpath(os.path.join(base, row.file)), reason, bool(table.times)))
             continue
         file = found[0]
         if file in line_of_file and not table.times:

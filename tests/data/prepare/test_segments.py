@@ -302,3 +302,24 @@ def test_segments_of_a_single_recording_are_split_with_a_note(home, capsys):
 def test_recordings_are_compared_once_and_not_with_themselves(home, capsys):
     prepared(home, TABLES["start and end"] + "a.wav,cat,2,3\nb.wav,dog,1,2\n")
     assert "copies" not in capsys.readouterr().out
+
+
+def test_excluded_lines_are_not_counted_as_recordings(home):
+    (home / "list.csv").write_text(events("a.wav,dog,0,1", "a.wav,cat,1,2", "a.wav,dog,9,10", "a.wav,cat,2,1", *(
+        f"{file}.wav,{label},{start},{start + 1}" for file, start, label in [("b", 0, "cat"), ("b", 1, "dog")]
+    )))  # fmt: skip
+    (home / "audio" / "broken.wav").touch()
+    made = table.read(str(home / "list.csv"), str(home / "audio"), progress=False)
+    report = collection.prepare(made, str(home / "out"), progress=False).report().splitlines()
+    assert f"excluded: 2 lines, all listed in {home / 'out' / 'left_out.csv'}" in report
+    with open(home / "list.csv", "a") as file:
+        file.write("broken.wav,dog,,\n")
+    made = table.read(str(home / "list.csv"), str(home / "audio"), progress=False)
+    report = collection.prepare(made, str(home / "out"), force=True, progress=False).report().splitlines()
+    assert f"excluded: 1 recording and 2 lines, all listed in {home / 'out' / 'left_out.csv'}" in report
+
+
+def test_one_clip_is_counted_in_the_singular(home):
+    made = read(home, "file,label,split\na.wav,dog,train\nb.wav,cat,test\n")
+    report = collection.prepare(made, str(home / "out"), progress=False).report().splitlines()
+    assert [line.rpartition(": ")[2] for line in report if ".json" in line] == ["1 clip", "1 clip"]
