@@ -139,7 +139,7 @@ class PrepareCSV(CollectionOptions):
     """Column of the parts or folds; empty: the first with a common name, if there is one."""
     group_column: str = ""
     """Column of the sources, such as a recording that clips are cut from, which a random split does not divide;
-    empty: the first with a common name (src_file, fsID, recording_id ...), if there is one."""
+    empty: the first with a common name (fsID, recording_id, speaker, site ...), if there is one."""
     start_column: str = ""
     """Column of the starts of segments; empty: the first with a common name (start, onset, Begin Time (s) ...), if
     there is also one of ends; none: whole recordings are labelled, whatever columns there are."""

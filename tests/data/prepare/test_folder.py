@@ -372,6 +372,15 @@ def test_class_folders_may_contain_the_parts_of_the_split(tmp_path):
     assert made.notes == ()
 
 
+def test_parts_inside_class_folders_may_be_of_several_domains(tmp_path):
+    touch(tmp_path, *(f"{m}/{p}/a.wav" for m in ("fan", "pump") for p in ("train", "source_test", "target_test")))
+    assert clips(read_folder(tmp_path), tmp_path) == {
+        f"{machine}/{name}/a.wav": (machine, part)
+        for machine in ("fan", "pump")
+        for name, part in (("train", "train"), ("source_test", "evaluation"), ("target_test", "evaluation"))
+    }
+
+
 def test_class_folders_may_contain_folds(tmp_path):
     touch(tmp_path, *(f"{label}/fold{fold}/{fold}.wav" for label in ("cat", "dog") for fold in (1, 2)))
     made = read_folder(tmp_path, fold="1")
