@@ -104,7 +104,7 @@ def _class_folders(contents: _Contents, fold: str) -> Collection:
     if inner := _split_in_classes(contents):
         return _divided(contents, inner, fold, level=1)
     _require_no_fold(root, fold)
-    if len(folders) < 2 and (table_hint := _table_hint(contents)):
+    if contents.audio and len(folders) < 2 and (table_hint := _table_hint(contents)):
         raise CollectionError(f"{root} has no two folders of recordings that could be classes: {table_hint}.")
     return _collect(contents, "class folders", 1, lambda path: "", notes=_ambiguity_notes(contents))
 

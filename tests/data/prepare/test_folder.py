@@ -406,3 +406,8 @@ def test_a_table_is_named_where_folders_are_no_classes(tmp_path, files, named):
     assert one_sentence(caught.value).endswith(
         f": use psla prepare csv with {tmp_path}/{named} if that has the classes."
     )
+
+
+def test_a_folder_with_a_table_alone_has_no_audio(tmp_path):
+    with pytest.raises(CollectionError, match="there is no audio file under"):
+        read_folder(touch(tmp_path, "meta.csv"))
