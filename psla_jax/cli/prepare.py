@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,10 +112,10 @@ def prepare_folder(arguments: list[str]) -> int:
     """psla prepare folder DIR"""
     options = parse(PrepareFolder, arguments, "psla prepare folder")
 
-    from psla_jax.data.prepare import folder, folds
+    from psla_jax.data.prepare import folder
 
     collection = folder.read(options.directory, fold=options.fold)
-    return _prepare_collection(collection, options, Path(options.directory).resolve().name, folds.of_folders)
+    return _prepare_collection(collection, options, Path(options.directory).resolve().name)
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class PrepareCSV(CollectionOptions):
     """Column of the parts or folds; empty: the first with a common name, if there is one."""
     group_column: str = ""
     """Column of the sources, such as a recording that clips are cut from, which a random split does not divide;
-    empty: the first with a common name (src_file, fsID, recording_id ...), if there is one."""
+    empty: the first with a common name (fsID, recording_id, speaker, site ...), if there is one."""
     start_column: str = ""
     """Column of the starts of segments; empty: the first with a common name (start, onset, Begin Time (s) ...), if
     there is also one of ends; none: whole recordings are labelled, whatever columns there are."""
@@ -158,7 +157,7 @@ def prepare_csv(arguments: list[str]) -> int:
     """psla prepare csv FILE.csv"""
     options = parse(PrepareCSV, arguments, "psla prepare csv")
 
-    from psla_jax.data.prepare import folds, table
+    from psla_jax.data.prepare import table
 
     columns = table.Columns(
         file=options.file_column,
@@ -170,21 +169,18 @@ def prepare_csv(arguments: list[str]) -> int:
     )
     separator = _SEPARATORS[options.separator]
     collection = table.read(options.table, options.audio, columns=columns, separator=separator, fold=options.fold)
-    own_folds = functools.partial(folds.of_table, options.table, columns)
-    return _prepare_collection(collection, options, Path(options.table).stem, own_folds)
+    return _prepare_collection(collection, options, Path(options.table).stem)
 
 
-def _prepare_collection(
-    recordings: Collection, options: CollectionOptions, name: str, own_folds: Callable[[list[str]], dict[str, str]]
-) -> int:
+def _prepare_collection(recordings: Collection, options: CollectionOptions, name: str) -> int:
     from psla_jax.data.prepare import collection, folds
 
     folding = None
     if options.folds is not None:
-        own = own_folds([clip.path for clip in recordings.clips])
-        folding = folds.choose(options.folds, own, seed=options.seed, name=name)
+        folding = folds.choose(options.folds, recordings.clips, seed=options.seed, name=name)
     settings = {field: getattr(options, field) for field in ("validation", "evaluation", "seed", "force")}
-    prepared = collection.prepare(recordings, options.out or str(Path("data") / name), **settings)
+    assign = folding.assign if folding else None
+    prepared = collection.prepare(recordings, options.out or str(Path("data") / name), assign_folds=assign, **settings)
     _print_report(prepared)
     if folding is None:
         folds.remove(os.path.dirname(prepared.config))

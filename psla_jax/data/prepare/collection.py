@@ -6,8 +6,8 @@ import csv
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from psla_jax.audio import decode
@@ -18,6 +18,7 @@ from psla_jax.data.prepare import config_template, sources
 from psla_jax.data.prepare.names import spelling_notes
 from psla_jax.data.prepare.split import TRAIN, stratified
 from psla_jax.data.prepare.walk import check_overwrite, printable_path
+from psla_jax.data.validate.findings import format_count
 from psla_jax.runtime.files import atomic_text, removed_on_failure
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -58,6 +59,8 @@ class Clip:
     start: float = WHOLE[0]
     end: float = WHOLE[1]
     """Seconds from the beginning of the recording, if the clip is a segment of it."""
+    fold: str = ""
+    """Number of its fold in the data set itself, if it has folds."""
 
     @property
     def is_segment(self) -> bool:
@@ -74,6 +77,10 @@ class Clip:
         return self.group or (self.path if self.is_segment else "")
 
 
+AssignFolds = Callable[[Sequence[Clip]], Sequence[str]]
+"""Function that returns the fold of every clip."""
+
+
 @dataclass(frozen=True)
 class ExcludedClip:
     """A recording that is not in any datafile."""
@@ -81,6 +88,8 @@ class ExcludedClip:
     path: str
     reason: str
     """Reason and remedy; continues the sentence that starts with the path, as in ``clip.wav is missing: ...``."""
+    is_segment: bool = False
+    """Whether it is a segment in a line of a table or label file, whose recording may be used by other lines."""
 
 
 @dataclass(frozen=True)
@@ -115,17 +124,19 @@ class Prepared:
     notes: tuple[str, ...]
     copies: tuple[str, ...] = ()
     """Notes on recordings with identical content."""
-    groups: dict[str, str] = field(default_factory=dict)
-    """Source of each clip by its path, where it is known; see :attr:`Clip.group`."""
+    members: tuple[Clip, ...] = ()
+    """All clips with their parts, and with the folds that were assigned."""
 
     def report(self) -> str:
         """Returns the written files and the notes as lines for the screen."""
         lines = [f"layout: {self.layout}"]
-        lines += [f"{path}: {self.clips[part]:,} clips" for part, path in self.datafiles.items()]
-        lines.append(f"{self.labels}: {self.classes:,} classes")
+        lines += [f"{path}: {format_count(self.clips[part], 'clip')}" for part, path in self.datafiles.items()]
+        lines.append(f"{self.labels}: {format_count(self.classes, 'class')}")
         lines += [f"excluded: {printable_path(clip.path)} {clip.reason}" for clip in self.excluded[:_MAX_EXAMPLES]]
         if self.excluded:
-            lines.append(f"excluded: {len(self.excluded):,} recordings, all listed in {self.excluded_list}")
+            counts = Counter("line" if clip.is_segment else "recording" for clip in self.excluded)
+            shown = " and ".join(format_count(count, noun) for noun, count in sorted(counts.items(), reverse=True))
+            lines.append(f"excluded: {shown}, all listed in {self.excluded_list}")
         lines += [f"note: {note}" for note in (*self.notes, *self.copies)]
         return "\n".join([*lines, f"to train on it: psla train {shlex.quote(self.config)}"])
 
@@ -149,6 +160,7 @@ def prepare(
     evaluation: float = _DEFAULT_SHARE,
     seed: int = 0,
     force: bool = False,
+    assign_folds: AssignFolds | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Writes vocabulary, datafiles and config; recordings of any rate and format stay where they are.
@@ -163,6 +175,7 @@ def prepare(
         evaluation: share of clips to evaluate on if there is no predefined split.
         seed: random seed of the split.
         force: whether to replace existing files.
+        assign_folds: returns the fold of every clip; its errors are raised before anything is written.
         progress: show progress on stderr.
 
     Raises:
@@ -177,9 +190,9 @@ def prepare(
     index = {name: i for i, name in enumerate(vocabulary.names)}
     labels = [[index[name] for name in clip.labels] for clip in clips]
     clips, split_notes = _divide(clips, labels, validation, evaluation, seed)
+    clips = _with_folds(clips, assign_folds)
     rows = _rows_by_part(clips)
-    name = os.path.basename(os.path.abspath(out))
-    summary = _summarize(name, rows, labels, seconds, classes=len(vocabulary), exclusive=collection.exclusive)
+    summary = _summarize(out, rows, labels, seconds, classes=len(vocabulary), exclusive=collection.exclusive)
     excluded = (*collection.excluded, *unreadable)
     notes = (*collection.notes, *spelling_notes(vocabulary.names), *split_notes)
     records = {part: [_record(clips[i], [vocabulary.mids[c] for c in labels[i]]) for i in rows[part]] for part in rows}
@@ -196,7 +209,7 @@ def prepare(
         excluded_list=paths[_EXCLUDED] if excluded else "",
         notes=(*notes, *_missing_part_notes(rows), *_rare_class_notes(vocabulary, labels, rows)),
         copies=tuple(_copy_notes(clips, progress)),
-        groups={clip.path: clip.source for clip in clips if clip.source},
+        members=tuple(clips),
     )
 
 
@@ -205,7 +218,7 @@ def _record(clip: Clip, mids: list[str]) -> Record:
 
 
 def _summarize(
-    name: str,
+    out: str,
     rows: dict[str, list[int]],
     labels: list[list[int]],
     seconds: list[float],
@@ -214,7 +227,7 @@ def _summarize(
     exclusive: bool,
 ) -> config_template.DataSummary:
     return config_template.DataSummary(
-        name=name,
+        name=os.path.basename(os.path.abspath(out)),
         parts={part: len(chosen) for part, chosen in rows.items()},
         class_sizes=tuple(Counter(c for i in rows[TRAIN] for c in labels[i]).values()),
         classes=classes,
@@ -262,7 +275,7 @@ def _measure(clips: Sequence[Clip], progress: bool) -> tuple[list[Clip], list[fl
         try:
             return duration(clip.audio)
         except decode.AudioError as error:
-            return ExcludedClip(os.fspath(clip.audio), error.reason)
+            return ExcludedClip(os.fspath(clip.audio), error.reason, clip.is_segment)
 
     ordered = sorted(clips, key=lambda clip: (clip.path, clip.start, clip.end))
     lengths = decode.in_threads(measure, ordered, "Measuring recordings", progress=progress)
@@ -281,6 +294,12 @@ def _divide(
     clips, notes = _split(clips, labels, validation, evaluation, seed)
     kept = sources.split_notes([clip.source for clip in clips], [clip.part for clip in clips])
     return clips, [*notes, *group_notes, *kept]
+
+
+def _with_folds(clips: list[Clip], assign_folds: AssignFolds | None) -> list[Clip]:
+    if assign_folds is None:
+        return clips
+    return [replace(clip, fold=fold) for clip, fold in zip(clips, assign_folds(clips), strict=True)]
 
 
 def _with_groups(clips: list[Clip]) -> tuple[list[Clip], list[str]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection as CollectionOf
 from dataclasses import dataclass, replace
 
 from psla_jax.data.prepare import label_files, layouts, table
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip
 from psla_jax.data.prepare.names import class_name, examples, nfc
 from psla_jax.data.prepare.walk import Listing, printable_path, walk
+from psla_jax.data.validate.findings import format_count
 
 _SPEECH_COMMANDS = {"validation": "validation_list.txt", "evaluation": "testing_list.txt"}
 """Files in which Speech Commands lists the clips of each held-out part."""
@@ -29,6 +31,7 @@ def read(directory: str, *, fold: str = "", progress: bool = True) -> Collection
     - Speech Commands: ``validation_list.txt`` and ``testing_list.txt`` beside the class folders or beside their folder.
     - Class folders inside ``fold1``, ``fold2`` and so on; one fold is for evaluation.
     - Class folders inside ``train``, ``validation`` and ``test`` folders (or other common names).
+    - Class folders that each contain ``train``, ``test`` and so on, or ``fold1`` and so on.
     - Class folders: the class is the name of the folder directly below `directory`, at whatever depth a file is.
 
     If all recordings are in one folder, which has only folders, the layout is that of this folder.
@@ -37,8 +40,8 @@ def read(directory: str, *, fold: str = "", progress: bool = True) -> Collection
     `fold` is the evaluation fold, empty for the last one. With `progress`, stderr shows a file counter.
 
     Raises:
-        CollectionError: there is no audio, or none in class folders; the folder has several data sets, or one with
-            another command; or `fold` does not fit the layout.
+        CollectionError: there is no audio, or none in class folders; the folder has several data sets, one with
+            another command, or one with a split beside other folders; or `fold` does not fit the layout.
         PathError: the folder or a subfolder cannot be listed.
     """
     root = os.path.abspath(directory)
@@ -93,33 +96,113 @@ def _require_one_data_set(contents: _Contents) -> None:
 
 def _class_folders(contents: _Contents, fold: str) -> Collection:
     folders, root = contents.folders_with_audio(), printable_path(contents.root)
-    if folds := layouts.fold_folders(folders):
-        chosen, description = table.choose_fold(root, folds.values(), fold)
-        parts = {name: "evaluation" if number == chosen else "train" for name, number in folds.items()}
-        return _divided(contents, "folds", f"class folders in fold folders; {description}", parts)
+    if outer := _split_in(folders):
+        return _divided(contents, outer, fold)
+    if speech_commands := _speech_commands(contents):
+        _require_no_fold(root, fold)
+        return speech_commands
+    if inner := _split_in_classes(contents):
+        return _divided(contents, inner, fold, level=1)
+    _require_no_fold(root, fold)
+    if contents.audio and len(folders) < 2 and (table_hint := _table_hint(contents)):
+        raise CollectionError(f"{root} has no two folders of recordings that could be classes: {table_hint}.")
+    return _collect(contents, "class folders", 1, lambda path: "", notes=_ambiguity_notes(contents))
+
+
+def _table_hint(contents: _Contents) -> str:
+    """Returns advice to use a table in the folder or beside the recordings; empty if there is none."""
+    tables = contents.tables() or contents.tables(contents.folders_with_audio())
+    return f"use psla prepare csv with {printable_path(tables[0])} if that has the classes" if tables else ""
+
+
+def _require_no_fold(root: str, fold: str) -> None:
     if fold:
         raise CollectionError(f"{root} has no folds, but --fold is {fold}: omit it.")
-    if speech_commands := _speech_commands(contents):
-        return speech_commands
-    if split := layouts.split_folders(folders):
-        return _divided(contents, "parts of a split", "class folders in folders of a split", split)
-    return _collect(contents, "class folders", 1, lambda path: "", _ambiguity_notes(contents))
 
 
-def _divided(contents: _Contents, kind: str, layout: str, parts: Mapping[str, str]) -> Collection:
-    """Returns the clips of class folders inside folders that `parts` maps to parts; other folders are excluded."""
-    inside = [path for path in contents.audio if path[0] in parts]
-    depth = _class_depth(inside, 2)
-    if not any(len(path) > depth for path in inside):
+@dataclass(frozen=True)
+class _Split:
+    """Folders that are folds or the parts of a split."""
+
+    folds: Mapping[str, str]
+    """Number of each folder that is a fold; empty for the parts of a split."""
+    parts: Mapping[str, str]
+    """Part of each folder that is one; empty for folds."""
+
+    @property
+    def kind(self) -> str:
+        return "folds" if self.folds else "parts of a split"
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.folds or self.parts)
+
+
+def _split_in(names: CollectionOf[str]) -> _Split | None:
+    """Returns the folds, or else the parts of a split, among the names of folders; None if there are none."""
+    folds = layouts.fold_folders(names)
+    parts = {} if folds else layouts.split_folders(names)
+    return _Split(folds, parts) if folds or parts else None
+
+
+def _split_in_classes(contents: _Contents) -> _Split | None:
+    """Returns the folds or parts that are folders inside every class folder, as in DCASE's ``fan/train``.
+
+    Raises:
+        CollectionError: only some folders have such folders, or these have class folders themselves, so that a folder
+            is a data set beside others.
+    """
+    below = {name: contents.folder_names((name,)) for name in contents.folders_with_audio()}
+    divided = [name for name, names in below.items() if (found := _split_in(names)) and len(found.names) > 1]
+    split = _split_in(set().union(*below.values()))
+    if not divided or split is None:
+        return None
+    first = next(name for name in divided if below[name] & set(split.names))
+    data_set = printable_path(contents.path((first,)))
+    names = examples([name for name in split.names if name in below[first]])
+    if whole := [name for name, inside in below.items() if not inside & set(split.names)]:
         raise CollectionError(
-            f"the folders {examples(sorted(parts))} of {printable_path(contents.root)} are {kind} and have no class "
-            "folders: list the recordings and their classes in a table, and use psla prepare csv."
+            f"{data_set} has the folders {names}, which are {split.kind}, and {printable_path(whole[0])} beside it has "
+            f"none: use psla prepare folder {data_set} if that is the data set, or give every class such folders."
         )
-    reason = f"is in a folder beside {kind}: move or rename the folder."
-    beside = [path for path in contents.audio if len(path) > 1 and path[0] not in parts]
+    classes = [contents.folder_names((first, name)) for name in split.names if name in below[first]]
+    if len(set.intersection(*classes)) > 1:
+        raise CollectionError(
+            f"{data_set} has the folders {names}, which are {split.kind} with class folders, and is beside other "
+            f"folders of recordings: use psla prepare folder {data_set}."
+        )
+    return split
+
+
+def _divided(contents: _Contents, split: _Split, fold: str, level: int = 0) -> Collection:
+    """Returns the clips of class folders with a split; recordings that are in none of its folders are excluded.
+
+    The folders of the split contain the class folders, or with `level` 1, every class folder contains those.
+    """
+    root, names = printable_path(contents.root), set(split.names)
+    layout = "class folders in folders of a split" if level == 0 else "class folders with the parts of a split"
+    parts = split.parts
+    if split.folds:
+        chosen, description = table.choose_fold(root, split.folds.values(), fold)
+        layout = f"class folders {'in' if level == 0 else 'with'} fold folders; {description}"
+        parts = {name: "evaluation" if number == chosen else "train" for name, number in split.folds.items()}
+    else:
+        _require_no_fold(root, fold)
+    inside = {path for path in contents.audio if len(path) > level + 1 and path[level] in names}
+    depth = 1 if level else _class_depth(sorted(inside), 2)
+    if not any(len(path) > depth for path in inside):
+        advice = "list the recordings and their classes in a table, and use psla prepare csv"
+        raise CollectionError(
+            f"the folders {examples(split.names)} of {root} are {split.kind} and have no class folders: "
+            f"{_table_hint(contents) or advice}."
+        )
+    reason = f"is in a folder beside {split.kind}: move or rename the folder."
+    beside = [path for path in contents.audio if len(path) > 1 and path not in inside]
     excluded = [*contents.excluded, *(ExcludedClip(contents.path(path), reason) for path in beside)]
     contents = replace(contents, audio=sorted(set(contents.audio) - set(beside)), excluded=excluded)
-    return _collect(contents, layout, depth, lambda path: parts[path[0]])
+    return _collect(
+        contents, layout, depth, lambda path: parts[path[level]], lambda path: split.folds.get(path[level], "")
+    )
 
 
 def _class_depth(paths: list[_Path], depth: int) -> int:
@@ -146,11 +229,16 @@ def _speech_commands(contents: _Contents) -> Collection | None:
     if folder != contents.root and len(missing) == len(parts):
         return None
     notes = [f"listed clips that are missing: {len(missing):,}, such as {missing[0]}"] if missing else []
-    return _collect(contents, "Speech Commands", 1, lambda path: parts.get("/".join(path), "train"), notes)
+    return _collect(contents, "Speech Commands", 1, lambda path: parts.get("/".join(path), "train"), notes=notes)
 
 
 def _collect(
-    contents: _Contents, layout: str, depth: int, part: Callable[[_Path], str], notes: Iterable[str] = ()
+    contents: _Contents,
+    layout: str,
+    depth: int,
+    part: Callable[[_Path], str],
+    fold: Callable[[_Path], str] = lambda path: "",
+    notes: Iterable[str] = (),
 ) -> Collection:
     """Returns the clips; the class is the name of the folder at `depth` below the root, counted from 1."""
     clips, excluded = [], list(contents.excluded)
@@ -161,7 +249,7 @@ def _collect(
         elif path[depth - 1] == _BACKGROUND:
             background += 1
         else:
-            clips.append(Clip(contents.path(path), (class_name(path[depth - 1]),), part(path)))
+            clips.append(Clip(contents.path(path), (class_name(path[depth - 1]),), part(path), fold=fold(path)))
     reason = "is in an unsupported format: convert it to FLAC or WAV."
     excluded += [ExcludedClip(contents.path(path), reason) for path in contents.unsupported]
     if not clips:
@@ -175,7 +263,8 @@ def _collect(
     unused = [name for name in sorted(contents.top_folders) if name not in used]
     all_notes = [f"the folder {printable_path(name)} has no usable audio, so it is not a class" for name in unused]
     if background and layout != "Speech Commands":
-        all_notes.append(f"the {background:,} recordings in {_BACKGROUND} are not of a class, as in Speech Commands")
+        count = format_count(background, "recording")
+        all_notes.append(f"the folder {_BACKGROUND}, with {count}, is not a class, as in Speech Commands")
     return Collection(layout, tuple(clips), True, tuple(excluded), (*all_notes, *notes))
 
 
@@ -207,6 +296,9 @@ class _Contents:
     def path(self, path: _Path) -> str:
         return os.path.join(self.root, *path)
 
+    def _child(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
     @property
     def top_folders(self) -> list[str]:
         """Names of the folders directly below the root, without hidden ones."""
@@ -214,7 +306,14 @@ class _Contents:
 
     def folders_with_audio(self) -> list[str]:
         """Returns the names of the folders directly below the root that have audio at any depth."""
-        return sorted({path[0] for path in (*self.audio, *self.unsupported) if len(path) > 1})
+        return sorted(self.folder_names(()))
+
+    def folder_names(self, above: _Path) -> set[str]:
+        """Returns the names of the folders with audio at any depth that are directly in a folder."""
+        depth = len(above)
+        return {
+            path[depth] for path in (*self.audio, *self.unsupported) if path[:depth] == above and len(path) > depth + 1
+        }
 
     def only_folder(self) -> _Contents | None:
         """Returns the contents of the only folder with audio; None for several, or if there is audio directly in it."""
@@ -236,10 +335,10 @@ class _Contents:
         )
         return below if all(len(path) > 1 for path in below.audio) else None
 
-    def tables(self) -> list[str]:
-        """Returns the tables in the root folder and in the folders below it that have no audio."""
-        silent = set(self.top_folders) - set(self.folders_with_audio())
-        folders = [self.root, *(self.path((name,)) for name in sorted(silent))]
+    def tables(self, names: Iterable[str] | None = None) -> list[str]:
+        """Returns the tables in the folders of the given names; by default in the root and those without audio."""
+        silent = sorted(set(self.top_folders) - set(self.folders_with_audio()))
+        folders = [self.root, *map(self._child, silent)] if names is None else map(self._child, names)
         return [
             os.path.join(folder, name)
             for folder in folders

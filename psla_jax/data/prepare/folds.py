@@ -3,75 +3,67 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from psla_jax.data import datafile
-from psla_jax.data.clip_ids import match
 from psla_jax.data.datafile import Record
 from psla_jax.data.folds import FOLDER, assign_folds, fold_files
-from psla_jax.data.prepare import table
-from psla_jax.data.prepare.collection import CollectionError, Prepared
+from psla_jax.data.prepare.collection import Clip, CollectionError, Prepared
 from psla_jax.data.prepare.walk import printable_path
-
-_TABLES = (os.path.join("meta", "esc50.csv"), os.path.join("metadata", "UrbanSound8K.csv"))
-"""Tables of ESC-50 and UrbanSound8K, which have a column of folds."""
-_FOLDER = re.compile(r"(?:fold|split)[ _-]?(\d+)", re.IGNORECASE)
+from psla_jax.data.validate.findings import format_count
 
 
 @dataclass(frozen=True)
 class Folding:
     """Division of a data set into folds."""
 
-    own: Mapping[str, str]
-    """Fold of each clip in the data set itself, by absolute path; empty if it has no folds."""
+    has_own: bool
+    """Whether the data set itself has folds."""
     number: int
-    """Number of folds to make; 0 for the folds in `own`."""
+    """Number of folds to make; 0 for the data set's own."""
     seed: int
 
-    def assign(self, clips: Sequence[Record], groups: Mapping[str, str]) -> list[str]:
-        """Returns the name of the fold of every clip; made folds keep the clips of a group together.
-
-        `groups` holds the group of each clip by absolute path, where it has one.
+    def assign(self, clips: Sequence[Clip]) -> list[str]:
+        """Returns the name of the fold of every clip; made folds keep the clips of a source together.
 
         Raises:
             CollectionError: the data set does not specify the fold of a clip.
             FoldError: there cannot be that number of folds.
         """
         if not self.number:
-            unknown = [clip.wav for clip in clips if clip.wav not in self.own]
-            if unknown:
+            if unknown := [clip.path for clip in clips if not clip.fold]:
                 raise CollectionError(
-                    f"the fold of {len(unknown):,} clips is unknown, such as {printable_path(unknown[0])}: complete "
-                    "the column of folds, or make folds with --folds 5."
+                    f"the fold of {format_count(len(unknown), 'clip')} is unknown, such as "
+                    f"{printable_path(unknown[0])}: complete the column of folds, or make folds with --folds 5."
                 )
-            return [self.own[clip.wav] for clip in clips]
-        index = {mid: i for i, mid in enumerate(sorted({mid for clip in clips for mid in clip.mids}))}
-        labels = [[index[mid] for mid in clip.mids] for clip in clips]
-        names = [groups.get(clip.wav, "") for clip in clips]
-        assigned = assign_folds(labels, self.number, num_classes=len(index), seed=self.seed, groups=names)
+            return [clip.fold for clip in clips]
+        index = {name: i for i, name in enumerate(sorted({name for clip in clips for name in clip.labels}))}
+        labels = [[index[name] for name in clip.labels] for clip in clips]
+        sources = [clip.source for clip in clips]
+        assigned = assign_folds(labels, self.number, num_classes=len(index), seed=self.seed, groups=sources)
         return [str(1 + fold) for fold in assigned]
 
-    def notes(self, clips: Sequence[Record], groups: Mapping[str, str], folds: Sequence[str]) -> list[str]:
+    def notes(self, clips: Sequence[Clip]) -> list[str]:
         """Returns sentences about properties of the folds that limit what their results mean."""
         notes = []
-        if self.own and self.number:
+        if self.has_own and self.number:
             notes.append(
                 "the data set has folds of its own, which published results are for and which may keep the parts of a "
                 "recording together; these are other ones: --folds without a number uses its own"
             )
-        group_of = ((groups.get(clip.wav, ""), fold) for clip, fold in zip(clips, folds))
-        divided = [group for group, among in _folds_of(group_of).items() if group and len(among) > 1]
-        if divided:
+        sources = _folds_of((clip.source, clip.fold) for clip in clips)
+        if divided := [source for source, among in sources.items() if source and len(among) > 1]:
+            count = format_count(len(divided), "group")
+            verb = "is" if len(divided) == 1 else "are"
             inflation = "so that models are evaluated on what they were trained on"
-            notes.append(f"{len(divided):,} groups, such as {divided[0]}, are in several folds, {inflation}")
-        classes = _folds_of((mid, fold) for clip, fold in zip(clips, folds) for mid in clip.mids)
-        absent = [mid for mid, among in classes.items() if len(among) < len(set(folds))]
-        if absent:
-            notes.append(f"{len(absent):,} classes, such as {absent[0]}, have no clip in at least one fold")
+            notes.append(f"{count}, such as {divided[0]}, {verb} in several folds, {inflation}")
+        classes = _folds_of((name, clip.fold) for clip in clips for name in clip.labels)
+        if absent := [name for name, among in classes.items() if len(among) < len({clip.fold for clip in clips})]:
+            count, verb = format_count(len(absent), "class"), "has" if len(absent) == 1 else "have"
+            notes.append(f"{count}, such as {absent[0]}, {verb} no clip in at least one fold")
         return notes
 
 
@@ -83,29 +75,7 @@ def _folds_of(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
     return folds
 
 
-def of_folders(paths: Sequence[str]) -> dict[str, str]:
-    """Returns the fold of each clip by path: from the table of ESC-50 or UrbanSound8K, or from folders named by folds.
-
-    Empty for any other data set.
-    """
-    common = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
-    tables = (str(folder / name) for folder in (common, *common.parents[:2]) for name in _TABLES)
-    if path := next(filter(os.path.isfile, tables), ""):
-        return of_table(path, table.Columns(), paths)
-    folders = {path: _FOLDER.fullmatch(Path(path).relative_to(common).parts[0]) for path in paths}
-    folds = {path: number[1] for path, number in folders.items() if number}
-    return folds if len(folds) == len(paths) else {}
-
-
-def of_table(path: str, columns: table.Columns, paths: Sequence[str]) -> dict[str, str]:
-    """Returns the fold of each clip by path, from a table's column of folds; empty if it has none."""
-    folds = table.fold_of_file(path, columns)
-    base, numbers = os.path.dirname(os.path.abspath(path)), list(folds.values())
-    positions = match(paths, [os.path.join(base, name) for name in folds]).positions
-    return {clip: numbers[position] for clip, position in zip(paths, positions) if position >= 0}
-
-
-def choose(requested: Sequence[int], own: Mapping[str, str], *, seed: int, name: str) -> Folding:
+def choose(requested: Sequence[int], clips: Sequence[Clip], *, seed: int, name: str) -> Folding:
     """Returns the folds that ``--folds`` requests: its numbers are empty for the data set's own folds, or one number.
 
     Raises:
@@ -114,30 +84,30 @@ def choose(requested: Sequence[int], own: Mapping[str, str], *, seed: int, name:
     if len(requested) > 1 or any(number < 2 for number in requested):
         numbers = " ".join(map(str, requested))
         raise CollectionError(f"--folds is {numbers}: use one number from 2 on, or none for the folds of the data set.")
-    if not requested and not own:
+    has_own = any(clip.fold for clip in clips)
+    if not requested and not has_own:
         raise CollectionError(
             f"{printable_path(name)} has no folds of its own: give the number of folds to make, as in --folds 5."
         )
-    return Folding(own, sum(requested), seed)
+    return Folding(has_own, sum(requested), seed)
 
 
 def write(prepared: Prepared, folding: Folding, *, exclusive: bool) -> str:
     """Writes a datafile per fold with the clips of all parts; returns lines for the screen.
 
-    With `exclusive`, the datafiles declare that every clip has exactly one class. Errors are those of
-    :meth:`Folding.assign`.
+    With `exclusive`, the datafiles declare that every clip has exactly one class.
     """
-    clips = sorted(record for path in prepared.datafiles.values() for record in datafile.records(path))
-    names = folding.assign(clips, prepared.groups)
+    fold_of = {(clip.path, clip.start, clip.end): clip.fold for clip in prepared.members}
+    clips_of: dict[str, list[Record]] = {fold: [] for fold in sorted(set(fold_of.values()), key=int)}
+    for clip in sorted(record for path in prepared.datafiles.values() for record in datafile.records(path)):
+        clips_of[fold_of[clip.wav, clip.start, clip.end]].append(clip)
     remove(os.path.dirname(prepared.config))
     folder = Path(prepared.config).parent / FOLDER
     folder.mkdir(exist_ok=True)
-    counts = {}
-    for name in sorted(set(names), key=int):
-        path = folder / f"fold_{name}.json"
-        counts[name] = datafile.write(path, [c for c, n in zip(clips, names) if n == name], exclusive=exclusive)
-    lines = [f"{folder}: {len(counts)} folds of {' + '.join(f'{count:,}' for count in counts.values())} clips"]
-    lines += [f"note: {note}" for note in folding.notes(clips, prepared.groups, names)]
+    for fold, clips in clips_of.items():
+        datafile.write(folder / f"fold_{fold}.json", clips, exclusive=exclusive)
+    lines = [f"{folder}: {len(clips_of)} folds of {' + '.join(f'{len(clips):,}' for clips in clips_of.values())} clips"]
+    lines += [f"note: {note}" for note in folding.notes(prepared.members)]
     return "\n".join([*lines, f"to cross-validate: psla crossval {shlex.quote(prepared.config)}"])
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from psla_jax.audio import decode
 from psla_jax.data import datafile
 from psla_jax.data.prepare.collection import ExcludedClip
+from psla_jax.data.validate.findings import format_count
 from psla_jax.vocabulary.vocabulary import Vocabulary, VocabularyError
 
 _DEV, _EVAL = "FSD50K.dev_audio", "FSD50K.eval_audio"
@@ -38,9 +39,9 @@ class Prepared:
 
     def report(self) -> str:
         """Returns the written files and the excluded clips as lines for the screen."""
-        lines = [f"{path}: {self.clips[part]:,} clips" for part, path in self.datafiles.items()]
+        lines = [f"{path}: {format_count(self.clips[part], 'clip')}" for part, path in self.datafiles.items()]
         lines.append(f"{self.labels}: the vocabulary; {self.weights}: sampling weights")
-        lines.append(f"{self.resampled:,} recordings resampled now, {len(self.excluded):,} excluded")
+        lines.append(f"{format_count(self.resampled, 'recording')} resampled now, {len(self.excluded):,} excluded")
         return "\n".join([*lines, *(f"excluded: {clip.path} {clip.reason}" for clip in self.excluded)])
 
 

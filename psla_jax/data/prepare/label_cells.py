@@ -23,6 +23,8 @@ _MISSING_OR_NAME = frozenset({"none", "null", "n/a", "na", "#n/a", "-", "?"})
 """Text that stands for a missing value in some tables, and for a class in others; in lower case."""
 _BARE_LIST = re.compile(r"""[\[{]([^][{}'"|;]*)[]}]""")
 """A list without quotes, such as ``{Dog,Bark}``."""
+_CUT_LIST = re.compile(r"""[\[{]\s*['"].*[^]}]|['"].*['"]\s*[]}]""", re.DOTALL)
+"""A list of quoted texts without its first or its last bracket."""
 _NO_COMMA = re.compile(r"""(['"])\s+(['"])""")
 """Quotes in a list as NumPy prints it; Python would join the two texts."""
 
@@ -79,6 +81,8 @@ def _names(pieces: Iterable[str]) -> tuple[str, ...]:
 
 def _list(cell: str, number: int, bare: bool) -> list[str] | None:
     """Returns the items of a cell that is a list, with `bare` also of one without quotes, and None for other cells."""
+    if _CUT_LIST.fullmatch(cell):
+        raise LabelError(number, f"has the labels {cell:.80}, which are a list without one of its brackets: add it")
     if _BRACKETS.get(cell[:1], "") != cell[-1:] or len(cell) < 2:
         return None
     for read in (json.loads, ast.literal_eval):

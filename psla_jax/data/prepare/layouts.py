@@ -15,6 +15,7 @@ _WORDS = re.compile(r"[^\W\d_]+")
 _GENERIC = {
     *("audio", "balanced", "clean", "clips", "curated", "data", "dataset", "files", "folder", "noisy", "other", "part"),
     *("recordings", "segments", "set", "sounds", "soundscapes", "split", "subset", "unbalanced", "wav", "wavs"),
+    *("source", "target"),  # domains of DCASE's task 2, as in source_test
 }
 """Words in names of parts, such as ``train_audio``, that do not distinguish them from names of classes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection as CollectionOf
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,16 +15,23 @@ from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, 
 from psla_jax.data.prepare.walk import printable_path
 from psla_jax.data.validate.findings import format_count
 
-_KINDS = {"start": ("start", "onset", "begin"), "end": ("end", "offset", "stop"), "duration": ("duration", "delta")}
-_UNITS = {"": 1.0, "_s": 1.0, "_sec": 1.0, "_secs": 1.0, "_seconds": 1.0, "_ms": 1e-3, "_milliseconds": 1e-3}
-_KNOWN = {
-    f"{name}{time}{unit}": kind
-    for kind, names in _KINDS.items()
-    for name in names
-    for time in ("", "_time", "time")
-    for unit in _UNITS
+_KINDS = {
+    **dict.fromkeys(("start", "onset", "begin"), "start"),
+    **dict.fromkeys(("end", "offset", "stop"), "end"),
+    **dict.fromkeys(("duration", "delta"), "duration"),
 }
-"""Kinds of time columns by their names: lower case, with underscores for other characters."""
+_MILLISECONDS = frozenset({"ms", "msec", "millisecond", "milliseconds"})
+_UNITS = frozenset({"s", "sec", "secs", "second", "seconds"}) | _MILLISECONDS
+_OTHER_UNITS = frozenset({"sample", "samples", "frame", "frames"})
+_OWNERS = frozenset({"segment", "event", "clip", "call", "annotation", "time", "t"})
+"""Words before or after the kind of a time, as in ``event_onset``; a column with one is only used if it has numbers."""
+_PAIRS = (
+    *(("start", "end"), ("start", "stop"), ("begin", "end"), ("begin", "stop"), ("onset", "offset"), ("from", "to")),
+    *(("t0", "t1"), ("t1", "t2"), ("tmin", "tmax"), ("first", "last")),
+)
+"""Words of column names that probably mean times."""
+_TIME_PAIRS = (("min", "max"), ("0", "1"), ("1", "2"), ("lower", "upper"))
+"""Words that probably mean times beside ``t`` or ``time``."""
 _RAVEN_OFFSET = "file_offset_s"
 """Column of Raven with the start in the file, where ``Begin Time (s)`` counts from the first of several files."""
 _SLICE_COLUMN = "slice_file_name"
@@ -70,16 +78,23 @@ class TimeColumns:
         return round(start, _DECIMALS), round(end, _DECIMALS)
 
 
-def find_columns(header: Sequence[str], start: str = "", end: str = "") -> TimeColumns | None:
+def find_columns(
+    header: Sequence[str], start: str = "", end: str = "", numeric: CollectionOf[str] = ()
+) -> TimeColumns | None:
     """Returns the time columns of a table: those requested, or else the first ones with common names.
 
-    None if the table has no pair of them, or if `start` is :data:`NONE`.
+    None if the table has no pair of them, or if `start` is :data:`NONE`. `numeric` are the columns that have only
+    numbers, as :func:`numeric_columns` returns them.
     """
     if start == NONE or (not start and _SLICE_COLUMN in map(_normalised, header)):
         return None
-    found: dict[str, str] = {}
+    families: dict[frozenset[str], dict[str, str]] = {frozenset(): {}}
     for name in header:
-        found.setdefault(_KNOWN.get(_normalised(name), ""), name)
+        kind, owner = _kind(name)
+        if not owner or name in numeric:
+            families.setdefault(owner, {}).setdefault(kind, name)
+    complete = (names for names in families.values() if "start" in names and {"end", "duration"} & set(names))
+    found = families[frozenset()] if start or end else next(complete, {})
     start, end = start or found.get("start", ""), end or found.get("end", "")
     duration = "" if end else found.get("duration", "")
     if not start or not (end or duration):
@@ -97,16 +112,65 @@ def raven_notes(times: TimeColumns, files: Iterable[str]) -> Iterator[str]:
         )
 
 
-def unpaired_notes(header: Sequence[str]) -> Iterator[str]:
-    """Yields a note on a column of starts without one of ends, and the reverse; for a table without time columns."""
-    kinds = {_KNOWN.get(_normalised(name), ""): name for name in reversed(header)}
+def numeric_columns(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the columns that have numbers or times in seconds, and besides these only empty cells."""
+
+    def is_numeric(cells: Sequence[str]) -> bool:
+        try:
+            return not all(math.isnan(_seconds("", cell)) for cell in cells)
+        except ValueError:
+            return False
+
+    return [name for name, cells in zip(header, zip(*rows)) if is_numeric(cells)]
+
+
+def unused_notes(header: Sequence[str], numeric: CollectionOf[str]) -> Iterator[str]:
+    """Yields notes on columns of a table without time columns that may have times.
+
+    These are a column of starts without one of ends, and the reverse, and pairs of `numeric` columns.
+    """
+    if _SLICE_COLUMN in map(_normalised, header):
+        return
+    kinds = {kind: name for name in reversed(header) for kind, owner in [_kind(name)] if not owner or name in numeric}
+    pair = next(_likely_pairs(numeric), None)
+    if pair and any(_OTHER_UNITS & set(_normalised(name).split("_")) for name in pair):
+        yield (
+            f"the columns {pair[0]} and {pair[1]} are not used, as times are read in seconds: add columns of starts "
+            "and ends in seconds"
+        )
+    elif pair:
+        yield (
+            f"the columns {pair[0]} and {pair[1]} are not used: name them with --start-column and --end-column if they "
+            "are times in seconds"
+        )
     for kind in ("start", "end"):
-        if kind in kinds and _SLICE_COLUMN not in map(_normalised, header):
+        if kind in kinds and not (pair and kinds[kind] in pair):
             yield f"the column {kinds[kind]} is not used, as there is none of the other time: recordings are not cut"
 
 
+def _likely_pairs(numeric: CollectionOf[str]) -> Iterator[tuple[str, str]]:
+    """Yields pairs of columns with names that differ in one word, such as ``t_min`` and ``t_max``."""
+    names = {tuple(_normalised(name).split("_")): name for name in numeric}
+    for words, name in names.items():
+        pairs = (*_PAIRS, *(_TIME_PAIRS if {"t", "time"} & set(words) else ()))
+        for first, second in pairs:
+            other = tuple(second if word == first else word for word in words)
+            if other != words and other in names:
+                yield name, names[other]
+
+
+def _kind(name: str) -> tuple[str, frozenset[str]]:
+    """Returns ``start``, ``end`` or ``duration`` (or nothing) for a column, and the words on what has that time."""
+    words = [next((kind for kind in _KINDS if word == f"{kind}time"), word) for word in _normalised(name).split("_")]
+    kinds = [_KINDS[word] for word in words if word in _KINDS]
+    owner = {word for i, word in enumerate(words) if word not in _KINDS and not (i and word in {"time", *_UNITS})}
+    return kinds[0] if len(kinds) == 1 and owner <= _OWNERS else "", frozenset(owner)
+
+
 def _normalised(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    """Returns the words of a name in lower case, joined by underscores."""
+    separate = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"[^a-z0-9]+", "_", separate).strip("_")
 
 
 def _seconds(column: str, cell: str) -> float:
@@ -121,8 +185,7 @@ def _seconds(column: str, cell: str) -> float:
         seconds = math.inf
     if math.isinf(seconds):
         raise ValueError(f"the {column} {cell!r}: give seconds, such as 12.5")
-    unit = next((unit for unit in ("_ms", "_milliseconds") if _normalised(column).endswith(unit)), "")
-    return seconds * _UNITS[unit]
+    return seconds * (1e-3 if _MILLISECONDS & set(_normalised(column).split("_")) else 1.0)
 
 
 # ---- clips
@@ -143,7 +206,9 @@ def merge(entries: Iterable[Entry], path: str) -> tuple[list[Entry], list[Exclud
     for line, clip in entries:
         if not 0 <= clip.start < clip.end:
             times = f"starts at {clip.start:g} s and ends at {clip.end:g} s in line {line} of {path}"
-            excluded.append(ExcludedClip(clip.path, f"{times}: correct the times, or remove the line."))
+            excluded.append(
+                ExcludedClip(clip.path, f"{times}: correct the times, or remove the line.", is_segment=True)
+            )
             continue
         first_line, first = merged.setdefault((clip.path, clip.start, clip.end), (line, clip))
         if first.part != clip.part:
@@ -159,7 +224,9 @@ def merge(entries: Iterable[Entry], path: str) -> tuple[list[Entry], list[Exclud
 def with_labels(entries: Sequence[Entry]) -> tuple[list[Clip], list[ExcludedClip]]:
     """Returns the clips that have labels, and the others."""
     reason = "has no label in line {}: add one, or remove the line."
-    unlabelled = [ExcludedClip(f"{clip.audio}", reason.format(line)) for line, clip in entries if not clip.labels]
+    unlabelled = [
+        ExcludedClip(f"{clip.audio}", reason.format(line), clip.is_segment) for line, clip in entries if not clip.labels
+    ]
     return [clip for _, clip in entries if clip.labels], unlabelled
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from psla_jax.audio.decode import in_threads
 from psla_jax.data.prepare.split import TRAIN
 from psla_jax.data.prepare.walk import printable_path
+from psla_jax.data.validate.findings import format_count
 
 _FILE_NAMES = {
     "ESC-50": re.compile(r"\d-(?P<source>\d+)-[A-Z]-(?P<target>\d+)"),
@@ -125,4 +126,5 @@ def split_notes(groups: Sequence[str], parts: Sequence[str]) -> Iterator[str]:
             f"{len(divided):,}, such as {divided[0]}"
         )
     elif len(counts) < counts.total():
-        yield f"{counts.total():,} clips are of {len(counts):,} sources; all clips of a source are in one part"
+        of = format_count(len(counts), "source")
+        yield f"{counts.total():,} clips are of {of}; all clips of a source are in one part"

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from psla_jax.audio.file_kinds import AUDIO_EXTENSIONS
 from psla_jax.audio.segments import WHOLE
 from psla_jax.data.prepare import audioset_strong, label_cells, label_files, segments
 from psla_jax.data.prepare.collection import Clip, Collection, CollectionError, ExcludedClip, part_names
@@ -27,7 +28,10 @@ LABEL_COLUMNS = (
     *("targets", "target", "primary_label", "scene_label", "event_label", "event", "annotation", "common name"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "fold")
-GROUP_COLUMNS = ("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier")
+GROUP_COLUMNS = (
+    *("src_file", "fsid", "freesound_id", "recording_id", "source_id", "source_file", "identifier", "video_id"),
+    *("youtube_id", "track_id", "speaker", "speaker_id", "artist", "session", "recordist", "site"),
+)
 """Column names that are recognised, in order of preference; upper and lower case are equivalent."""
 _RECOGNISED = {"file": FILE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "group": GROUP_COLUMNS}
 _OPTIONAL = ("split", "group")
@@ -59,6 +63,8 @@ class _Row:
     label: str
     split: str
     group: str
+    fold: str = ""
+    """Cell of a column ``fold``, which a table with parts of a split may have in addition."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +113,18 @@ def read(
         CollectionError, PathError: the CSV is missing or malformed, a column is missing, a file is listed twice or its
             name is ambiguous, no clip can be used, or the folder of the recordings cannot be listed.
     """
-    read_table = _read_label_file(path) or _read_table(path, columns)
-    header, rows = read_table.header, read_table.rows
     base = os.path.abspath(audio or os.path.dirname(path))
+    read_table = _read_label_file(path) or _read_table(path, base, columns)
+    header, rows = read_table.header, read_table.rows
     files, excluded = _locate(path, read_table, base, progress)
     cells = _parse_labels(path, rows, separator)
     labels = {row.line: names for row, names in zip(rows, cells.labels)}
     parts, split = _parts(path, rows, header.split, fold)
+    folds = _folds(rows)
     groups, group_notes = _groups(rows, header.group, cells.labels, requested=bool(columns.group))
     every_line = [
-        (row.line, Clip(file, labels[row.line], parts.get(row.line, ""), groups.get(row.line, ""), *row.time))
-        for row, file in files
+        (line, Clip(file, labels[line], parts.get(line, ""), groups.get(line, ""), *time, folds.get(line, "")))
+        for line, time, file in ((row.line, row.time, file) for row, file in files)
     ]
     entries, invalid = segments.merge(every_line, path)
     exclusive = max(map(len, (*cells.labels, *(clip.labels for _, clip in entries)))) == 1
@@ -134,10 +141,11 @@ def read(
     return segments.describe(collection, read_table.times, progress) if read_table.times else collection
 
 
-def _read_table(path: str, columns: Columns) -> _Table:
+def _read_table(path: str, base: str, columns: Columns) -> _Table:
     """Returns the columns that are used, and the rows below the header."""
     delimiter, lines = _read_lines(path)
     header, *body = (cells for _, cells in lines)
+    _require_header(path, header, base)
     for line, cells in lines[1:]:
         if len(cells) != len(header):
             raise CollectionError(
@@ -145,14 +153,19 @@ def _read_table(path: str, columns: Columns) -> _Table:
                 f"{delimiter!r} in quotes."
             )
     named = {kind: _column(path, header, getattr(columns, kind), kind) for kind in _RECOGNISED}
-    times = _time_columns(path, header, columns)
-    notes = [] if times or columns.start == segments.NONE else list(segments.unpaired_notes(header))
-    if not columns.label and (better := _named_classes(header, body, named["label"])):
+    numeric = [name for name in segments.numeric_columns(header, body) if name not in named.values()]
+    if not columns.group and named["group"] == named["label"]:
+        named["group"] = ""
+    times = _time_columns(path, header, columns, numeric)
+    notes = [] if times or columns.start == segments.NONE else list(segments.unused_notes(header, numeric))
+    texts = [name for name in header if name not in (*named.values(), *numeric)]
+    if not columns.label and (better := _named_classes(header, body, named["label"], texts)):
         notes.append(f"the column {named['label']} has numbers, so the classes are those of the column {better}")
         named["label"] = better
     if secondary := [name for name in header if name.lower().startswith("secondary") and name not in named.values()]:
         notes.append(f"the column {secondary[0]} is not used: clips have only the labels of {named['label']}")
-    positions = [header.index(name) if name else None for name in named.values()]
+    fold = next((name for name in header if name.lower() == "fold"), "")
+    positions = [header.index(name) if name else None for name in (*named.values(), fold)]
     rows = [
         _Row(line, _time(path, line, times, header, cells), *("" if p is None else cells[p] for p in positions))
         for line, cells in lines[1:]
@@ -161,6 +174,19 @@ def _read_table(path: str, columns: Columns) -> _Table:
         raise CollectionError(f"line {nameless.line} of {path} names no file: fill in its {named['file']}.")
     notes += segments.raven_notes(times, (row.file for row in rows)) if times else []
     return _Table(Columns(**named), rows, tuple(notes), f"the columns {times.description}" if times else "")
+
+
+def _require_header(path: str, header: Sequence[str], base: str) -> None:
+    """Raises CollectionError if the first line names a recording, which would be lost as the name of a column."""
+    if {name.lower() for name in header} & set(FILE_COLUMNS):
+        return
+    cells = [name for name in header if name]
+    for cell, found in zip(cells, find_files(cells, base, progress=False)):
+        if os.path.splitext(cell)[1].lower() in AUDIO_EXTENSIONS or len(found) == 1:
+            raise CollectionError(
+                f"the first line of {path} names the recording {cell}, so the table has no header: add one, such as "
+                "filename,label."
+            )
 
 
 def _read_label_file(path: str) -> _Table | None:
@@ -173,13 +199,15 @@ def _read_label_file(path: str) -> _Table | None:
     return _Table(Columns(), rows, (), "its times", "label file of Audacity")
 
 
-def _time_columns(path: str, header: Sequence[str], columns: Columns) -> segments.TimeColumns | None:
+def _time_columns(
+    path: str, header: Sequence[str], columns: Columns, numeric: Sequence[str]
+) -> segments.TimeColumns | None:
     for kind in ("start", "end"):
         if (name := getattr(columns, kind)) not in ("", segments.NONE, *header):
             raise CollectionError(
                 f"{path} has no column {name!r}, only {', '.join(header)}: name one with --{kind}-column."
             )
-    found = segments.find_columns(header, columns.start, columns.end)
+    found = segments.find_columns(header, columns.start, columns.end, numeric)
     if found is None and {columns.start, columns.end} - {"", segments.NONE}:
         raise CollectionError(f"{path} has no pair of times: name --start-column and --end-column.")
     return found
@@ -201,15 +229,27 @@ def _parse_labels(path: str, rows: list[_Row], separator: str | None) -> label_c
         raise CollectionError(f"line {rows[error.cell].line} of {path} {error}.") from error
 
 
-def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str) -> str:
-    """Returns another label column with class names if the chosen one has only whole numbers, else nothing."""
+def _named_classes(header: Sequence[str], body: Sequence[Sequence[str]], chosen: str, texts: Iterable[str]) -> str:
+    """Returns another column with class names if the chosen one has only numbers, else nothing.
+
+    This is a label column, or else the first of the columns `texts` with one text for each number.
+    """
+    column = {name: [cells[position] for cells in body] for position, name in enumerate(header)}
 
     def numeric(name: str) -> bool:
-        return all(_NUMBERS.fullmatch(cells[header.index(name)]) for cells in body)
+        return all(map(_NUMBERS.fullmatch, column[name]))
 
+    def names_numbers(name: str) -> bool:
+        pairs = set(zip(column[chosen], column[name]))
+        sizes = {len(pairs), len(set(column[chosen])), len(set(column[name]))}
+        return len(sizes) == 1 and 1 < len(pairs) < len(body) and all(column[name])
+
+    if not numeric(chosen):
+        return ""
     lower = {name.lower(): name for name in reversed(header)}
     candidates = [lower[name] for name in LABEL_COLUMNS if name in lower]
-    return next((name for name in candidates if not numeric(name)), "") if numeric(chosen) else ""
+    found = [name for name in candidates if not numeric(name)]
+    return next(iter([*found, *filter(names_numbers, texts)]), "")
 
 
 def _read_lines(path: str) -> tuple[str, list[tuple[int, list[str]]]]:
@@ -269,13 +309,14 @@ def _locate(path: str, table: _Table, base: str, progress: bool) -> tuple[list[t
             )
         if not found:
             reason = f"is missing (line {row.line} of {path}): correct the line, or name its folder with --audio."
-            missing.append(ExcludedClip(os.path.normpath(os.path.join(base, row.file)), reason))
+            missing.append(ExcludedClip(os.path.normpath(os.path.join(base, row.file)), reason, bool(table.times)))
             continue
         file = found[0]
         if file in line_of_file and not table.times:
             raise CollectionError(
                 f"lines {line_of_file[file]} and {row.line} of {path} both name {row.file}: put all its labels in one "
-                "line, separated by semicolons, or add columns of starts and ends."
+                "line, separated by semicolons, or add columns of starts and ends (--start-column and --end-column "
+                "name those that are not recognised)."
             )
         line_of_file[file] = row.line
         files.append((row, file))
@@ -322,6 +363,14 @@ def _parts(path: str, rows: list[_Row], column: str, fold: str) -> tuple[dict[in
     return held_out, f"; {description}"
 
 
+def _folds(rows: list[_Row]) -> dict[int, str]:
+    """Returns the fold number of every line that has one, from the split column or else from the column ``fold``."""
+    for cells in ([row.split for row in rows], [row.fold for row in rows]):
+        if found := {row.line: number[1] for row, cell in zip(rows, cells) if (number := _FOLD.match(cell))}:
+            return found
+    return {}
+
+
 def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, str]:
     """Returns the number of the fold for evaluation, the last one if none is requested, and a description.
 
@@ -335,19 +384,3 @@ def choose_fold(path: str, folds: Iterable[str], requested: str) -> tuple[str, s
     if len(numbers) < 2:
         raise CollectionError(f"{path} has only the fold {chosen}: training needs another one.")
     return chosen, f"fold {chosen} of {', '.join(numbers)} is for evaluation"
-
-
-def fold_of_file(path: str, columns: Columns = Columns()) -> dict[str, str]:
-    """Returns the fold number of every file of a table, as the table names the files; empty without a column of folds.
-
-    The folds are in the split column of `columns`, or else in a column named ``fold``. Raises CollectionError as
-    :func:`read`.
-    """
-    _, lines = _read_lines(path)
-    header, *rows = (cells for _, cells in lines)
-    files = header.index(_column(path, header, columns.file, "file"))
-    for name in (columns.split, *(name for name in header if name.lower() == "fold")):
-        numbers = [_FOLD.match(row[header.index(name)]) for row in rows] if name in header else []
-        if found := [number[1] for number in numbers if number]:
-            return dict(zip((row[files] for row in rows), found)) if len(found) == len(rows) else {}
-    return {}

@@ -257,20 +257,21 @@ def test_pieces_of_one_source_recording_stay_in_one_part(tmp_path, predefined):
     assert Counter(records(made.datafiles["validation"]).values()) == {"dog": 4, "cat": 4}
     assert "80 clips are of 20 sources; all clips of a source are in one part" in made.notes
     assert "the file names are those of ESC-50, and contain the source of each clip" in made.notes
-    assert made.groups[clips[0].path] == "1000"
+    assert {clip.path: clip.source for clip in made.members}[clips[0].path] == "1000"
 
 
 def test_the_groups_of_a_table_stay_in_one_part(audio, tmp_path):
     made = collection(audio, *"ab" * 20)
     clips = [replace(clip, group=str(i // 4)) for i, clip in enumerate(made.clips)]
     made = run(Collection("a test", tuple(clips), True), tmp_path / "1")
+    source = {clip.path: clip.source for clip in made.members}
     parts = {
-        made.groups[r["wav"]]: part
+        source[r["wav"]]: part
         for part, path in made.datafiles.items()
         for r in json.loads(Path(path).read_text())["data"]
     }
     for part, path in made.datafiles.items():
-        assert {parts[made.groups[r["wav"]]] for r in json.loads(Path(path).read_text())["data"]} == {part}
+        assert {parts[source[r["wav"]]] for r in json.loads(Path(path).read_text())["data"]} == {part}
     assert made.clips == {"train": 32, "validation": 4, "evaluation": 4}
     divided = [replace(clip, part="train" if i % 4 else "evaluation") for i, clip in enumerate(clips)]
     made = run(Collection("a test", tuple(divided), True), tmp_path / "2")

@@ -165,7 +165,8 @@ def test_urbansound8k_is_recognised(tmp_path, where):
     assert made.layout == "UrbanSound8K; fold 10 of 1, 2, 10 is for evaluation"
     assert (made.exclusive, made.excluded) == (True, ())
     audio = root / "audio"
-    assert made.clips[0] == Clip(str(audio / "fold1" / "100-3-0-0.wav"), ("dog_bark",), "train", made.clips[0].group)
+    first = str(audio / "fold1" / "100-3-0-0.wav")
+    assert made.clips[0] == Clip(first, ("dog_bark",), "train", made.clips[0].group, fold="1")
     assert clips(made, audio) == {
         **dict.fromkeys(("fold1/100-3-0-0.wav", "fold1/100-3-0-1.wav"), ("dog_bark", "train")),
         **dict.fromkeys(("fold2/200-5-0-0.wav", "fold2/200-5-0-1.wav"), ("idling", "train")),
@@ -331,3 +332,82 @@ def test_folders_that_may_not_be_the_classes_are_reported(tmp_path):
 def test_unicode_forms_of_class_names_are_one_class(tmp_path):
     touch(tmp_path, "train/V\u00f6gel/a.wav", "test/Vo\u0308gel/b.wav", "train/dog/c.wav")
     assert {clip.labels for clip in read_folder(tmp_path).clips} == {("V\u00f6gel",), ("dog",)}
+
+
+@pytest.mark.parametrize(
+    ("data_set", "beside", "named"),
+    [
+        (("data/train/cat/a.wav", "data/test/cat/b.wav", "data/test/dog/c.wav"), "background/cat/d.wav", "test, train"),
+        (("data/train/cat/a.wav", "data/test/cat/b.wav"), "demo/x.wav", "test, train"),
+        (("data/fold1/happy/a.wav", "data/fold2/sad/b.wav"), "extra/happy/c.wav", "fold1, fold2"),
+    ],
+)
+def test_a_split_below_one_of_several_folders_is_named(tmp_path, data_set, beside, named):
+    touch(tmp_path, *data_set, beside)
+    with pytest.raises(CollectionError) as caught:
+        read_folder(tmp_path)
+    message = one_sentence(caught.value)
+    assert message.startswith(f"{tmp_path}/data has the folders {named}, which are")
+    assert f"use psla prepare folder {tmp_path}/data" in message
+
+
+def test_two_data_sets_with_splits_are_not_classes(tmp_path):
+    touch(tmp_path, *(f"{s}/{p}/{c}/a.wav" for s in "ab" for p in ("train", "test") for c in ("cat", "dog")))
+    with pytest.raises(CollectionError, match=f"use psla prepare folder {tmp_path}/a"):
+        read_folder(tmp_path)
+
+
+def test_class_folders_may_contain_the_parts_of_the_split(tmp_path):
+    touch(
+        tmp_path, "fan/train/a.wav", "fan/test/x/b.wav", "fan/supplemental/c.wav", "pump/train/d.wav", "pump/Test/e.wav"
+    )
+    made = read_folder(tmp_path)
+    assert clips(made, tmp_path) == {
+        "fan/train/a.wav": ("fan", "train"),
+        "fan/test/x/b.wav": ("fan", "evaluation"),
+        "pump/train/d.wav": ("pump", "train"),
+        "pump/Test/e.wav": ("pump", "evaluation"),
+    }
+    assert [clip.path for clip in made.excluded] == [str(tmp_path / "fan/supplemental/c.wav")]
+    assert made.notes == ()
+
+
+def test_parts_inside_class_folders_may_be_of_several_domains(tmp_path):
+    touch(tmp_path, *(f"{m}/{p}/a.wav" for m in ("fan", "pump") for p in ("train", "source_test", "target_test")))
+    assert clips(read_folder(tmp_path), tmp_path) == {
+        f"{machine}/{name}/a.wav": (machine, part)
+        for machine in ("fan", "pump")
+        for name, part in (("train", "train"), ("source_test", "evaluation"), ("target_test", "evaluation"))
+    }
+
+
+def test_class_folders_may_contain_folds(tmp_path):
+    touch(tmp_path, *(f"{label}/fold{fold}/{fold}.wav" for label in ("cat", "dog") for fold in (1, 2)))
+    made = read_folder(tmp_path, fold="1")
+    assert clips(made, tmp_path) == {
+        f"{label}/fold{fold}/{fold}.wav": (label, "evaluation" if fold == 1 else "train")
+        for label in ("cat", "dog") for fold in (1, 2)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (("audio/a.wav", "audio/b.wav", "meta.csv"), "meta.csv"),
+        (("K.audio_train/a.wav", "K.audio_test/b.wav", "K.meta/train.csv"), "K.meta/train.csv"),
+        (("train/a.wav", "train/metadata.csv", "test/b.wav", "test/metadata.csv"), "test/metadata.csv"),
+        (("a.wav", "b.wav", "metadata.csv"), "metadata.csv"),
+    ],
+)
+def test_a_table_is_named_where_folders_are_no_classes(tmp_path, files, named):
+    touch(tmp_path, *files)
+    with pytest.raises(CollectionError) as caught:
+        read_folder(tmp_path)
+    assert one_sentence(caught.value).endswith(
+        f": use psla prepare csv with {tmp_path}/{named} if that has the classes."
+    )
+
+
+def test_a_folder_with_a_table_alone_has_no_audio(tmp_path):
+    with pytest.raises(CollectionError, match="there is no audio file under"):
+        read_folder(touch(tmp_path, "meta.csv"))

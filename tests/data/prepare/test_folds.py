@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import soundfile
 
 from psla_jax.cli import main
-from psla_jax.data.datafile import Datafile, Record
+from psla_jax.data.datafile import Datafile
 from psla_jax.data.folds import fold_files
-from psla_jax.data.prepare.folds import choose, of_folders, of_table
-from psla_jax.data.prepare.table import Columns
+from psla_jax.data.prepare import folder, table
+from psla_jax.data.prepare.collection import Clip, Collection
+from psla_jax.data.prepare.folds import choose
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 
@@ -29,6 +31,10 @@ def written(out: Path) -> dict[str, list[str]]:
     folds = {path.name: Datafile.read(path, vocabulary) for path in fold_files(out / "folds")}
     assert all(data.exclusive for data in folds.values())
     return {name: sorted(Path(data.wav(i)).name for i in range(len(data))) for name, data in folds.items()}
+
+
+def folds_of(collection: Collection) -> dict[str, str]:
+    return {Path(clip.path).name: clip.fold for clip in collection.clips}
 
 
 @pytest.fixture
@@ -67,23 +73,42 @@ def test_the_folds_of_urbansound8k_are_those_of_its_table(tmp_path):
     lines = [f"{name},1,0.0,0.3,1,{fold},3,dog_bark" for name, fold in zip(names, folds)]
     header = "slice_file_name,fsID,start,end,salience,fold,classID,class"
     (root / "metadata" / "UrbanSound8K.csv").write_text("\n".join([header, *lines]))
-    paths = [str(root / "audio" / f"fold{fold}" / name) for name, fold in zip(names, folds)]
-    assert of_folders(paths) == dict(zip(paths, folds))
+    for name, fold in zip(names, folds):
+        record(root / "audio" / f"fold{fold}", name)
+    assert folds_of(folder.read(str(root), progress=False)) == dict(zip(names, folds))
 
 
-def test_folders_may_be_named_by_folds():
-    paths = ["/data/Fold 1/dog/a.wav", "/data/fold_2/dog/a.wav", "/data/fold10/cat/b.wav"]
-    assert of_folders(paths) == dict(zip(paths, ["1", "2", "10"]))
-    assert of_folders([*paths, "/data/dog/c.wav"]) == {}
+def test_folders_may_be_named_by_folds(tmp_path):
+    for path in ("Fold 1/dog/a.wav", "fold_2/dog/b.wav", "fold10/cat/c.wav"):
+        record((tmp_path / path).parent, path[-5:])
+    assert folds_of(folder.read(str(tmp_path), progress=False)) == {"a.wav": "1", "b.wav": "2", "c.wav": "10"}
 
 
 def test_a_table_has_its_folds_in_the_split_column_or_in_one_named_fold(tmp_path):
     (tmp_path / "t.csv").write_text("file;label;subset;Fold;cv\na.wav;x;train;fold 1;3\nb/c.flac;y;test;2;4\n")
-    paths = [str(tmp_path / "a.wav"), str(tmp_path / "elsewhere" / "c.flac")]
+    record(tmp_path, "a.wav")
+    record(tmp_path / "b", "c.flac")
     for split, expected in (("", ["1", "2"]), ("subset", ["1", "2"]), ("cv", ["3", "4"])):
-        assert of_table(str(tmp_path / "t.csv"), Columns(split=split), paths) == dict(zip(paths, expected))
+        made = table.read(str(tmp_path / "t.csv"), columns=table.Columns(split=split), progress=False)
+        assert folds_of(made) == dict(zip(("a.wav", "c.flac"), expected))
     (tmp_path / "t.csv").write_text("file,label\na.wav,x\n")
-    assert of_table(str(tmp_path / "t.csv"), Columns(), paths) == {}
+    assert folds_of(table.read(str(tmp_path / "t.csv"), progress=False)) == {"a.wav": ""}
+
+
+def test_the_folds_of_a_table_are_those_of_the_clips_that_it_was_read_for(tmp_path):
+    """Paths of another computer, and lines with times, which were once matched a second time by another rule."""
+    names = [f"{label}/{i}.wav" for label in ("dog", "cat") for i in range(3)]
+    for name in names:
+        record(tmp_path / "wavs" / name[:3], name[4:])
+    windows = [f"D:\\x\\{name.replace('/', chr(92))},{name[:3]},{name[4]}" for name in names]
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "list.csv").write_text("\n".join(["file,label,fold", *windows]))
+    timed = [f"{label}/0.wav,{label},{i},{0.02 * i},{0.02 * i + 0.02}" for i in range(3) for label in ("dog", "cat")]
+    (tmp_path / "meta" / "timed.csv").write_text("\n".join(["file,label,fold,start,end", *timed]))
+    for name in ("list", "timed"):
+        options = ["--audio", str(tmp_path / "wavs"), "--folds", "--out", str(tmp_path / name)]
+        assert main.main(["prepare", "csv", str(tmp_path / "meta" / f"{name}.csv"), *options]) == 0
+        assert list(map(len, written(tmp_path / name).values())) == [2, 2, 2]
 
 
 def test_without_folds_of_its_own_a_number_makes_stratified_ones(tmp_path, capsys):
@@ -97,6 +122,8 @@ def test_without_folds_of_its_own_a_number_makes_stratified_ones(tmp_path, capsy
     for numbers in (["1"], ["2", "3"]):
         assert main.main([*command, "--folds", *numbers]) == 2
         assert f"--folds is {' '.join(numbers)}: use one number from 2 on" in capsys.readouterr().err
+    assert main.main([*command, "--folds", "100"]) == 2
+    capsys.readouterr()
     assert not (tmp_path / "out").exists()
     assert main.main([*command, "--folds", "3"]) == 0
     folds = written(tmp_path / "out")
@@ -105,19 +132,18 @@ def test_without_folds_of_its_own_a_number_makes_stratified_ones(tmp_path, capsy
 
 
 def test_a_group_stays_in_one_fold_and_divided_groups_and_rare_classes_are_named(tmp_path):
-    clips = [Record(f"{i}.wav", ("x" if i % 2 else "y",)) for i in range(12)]
-    groups = {clip.wav: f"g{i // 3}" for i, clip in enumerate(clips)}
-    folding = choose([2], {}, seed=0, name="a test")
-    folds = folding.assign(clips, groups)
+    clips = [Clip(f"{i}.wav", ("x" if i % 2 else "y",), group=f"g{i // 3}") for i in range(12)]
+    folding = choose([2], clips, seed=0, name="a test")
+    folds = folding.assign(clips)
     assert all(len(set(folds[3 * group : 3 * group + 3])) == 1 for group in range(4))
     assert Counter(folds) == {"1": 6, "2": 6}
-    assert folding.notes(clips, groups, folds) == []
-    own = dict(zip((clip.wav for clip in clips), "111122223333"))
-    folding = choose([], own, seed=0, name="a test")
-    folds = folding.assign([*clips[:4], Record(clips[9].wav, ("z",))], groups)
-    assert folds == ["1", "1", "1", "1", "3"]
-    notes = folding.notes([*clips[:5], Record(clips[9].wav, ("z",))], groups, ["1", "1", "1", "1", "2", "3"])
-    assert notes[0].startswith("1 groups, such as g1, are in several folds")
+    assert folding.notes([replace(clip, fold=fold) for clip, fold in zip(clips, folds)]) == []
+    clips = [replace(clip, fold=fold) for clip, fold in zip(clips, "111122223333")]
+    folding = choose([], clips, seed=0, name="a test")
+    clips = [*clips[:5], replace(clips[9], labels=("z",))]
+    assert folding.assign(clips) == ["1", "1", "1", "1", "2", "3"]
+    notes = folding.notes(clips)
+    assert notes[0].startswith("1 group, such as g1, is in several folds")
     assert notes[1].startswith("3 classes, such as y, have no clip in at least one fold")
 
 

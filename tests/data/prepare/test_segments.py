@@ -84,6 +84,44 @@ def test_rows_with_times_are_segments(home, kind):
         assert made.notes == ()
 
 
+@pytest.mark.parametrize(
+    "names",
+    ["start_second,end_second", "segment_start,segment_end", "event_onset,event_offset", "time_start,time_end",
+     "startSec,endSec", "t_start,t_end", "segment_start_s,segment_duration"],
+)  # fmt: skip
+def test_columns_of_times_may_have_further_words(home, names):
+    made = read(home, f"file,label,{names}\na.wav,dog,0,1\nb.wav,cat,0.0,2\n")
+    assert clips(made) == [("a.wav", 0, 1, "dog"), ("b.wav", 0, 2, "cat")]
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("names", ["t0,t1", "t_min,t_max", "from,to", "begin_pos,end_pos"])
+def test_columns_that_may_have_times_are_noted(home, names):
+    made = read(home, f"file,label,{names}\na.wav,dog,0,1\nb.wav,cat,0.0,2\n")
+    assert clips(made) == [("a.wav", *WHOLE, "dog"), ("b.wav", *WHOLE, "cat")]
+    assert made.notes == (
+        f"the columns {names.replace(',', ' and ')} are not used: name them with --start-column and --end-column if "
+        "they are times in seconds",
+    )
+
+
+@pytest.mark.parametrize("names", ["start_sample,end_sample", "start_frame,end_frame"])
+def test_columns_of_times_in_other_units_are_noted(home, names):
+    made = read(home, f"file,label,{names}\na.wav,dog,0,8000\nb.wav,cat,0,1600\n")
+    assert clips(made) == [("a.wav", *WHOLE, "dog"), ("b.wav", *WHOLE, "cat")]
+    assert [note.partition(" are not used, as times are read in seconds")[0] for note in made.notes] == [
+        f"the columns {names.replace(',', ' and ')}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns", ["event_start,event_end\na.wav,dog,May 1,June 2", "min_freq,max_freq\na.wav,dog,1,2"]
+)
+def test_columns_of_other_values_are_not_times(home, columns):
+    made = read(home, f"file,label,{columns}\n")
+    assert (clips(made), made.notes) == ([("a.wav", *WHOLE, "dog")], ())
+
+
 def test_rows_with_the_same_times_are_one_clip_with_all_labels(home):
     made = read(home, events("a.wav,dog,0.3,0.9", "b.wav,dog,1,2", "a.wav,cat,0.30,0.900", "a.wav,dog,0.3,0.9"))
     assert clips(made) == [("a.wav", 0.3, 0.9, "dog", "cat"), ("b.wav", 1, 2, "dog")]
@@ -264,3 +302,24 @@ def test_segments_of_a_single_recording_are_split_with_a_note(home, capsys):
 def test_recordings_are_compared_once_and_not_with_themselves(home, capsys):
     prepared(home, TABLES["start and end"] + "a.wav,cat,2,3\nb.wav,dog,1,2\n")
     assert "copies" not in capsys.readouterr().out
+
+
+def test_excluded_lines_are_not_counted_as_recordings(home):
+    (home / "list.csv").write_text(events("a.wav,dog,0,1", "a.wav,cat,1,2", "a.wav,dog,9,10", "a.wav,cat,2,1", *(
+        f"{file}.wav,{label},{start},{start + 1}" for file, start, label in [("b", 0, "cat"), ("b", 1, "dog")]
+    )))  # fmt: skip
+    (home / "audio" / "broken.wav").touch()
+    made = table.read(str(home / "list.csv"), str(home / "audio"), progress=False)
+    report = collection.prepare(made, str(home / "out"), progress=False).report().splitlines()
+    assert f"excluded: 2 lines, all listed in {home / 'out' / 'left_out.csv'}" in report
+    with open(home / "list.csv", "a") as file:
+        file.write("broken.wav,dog,,\n")
+    made = table.read(str(home / "list.csv"), str(home / "audio"), progress=False)
+    report = collection.prepare(made, str(home / "out"), force=True, progress=False).report().splitlines()
+    assert f"excluded: 1 recording and 2 lines, all listed in {home / 'out' / 'left_out.csv'}" in report
+
+
+def test_one_clip_is_counted_in_the_singular(home):
+    made = read(home, "file,label,split\na.wav,dog,train\nb.wav,cat,test\n")
+    report = collection.prepare(made, str(home / "out"), progress=False).report().splitlines()
+    assert [line.rpartition(": ")[2] for line in report if ".json" in line] == ["1 clip", "1 clip"]

@@ -100,6 +100,7 @@ def test_separators_of_labels_are_detected(home, first, second, expected):
         ("['Dog' 'any']", "['Cat']", [("Dog", "any"), ("Cat",)]),  # as NumPy prints it
         ("{'b', 'a'}", "c", [("a", "b"), ("c",)]),
         ("{Dog,any}", "{Cat}", [("Dog", "any"), ("Cat",)]),
+        ("Dog ['old']", "('Cat') fight", [("Dog ['old']",), ("('Cat') fight",)]),
         ("[unknown]", "[Cat]", [("[unknown]",), ("[Cat]",)]),
         ("['Dog', None]", "['nan', 'Cat', '']", [("Dog",), ("Cat",)]),
     ],
@@ -299,6 +300,19 @@ MISTAKES = {
         {},
         r"line 3 of .* has the labels \['x, y\], which are not",
     ),
+    "no header": (["a.wav,x", "b.wav,y"], {}, "the first line of .* names the recording a.wav, .*: add one, such as"),
+    "no header, selected column": (
+        ["a,x", "b,y"],
+        {"columns": Columns(file="a", label="x")},
+        "the first line of .* names the recording a, so the table has no header",
+    ),
+    "no header, missing files": (["D:\\z.wav,x", "y.wav,y"], {}, "names the recording .*z.wav, so the table has no"),
+    "list without its end": (
+        ["file,label", "a.wav,['x']", "b.wav,['y'"],
+        {},
+        r"line 3 .* \['y', which are a list without",
+    ),
+    "list without its start": (["file,label", "a.wav,'y']"], {}, r"line 2 .* 'y'\], which are a list without"),
     "split not filled in": (["file,label,fold", "a.wav,x,1", "b.wav,x,"], {}, "line 3 of .* has the fold ''"),
     "no such fold": (
         ["file,label,fold", "a.wav,x,1", "b.wav,x,2"],
@@ -323,3 +337,29 @@ def test_mistakes_are_errors_of_one_sentence(home, mistake):
 def test_a_missing_table_is_an_error(tmp_path):
     with pytest.raises(CollectionError, match=r"the table .*none\.csv cannot be read \(No such file"):
         read(str(tmp_path / "none.csv"))
+
+
+@pytest.mark.parametrize("numbers", ["label,0,1", "target,0.0,1.0"])
+def test_any_column_with_one_name_for_each_number_has_the_classes(home, numbers):
+    column, first, second = numbers.split(",")
+    rows = [f"a.wav,{first},loud,dog", f"b.wav,{second},loud,cat", f"c.wav,{first},low,dog"]
+    made = table(home, f"file,{column},volume,its name", *rows)
+    assert labels(made) == [("dog",), ("cat",), ("dog",)]
+    assert made.notes == (f"the column {column} has numbers, so the classes are those of the column its name",)
+    assert labels(table(home, f"file,{column},volume,its name", *rows[:2])) == [(first,), (second,)]
+
+
+@pytest.mark.parametrize(
+    "column", ["speaker", "Speaker_ID", "session", "site", "video_id", "youtube_id", "track_id", "artist", "recordist"]
+)
+def test_columns_of_speakers_and_places_have_the_sources(home, column):
+    files = ["a.wav", "b.wav", "c.wav", "d.flac", "e.WAV"]
+    rows = [f"{file},{'xy'[i % 2]},s{i % 4}" for i, file in enumerate(files)]
+    made = table(home, f"file,label,{column}", *rows)
+    assert [clip.group for clip in made.clips] == ["s0", "s1", "s2", "s3", "s0"]
+    assert made.notes == (f"the column {column} has the source of each clip",)
+
+
+def test_a_column_of_classes_has_no_sources(home):
+    made = table(home, "file,speaker", "a.wav,x", "b.wav,x", "c.wav,y", columns=Columns(label="speaker"))
+    assert ([clip.group for clip in made.clips], made.notes) == (["", "", ""], ())
