@@ -158,7 +158,7 @@ def test_processes_share_every_fold(data, tmp_path):
     parts = starting.start_together(tmp_path, 2, *options, command="crossval")
     assert [part.wait(timeout=300) for part in parts] == [0, 0], (tmp_path / "out0.txt").read_text()
     summary = json.loads((tmp_path / "run-crossval" / "crossval.json").read_text())
-    ensemble = summary["models"]["checkpoint ensemble (1 epochs)"]["accuracy"]
+    ensemble = summary["models"]["checkpoint ensemble (1 epoch)"]["accuracy"]
     scores = [tmp_path / "run-crossval" / name / "scores" / "evaluation_ensemble.npz" for name in FOLDS[:2]]
     assert ensemble["folds"] == [Scores.load(path).metrics().accuracy for path in scores]
     assert ensemble["mean"] == pytest.approx(np.mean(ensemble["folds"]))

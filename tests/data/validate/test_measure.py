@@ -52,11 +52,13 @@ def test_samples_at_full_scale_are_counted(tmp_path, subtype):
     assert result.is_float == (subtype in ("FLOAT", "DOUBLE"))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
-def test_samples_that_no_recording_can_have(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "shown"), [(np.nan, "nan"), (np.inf, "infinite or beyond 3.4e+38"), (-1e30, "-1e+30")]
+)
+def test_samples_that_no_recording_can_have(tmp_path, value, shown):
     samples = noise(0)
     samples[4000] = value
-    what = f"not finite or too large for a recording, the first {value:g} at 0.250 s"
+    what = f"not finite or too large for a recording, the first {shown} at 0.250 s"
     with pytest.raises(AudioError, match=re.escape(what)):
         measured(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
 
@@ -133,7 +135,8 @@ def test_a_wrong_length_of_a_wav_file_is_ignored(tmp_path, stated):
     path.write_bytes(content)
     reading = decode.Reading()
     assert measure.measure_file(path, "mean", reading) == expected
-    assert reading.notes == []
+    # A length of a thousand bytes may be right, and what follows no sound; the others are placeholders.
+    assert [note[:18] for note in reading.notes] == (["has a wrong length"] if stated == 1000 else [])
 
 
 def test_a_huge_length_in_the_header_takes_no_memory(tmp_path):
