@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -163,13 +164,14 @@ def _require_single_labels(data: Datafile) -> None:
 
 
 def _write_files(request: Request, scores: Scores, metrics: Metrics, vocabulary: Vocabulary) -> None:
-    """Writes the requested files about the model or the ensemble."""
-    if request.save:
-        scores.save(Path(request.save))
-    if request.per_class:
-        per_class.write_class_table(Path(request.per_class), [scores], metrics, vocabulary)
-    if request.confusion:
-        per_class.write_confusion_matrix(Path(request.confusion), scores, vocabulary)
+    """Writes the requested files about the model or the ensemble, all of them even if one cannot be written."""
+    with contextlib.ExitStack() as files:
+        if request.save:
+            files.callback(scores.save, Path(request.save))
+        if request.per_class:
+            files.callback(per_class.write_class_table, Path(request.per_class), [scores], metrics, vocabulary)
+        if request.confusion:
+            files.callback(per_class.write_confusion_matrix, Path(request.confusion), scores, vocabulary)
 
 
 def _log_files(request: Request, logger: Logger) -> None:

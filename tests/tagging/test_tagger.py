@@ -22,7 +22,7 @@ from psla_jax.audio.decode import AudioError, write_pcm16
 from psla_jax.audio.frontend import Frontend
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, Record
-from psla_jax.evaluation.predict import Scores
+from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.model_dir import CheckpointError, load_model, read_card
 from psla_jax.tagging.calibration import run as calibration
 from psla_jax.tagging.events import Rules, find_events
@@ -121,6 +121,18 @@ def test_the_channel_is_that_of_the_training_unless_another_one_is_named(saved, 
     assert psla_jax.load([plain, model]).notes == (
         f"the models were trained on different channels, of which that of {plain} is used (--channel)",
     )
+
+
+def test_results_of_an_evaluation_need_files_of_their_own_and_do_not_cost_each_other(saved, sound, tmp_path):
+    soundfile.write(tmp_path / "a.wav", sound[20_000:29_000], 16_000, "FLOAT")
+    datafile.write(tmp_path / "data.json", [(str(tmp_path / "a.wav"), [VOCABULARY.mids[0]])])
+    same = tmp_path / "same.csv"
+    with pytest.raises(ScoresError, match=r"two results would be written to .*same\.csv: name a file for each"):
+        evaluate(saved("attention"), tmp_path / "data.json", per_class=same, confusion=same)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        evaluate(saved("attention"), tmp_path / "data.json", save=tmp_path / "file" / "s.npz", per_class=same)
+    assert len(same.read_text().splitlines()) == 1 + len(VOCABULARY)
 
 
 @pytest.mark.parametrize("exclusive", [(True, False), (False, True)])
