@@ -16,7 +16,7 @@ from flax import nnx
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.config import Channel, DataConfig, DistributedConfig
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.datasets import DataError, data_notes, locate
+from psla_jax.data.datasets import DataError, data_notes, locate, require_single_labels
 from psla_jax.data.loader import batches, evaluation_source
 from psla_jax.evaluation import per_class, score_cache
 from psla_jax.evaluation.metrics import Metrics, bootstrap
@@ -125,7 +125,8 @@ def _evaluate(request: Request) -> EvaluationResult:
     orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
     data = Datafile.read(locate(request.data, logger.info), vocabulary)
     if request.confusion:
-        _require_single_labels(data)
+        reason, remedy = "a confusion matrix needs one per clip", "omit --confusion, or use --per-class"
+        require_single_labels(data, reason, remedy)
     for note in data_notes(data, held_out=True):
         logger.info(note)
     running, members = RunningEnsemble(), []
@@ -151,16 +152,6 @@ def _evaluate(request: Request) -> EvaluationResult:
             _write_files(request, replace(combined, mids=vocabulary.mids), ensemble, vocabulary)
     _log_files(request, logger)
     return EvaluationResult(tuple(members), ensemble)
-
-
-def _require_single_labels(data: Datafile) -> None:
-    several = np.flatnonzero(np.diff(data.label_offsets) != 1)
-    if len(several):
-        clip = int(several[0])
-        raise DataError(
-            f"{data.source} gives {data.audio(clip)} {len(data.labels(clip))} labels, but a confusion matrix needs one "
-            "per clip: omit --confusion, or use --per-class."
-        )
 
 
 def _write_files(request: Request, scores: Scores, metrics: Metrics, vocabulary: Vocabulary) -> None:

@@ -113,20 +113,17 @@ def load(config: DataConfig, loss: Loss, log: Callable[[str], None] | None = Non
         if loss == "auto":
             reason = f'{train.source} declares its classes as exclusive ("classes": "exclusive")'
         for data in (train, *sets.values()):
-            _require_single_labels(data, reason)
+            require_single_labels(data, reason, "correct the labels, or use --optimizer.loss bce")
     return DataSets(vocabulary, train, sets, resolved)
 
 
-def _require_single_labels(data: Datafile, reason: str) -> None:
-    """Raises DataError if a clip does not have exactly one label; the message contains `reason`."""
+def require_single_labels(data: Datafile, reason: str, remedy: str) -> None:
+    """Raises DataError, with `reason` and `remedy` in its message, if a clip does not have exactly one label."""
     counts = np.diff(data.label_offsets)
     wrong = np.flatnonzero(counts != 1)
     if len(wrong):
         clip = int(wrong[0])
-        raise DataError(
-            f"{data.source} gives {data.audio(clip)} {counts[clip]} labels, but {reason}: correct the labels, or use "
-            "--optimizer.loss bce."
-        )
+        raise DataError(f"{data.source} gives {data.audio(clip)} {counts[clip]} labels, but {reason}: {remedy}.")
 
 
 def check_clips(sets: DataSets, config: DataConfig, log: Callable[[str], None]) -> None:

@@ -80,7 +80,7 @@ def score(
         raise ScoresError("there is no clip to score: the datafile is empty.")
     fields = {name: np.concatenate([batch[name] for batch in fetched]) for name in fetched[0]}
     if clip_of_row is not None:
-        fields = _join_windows(fields, clip_of_row, np.add if exclusive else np.maximum)
+        fields = _join_windows(fields, clip_of_row, mean=exclusive)
     clip, valid = fields["clip"], fields["valid"] > 0
     skipped = tuple(clip_id(int(i)) for i in clip[~valid & (clip >= 0)])
     if skipped and not valid.any():
@@ -94,15 +94,18 @@ def score(
     return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped, left_out=left_out, flawed=flawed)
 
 
-def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, combine: np.ufunc) -> dict[str, np.ndarray]:
-    """Returns the fields of clips from those of their windows; a clip is valid if all of its windows are."""
+def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mean: bool) -> dict[str, np.ndarray]:
+    """Returns the fields of clips from those of their windows, with the mean or the largest of their scores.
+
+    A clip is valid if all of its windows are.
+    """
     rows = fields["clip"] >= 0  # without the padding
     scores, labels, valid, window = (fields[name][rows] for name in ("scores", "labels", "valid", "clip"))
     clips, first, count = np.unique(clip_of_row[window], return_index=True, return_counts=True)
-    joined = combine.reduceat(scores, first)
+    joined = np.add.reduceat(scores, first) / count[:, None] if mean else np.maximum.reduceat(scores, first)
     return {
         "clip": clips,
-        "scores": joined / count[:, None].astype(np.float32) if combine is np.add else joined,
+        "scores": joined.astype(np.float32),
         "labels": labels[first],
         "valid": np.minimum.reduceat(valid, first),
         "left_out": np.zeros(len(clips), np.int32),

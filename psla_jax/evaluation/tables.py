@@ -70,7 +70,16 @@ def _json_metrics(metrics: Metrics, interval: Interval | None) -> dict[str, Any]
     values = {name: value for name, value in vars(metrics).items() if not name.startswith("per_class_")}
     if interval is not None:
         values["mAP_interval"] = [interval.low, interval.high]
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json_value(values)
+
+
+def json_value(value: Any) -> Any:
+    """Returns dictionaries, lists and numbers with null for numbers that are not finite, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: json_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [json_value(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_summary(console: Console, models: Sequence[ModelSummary], title: str) -> None:

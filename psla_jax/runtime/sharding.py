@@ -80,8 +80,3 @@ class Placement:
         rows = sorted(row for index in slices if index is not None for row in range(padded)[index[0]])
         assert rows == list(range(rows[0], rows[-1] + 1)), "the devices of a process are adjacent in the mesh"
         return range(rows[0], rows[-1] + 1)
-
-
-def abstract_arrays(tree: Any, sharding: NamedSharding | None = None) -> Any:
-    """Returns a tree of ``jax.ShapeDtypeStruct`` with the shapes and types of the leaves."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)

@@ -67,6 +67,10 @@ class Estimate:
     mean: float
     std: float
 
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.std) else f" +- {self.std:.4f}"
+        return f"{self.mean:.4f}{spread}"
+
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
         """Returns the mean and standard deviation of at least two values."""
@@ -206,16 +210,7 @@ def _write(directory: Path, names: Sequence[str], results: Sequence[ModelResult]
             for m, e in estimates.items()
         }
     tables.write_csv(directory / TABLE, ["model", "fold", *metrics, *_COUNTS], rows)
-    tables.write_text(directory / SUMMARY, json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Returns a JSON value with null for numbers that are not finite, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    tables.write_text(directory / SUMMARY, json.dumps(tables.json_value(summary), indent=1, allow_nan=False) + "\n")
 
 
 def _print(console: Console, title: str, results: Sequence[ModelResult]) -> None:
@@ -227,7 +222,7 @@ def _print(console: Console, title: str, results: Sequence[ModelResult]) -> None
         table.add_column(_METRICS[metric], justify="right", no_wrap=True)
     for result in results:
         estimates = [result.estimate(metric) for metric in metrics]
-        table.add_row(result.name, *(f"{e.mean:.4f} +- {e.std:.4f}" for e in estimates))
+        table.add_row(result.name, *map(str, estimates))
     console.print(table)
     folds = results[0].folds
     scored = min(metrics.num_scored for metrics in folds)
