@@ -21,6 +21,7 @@ PACKAGE = "psla_jax"
 MAX_FILE, MAX_FUNCTION = 450, 60
 
 LAYERS = (
+    ("ingredients",),
     ("config",),
     ("runtime", "sampling"),
     ("audio", "vocabulary"),

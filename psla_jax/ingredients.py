@@ -1,0 +1,179 @@
+"""Ingredients of a training that a config names: losses, optimizers, augmentation, metrics and others.
+
+The specification of an ingredient is text: a registered name (``focal``) or an import path (``package.module:name``),
+each optionally with options as in a call (``focal(gamma=1.5)``). A config file may give a callable instead, which is
+converted to its import path. A config therefore consists of text and numbers, which ``config.json`` records and a
+resumed run compares. This module does not import JAX.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Ingredient = str | Callable[..., Any]
+else:  # Fields hold text; the command line parses it as such.
+    Ingredient = str
+
+_SPECIFICATION = re.compile(r"(?P<name>[\w.-]+(?::[\w.]+)?)\s*(?:\((?P<options>.*)\))?", re.DOTALL)
+
+
+class IngredientError(ValueError):
+    """An ingredient that cannot be found, or does not fit; the message names the field and the remedy."""
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Returns the name or import path of a specification, and its options.
+
+    Raises:
+        IngredientError: the text is no specification.
+    """
+    match = _SPECIFICATION.fullmatch(text.strip())
+    try:
+        if match is None:
+            raise ValueError
+        call = ast.parse(f"f({match['options'] or ''})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or None in [keyword.arg for keyword in call.keywords]:
+            raise ValueError
+        return match["name"], {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError) as error:
+        raise IngredientError(
+            f"{text!r} cannot be parsed: give a name or module:callable, optionally with options, as in "
+            "name(option=0.5)"
+        ) from error
+
+
+def specification(ingredient: str | Callable[..., Any]) -> str:
+    """Returns the text for a callable, or for a ``functools.partial`` with keyword arguments; text is returned as is.
+
+    Raises:
+        IngredientError: the text cannot be parsed, or the callable cannot be imported by its name.
+    """
+    if isinstance(ingredient, str):
+        parse(ingredient)
+        return ingredient.strip()
+    function, options = ingredient, {}
+    if isinstance(ingredient, functools.partial):
+        function, options = ingredient.func, ingredient.keywords
+        if ingredient.args:
+            raise IngredientError(f"{ingredient!r} has positional arguments: give them as keywords")
+    path = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+    try:
+        found = import_path(path)
+    except IngredientError:
+        found = None
+    if found is not function:
+        raise IngredientError(f"{function!r} cannot be imported as {path}: define it at the top level of a module")
+    values = [f"{name}={value!r}" for name, value in options.items()]
+    text = f"{path}({', '.join(values)})" if values else path
+    if options and _parsed_or_none(text) != (path, options):
+        raise IngredientError(f"{text} has options that are not literals: use numbers, texts, tuples or None")
+    return text
+
+
+def _parsed_or_none(text: str) -> tuple[str, dict[str, Any]] | None:
+    try:
+        return parse(text)
+    except IngredientError:
+        return None
+
+
+def import_path(path: str) -> Any:
+    """Returns the object that ``package.module:name`` names. Raises IngredientError if there is none."""
+    module, _, names = path.partition(":")
+    try:
+        return functools.reduce(getattr, names.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise IngredientError(f"{path!r} cannot be imported ({error}): name it as module:callable") from error
+
+
+def is_imported(text: str) -> bool:
+    """Returns whether a specification names an import path rather than a registered name."""
+    return ":" in parse(text)[0]
+
+
+def find(text: str, registry: Mapping[str, Callable[..., Any]], field: str) -> Callable[..., Any]:
+    """Returns the callable of a specification, with its options bound.
+
+    Args:
+        text: the specification.
+        registry: registered callables by name.
+        field: the name of the setting, for the message of an error.
+
+    Raises:
+        IngredientError: the name is unknown or cannot be imported, or the callable has no such option.
+    """
+    try:
+        name, options = parse(text)
+        if ":" in name:
+            function = import_path(name)
+        elif name in registry:
+            function = registry[name]
+        else:
+            raise IngredientError(f"{name!r} is unknown: choose one of {', '.join(registry)}, or name module:callable")
+        if not callable(function):
+            raise IngredientError(f"{name!r} is a {type(function).__name__}: name a callable")
+        unknown = [option for option in options if not _takes(function, option)]
+        if unknown:
+            known = ", ".join(_keywords(function)) or "none"
+            raise IngredientError(f"{name} has no option {unknown[0]!r}: its parameters are {known}")
+    except IngredientError as error:
+        raise IngredientError(f"{field} is {text!r}: {error}.") from error.__cause__
+    return functools.partial(function, **options) if options else function
+
+
+def call(function: Callable[..., Any], /, *arguments: Any, field: str, **available: Any) -> Any:
+    """Calls an ingredient with `arguments`, and with those of `available` that are named among its parameters.
+
+    Options of the specification take precedence over `available`.
+
+    Raises:
+        IngredientError: it requires a parameter that is not available, or cannot take `arguments`.
+    """
+    return function(*arguments, **_accepted(function, arguments, field, available))
+
+
+def bound(function: Callable[..., Any], num_arguments: int, *, field: str, **available: Any) -> Callable[..., Any]:
+    """Returns the ingredient with those of `available` bound that are named among its parameters.
+
+    Raises:
+        IngredientError: it cannot be called with `num_arguments` positional arguments then.
+    """
+    accepted = _accepted(function, (None,) * num_arguments, field, available)
+    return functools.partial(function, **accepted) if accepted else function
+
+
+def _accepted(function: Callable[..., Any], arguments: tuple, field: str, available: dict[str, Any]) -> dict[str, Any]:
+    given = getattr(function, "keywords", {})
+    positional = list(inspect.signature(function).parameters)[: len(arguments)]
+    names = [name for name in _keywords(function) if name in available and name not in given and name not in positional]
+    accepted = {name: available[name] for name in names}
+    try:
+        inspect.signature(function).bind(*arguments, **accepted)
+    except TypeError as error:
+        raise IngredientError(
+            f"{field}: {_name(function)}{inspect.signature(function)} cannot be called ({error}): it may take "
+            f"{', '.join(available) or 'no further parameters'}."
+        ) from error
+    return accepted
+
+
+def _name(function: Callable[..., Any]) -> str:
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__qualname__", type(inner).__qualname__)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
+
+
+def _takes(function: Callable[..., Any], option: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return option in _keywords(function) or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
