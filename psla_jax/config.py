@@ -13,6 +13,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from psla_jax import ingredients
+from psla_jax.ingredients import Ingredient, IngredientError
+
 Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
 Loss = Literal["auto", "bce", "ce"]
@@ -33,6 +36,15 @@ def _require(config: object, name: str, valid: bool, remedy: str) -> None:
     """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
     if not valid:
         raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
+
+
+def _name_ingredients(config: object, name: str) -> None:
+    """Converts the ingredients in the field `name` of `config` to text; raises ConfigError if one is none."""
+    try:
+        texts = tuple(ingredients.specification(each) for each in getattr(config, name))
+    except IngredientError as error:
+        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
+    object.__setattr__(config, name, texts)  # The config is frozen, and this is a part of its construction.
 
 
 def _require_one_of(config: object, name: str, choices: object) -> None:
@@ -284,6 +296,15 @@ class RunConfig:
     """Steps to record with JAX's profiler in the run directory; the idle time of the devices is logged."""
     bootstrap: int = 200
     """Number of bootstrap resamples for the 95% confidence interval of each final mAP; 0 disables it."""
+    metrics: tuple[Ingredient, ...] = ()
+    """Further metrics: `lwlrap`, `micro_f1`, `macro_f1(threshold=0.3)`, `accuracy`, `top_k(k=5)`, `micro_map`, or
+    `module:callable` of scores and labels."""
+    select: str = ""
+    """Column of result.csv that selects the best epoch, such as `lwlrap`, `mAUC` or `valid_loss` (the lowest); empty:
+    `mAP`, or `accuracy` with the loss `ce`."""
+    log: tuple[Ingredient, ...] = ("tensorboard",)
+    """Trackers of the curves: `tensorboard`, `wandb`, `mlflow`, with options as in `wandb(project='mine')`, or
+    `module:callable`."""
 
     def __post_init__(self) -> None:
         _require(self, "seed", self.seed >= 0, "use 0 or a positive number")
@@ -291,6 +312,8 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
+        for name in ("metrics", "log"):
+            _name_ingredients(self, name)
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
@@ -312,7 +335,7 @@ _PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in 
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}
-    | {"aggregation.first", "aggregation.last", "bootstrap"}
+    | {"aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     | {"data.train", "data.labels", "data.validation", "data.evaluation"}
     | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}

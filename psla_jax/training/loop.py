@@ -28,6 +28,7 @@ from psla_jax.data import datasets
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
 from psla_jax.data.loader import Batch, batches, train_source
 from psla_jax.evaluation import tables
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
 from psla_jax.models import factory
 from psla_jax.models.custom import ignores_padding, require_trainable
@@ -45,7 +46,7 @@ from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
 from psla_jax.training.optimizer import learning_rate
 from psla_jax.training.profiling import Profile
 from psla_jax.training.run_directory import CHECKPOINTS, LOG, RunError
-from psla_jax.training.selection import best_epoch, is_complete
+from psla_jax.training.selection import best_epoch, is_complete, require_selectable, selecting_columns
 from psla_jax.training.step import State, make_trainer, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
 
@@ -82,6 +83,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
         data = datasets.load(config.data, config.optimizer.loss, logger.info)
+        require_metrics(config, data)
     # The run directory records the loss itself, not "auto".
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
 
@@ -103,6 +105,14 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
                 run.logger.info(note)
             run.fit()
             return run.summarise()
+
+
+def require_metrics(config: RunConfig, data: DataSets) -> None:
+    """Raises an error if a metric cannot be computed for these data, or ``select`` names none."""
+    evaluators = Evaluators.find(config.metrics, data.vocabulary, data.loss == "ce")
+    names = {kind: evaluators.require_defined(each) for kind, each in data.held_out.items()}
+    single = [ACCURACY] if (np.diff(data.held_out[data.primary].label_offsets) == 1).all() else []
+    require_selectable(config, [*single, *names[data.primary]])
 
 
 def open_run(
@@ -180,7 +190,7 @@ class Run:
         distributed.barrier("trained")
         rows = read_rows(self.directory / RESULT)
         if len(rows) < self.epochs:
-            best = best_epoch(rows, self.config.optimizer)
+            best = best_epoch(rows, self.config)
             self.logger.info(
                 f"training ended early, after epoch {len(rows)} of {self.epochs}: epoch {best} is still the best "
                 f"(optimizer.patience is {self.config.optimizer.patience})"
@@ -191,11 +201,11 @@ class Run:
         table = self.directory / RESULT
         rows = read_rows(table) if table.is_file() else []
         last = checkpoints.steps()[:1] == [len(rows) * self.steps_per_epoch]
-        return not distributed.any_process(not (last and is_complete(rows, self.config.optimizer)))
+        return not distributed.any_process(not (last and is_complete(rows, self.config)))
 
     def _ends_after(self, rows: list[EpochRow]) -> bool:
         """Returns whether training ends after these epochs, as the primary process decides."""
-        return distributed.on_primary(lambda: is_complete(rows, self.config.optimizer), RunError)
+        return distributed.on_primary(lambda: is_complete(rows, self.config), RunError)
 
     def _resume(self, checkpoints: RunCheckpoints) -> Progress:
         """Returns the progress in the latest checkpoint, or that of a new run."""
@@ -227,7 +237,8 @@ class Run:
                 "divides the clips and is divided by the devices"
             )
         if self.config.optimizer.loss == "ce":
-            chosen = ", and the best epoch is the most accurate" if data.primary == VALIDATION else ""
+            by_accuracy = data.primary == VALIDATION and selecting_columns(self.config)[0] == ACCURACY
+            chosen = ", and the best epoch is the most accurate" if by_accuracy else ""
             self.logger.info(f"every clip has exactly one label: the loss is cross-entropy{chosen}")
         if step:
             self.logger.info(f"resuming in epoch {step // self.steps_per_epoch + 1}, after step {step}")
@@ -386,7 +397,8 @@ class Run:
             sums["loss"] / max(sums["count"], 1.0), loss.mean(), ensemble_metrics.mAP, ensemble_metrics.mAUC, rate,
         )  # fmt: skip
         row: dict[str, Any] = {name: float(value) for name, value in zip(EPOCH_COLUMNS, values)} | {"epoch": epoch}
-        return row if math.isnan(metrics.accuracy) else row | {ACCURACY: metrics.accuracy}
+        single = {} if math.isnan(metrics.accuracy) else {ACCURACY: metrics.accuracy}
+        return row | single | artifacts.evaluators(scores)
 
     def _publish(self, rows: list[EpochRow], curves: TensorBoardWriter) -> None:
         """Writes ``result.csv`` and the epoch's curves, and logs the epoch's metrics."""
@@ -395,10 +407,11 @@ class Run:
             tables.write_csv(self.directory / RESULT, columns, rows)
         curves.scalars({f"{kind}/{name}": row[name] for name in columns[1:]}, int(row["epoch"]))
         accuracy = f"accuracy {row[ACCURACY]:.4f}  " if ACCURACY in row else ""
+        further = "".join(f"  {name} {row[name]:.4f}" for name in columns if name not in (*EPOCH_COLUMNS, ACCURACY))
         self.logger.info(
             f"epoch {row['epoch']}/{self.epochs}  train loss {row['train_loss']:.4f}  {kind}: "
             f"loss {row['valid_loss']:.4f}  {accuracy}mAP {row['mAP']:.4f}  AUC {row['mAUC']:.4f}  "
-            f"ensemble mAP {row['ensemble_mAP']:.4f}"
+            f"ensemble mAP {row['ensemble_mAP']:.4f}{further}"
         )
 
 

@@ -31,6 +31,7 @@ from psla_jax.config import (
 )
 from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import Scores
 from psla_jax.models.factory import from_config
 from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, read_card, save_model
@@ -624,3 +625,63 @@ def test_a_loader_that_lets_the_steps_wait_is_told_of(data: Path, seconds: float
     line, shown = monitor.loader_report()
     assert shown is slow
     assert ("psla pack" in line) is slow
+
+
+# ---- Further metrics -------------------------------------------------------------------------------------------------
+
+
+def test_further_metrics_are_in_all_tables_and_select_the_best_epoch(whole_run, data, tmp_path, monkeypatch, capsys):
+    """`worst` falls as scores move away from 0.5, so it selects another epoch than mAP does."""
+    metrics = ("lwlrap", "measures:worst(factor=2.0)", "measures:report")
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), metrics=metrics, select="worst_factor_2.0")
+    monkeypatch.setattr(TrainingMonitor, "report_failed_clips", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # After the steps of the first epoch.
+        loop.train(config)
+    monkeypatch.undo()
+    measured = loop.train(config)
+    rows, before = table(tmp_path / "run" / "result.csv"), table(Path(whole_run[0].run_dir) / "result.csv")
+    added = [
+        *("lwlrap", "worst_factor_2.0", "report/classes", "report/clips", "report/exclusive", "report/mean_score_all"),
+    ]
+    assert list(rows[0]) == [*before[0], *added]
+    assert [{name: row[name] for name in before[0]} for row in rows] == before
+    evaluators = Evaluators.find(metrics, sounds.VOCABULARY)
+    for number, row in enumerate(rows, 1):
+        values = evaluators(Scores.load(tmp_path / "run" / "scores" / f"validation_epoch_{number:03d}.npz"))
+        assert {name: float(row[name]) for name in added} == pytest.approx(values, rel=1e-8)
+    falling = [float(row["worst_factor_2.0"]) for row in rows]
+    best = 1 + falling.index(max(falling))
+    assert measured[0].name == f"best single (epoch {best})"
+    assert read_card(tmp_path / "run" / "models" / "best").notes["epochs"] == [best]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    combined = evaluators(Scores.load(tmp_path / "run" / "scores" / "evaluation_ensemble.npz"))
+    assert {k: summary["checkpoint ensemble (3 epochs)"]["evaluation"][k] for k in added} == combined
+    (ensemble,) = table(tmp_path / "run" / "ensemble_result.csv")
+    assert float(ensemble["evaluation_lwlrap"]) == pytest.approx(combined["lwlrap"])
+    shown = capsys.readouterr().out
+    assert f"lwlrap {float(rows[2]['lwlrap']):.4f}  worst_factor_2.0 {falling[2]:.4f}" in shown
+    assert re.search(r"accuracy[ ┃]+lwlrap[ ┃]+worst_factor_2\.0", shown)
+
+
+def test_without_a_validation_set_further_metrics_are_means_over_the_last_epochs(data, tmp_path):
+    sets = dataclasses.replace(sounds.config(data, tmp_path / "run").data, validation="")
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), data=sets, metrics=("lwlrap",))
+    measured = loop.train(config)
+    rows = table(tmp_path / "run" / "result.csv")
+    mean = np.mean([float(row["lwlrap"]) for row in rows])
+    assert measured[0].further["evaluation"]["lwlrap"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metrics": ("measures:undefined",)}, "metrics: undefined is nan for random scores of the clips in "),
+        ({"metrics": ("measures:text",)}, "metrics: text is 'good': return a number"),
+        ({"select": "lwlrap"}, "select is 'lwlrap': choose one of mAP, mAUC, d_prime, precision, recall, valid_loss"),
+    ],
+)
+def test_a_metric_that_does_not_fit_ends_a_run_before_it_begins(data, tmp_path, fields, message):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), **fields)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        loop.train(config)
+    assert not (tmp_path / "run").exists()
