@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from psla_jax.config import AggregationConfig, OptimizerConfig
+from psla_jax.config import AggregationConfig, OptimizerConfig, is_exclusive
 from psla_jax.evaluation.tables import ACCURACY, EpochRow
 
 
@@ -15,7 +15,7 @@ def best_epoch(rows: Sequence[EpochRow], config: OptimizerConfig) -> int:
     Small sets have ties in accuracy, which mAP breaks. Values are rounded as in ``result.csv``, so that a resumed run
     selects the same epoch.
     """
-    names = (ACCURACY, "mAP") if config.loss == "ce" else ("mAP",)
+    names = (ACCURACY, "mAP") if is_exclusive(config.loss) else ("mAP",)
     merits = [tuple(float(f"{row.get(name, 0.0):.9g}") for name in names) for row in rows]
     return 1 + merits.index(max(merits))
 
