@@ -13,12 +13,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from psla_jax import ingredients
-from psla_jax.ingredients import Ingredient, IngredientError
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse, specification
 
 Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
-Loss = Literal["auto", "bce", "ce"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
 Threshold = Literal["mean", "median", "25", "10", "5"]
@@ -38,18 +36,23 @@ def _require(config: object, name: str, valid: bool, remedy: str) -> None:
         raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
 
 
-def _name_ingredients(config: object, name: str) -> None:
-    """Converts the ingredients in the field `name` of `config` to text; raises ConfigError if one is none."""
-    try:
-        texts = tuple(ingredients.specification(each) for each in getattr(config, name))
-    except IngredientError as error:
-        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
-    object.__setattr__(config, name, texts)  # The config is frozen, and this is a part of its construction.
-
-
 def _require_one_of(config: object, name: str, choices: object) -> None:
     options = get_args(choices)
     _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
+
+
+def _name_ingredients(config: object, *names: str) -> None:
+    """Replaces callables in the fields `names`, each an ingredient or a sequence of them, by their import paths.
+
+    Raises ConfigError for those that cannot be imported, and for text that is no specification.
+    """
+    for name in names:
+        value = getattr(config, name)
+        try:
+            text = tuple(map(specification, value)) if isinstance(value, list | tuple) else specification(value)
+        except IngredientError as error:
+            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
+        object.__setattr__(config, name, text)
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,16 @@ class SamplingConfig:
     time_mask: int = 192
     """Upper bound on the width of the time mask, in frames of 10 ms; 0 disables it."""
     noise: bool = False
-    """Add uniform noise to the spectrogram and roll it in time by up to ten frames."""
+    """Add uniform noise to the spectrogram and roll it in time by up to ten frames; the same as the step `noise`."""
+    waveform: tuple[Ingredient, ...] = ("mixup",)
+    """Augmentation of waveforms, in this order: `mixup`, `gain`, `roll`, `crop`, `background`, or
+    `module:callable`, each with options, such as `gain(decibels=12)`; see psla_jax.sampling.waveform."""
+    spectrogram: tuple[Ingredient, ...] = ("specaugment",)
+    """Augmentation of normalised spectrograms, in this order: `specaugment`, `freq_mixstyle`, `filter_augment`,
+    `mixup`, `noise`, `patchout`, or `module:callable`, each with options; see psla_jax.sampling.spectrogram."""
 
     def __post_init__(self) -> None:
+        _name_ingredients(self, "waveform", "spectrogram")
         _require(self, "mixup", 0 <= self.mixup <= 1, "use a probability in [0, 1]")
         _require(self, "freq_mask", 0 <= self.freq_mask <= 128, "use 0 to 128 mel bins")
         _require(self, "time_mask", self.time_mask >= 0, "use 0 or more frames")
@@ -175,8 +185,15 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with L2 regularisation, linear warm-up and step decay of the learning rate."""
+    """Optimizer, its learning-rate schedule, and the loss. The defaults are PSLA's: Adam with L2 regularisation, linear
+    warm-up and step decay of the learning rate."""
 
+    name: Ingredient = "adam"
+    """Optimizer: `adam` (PSLA's), `adamw`, `lamb`, `lion`, `muon`, `sgd`, or `module:callable` that returns an
+    optax.GradientTransformation, each with options, such as `adamw(b2=0.98)`; see psla_jax.training.optimizer."""
+    schedule: Ingredient = "step_decay"
+    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant`, `exponential`, or `module:callable`
+    that returns an optax schedule, each with options; all of these begin with the warm-up."""
     learning_rate: float = 1e-4
     """Learning rate after the warm-up."""
     epochs: int = 30
@@ -190,10 +207,25 @@ class OptimizerConfig:
     decay: float = 0.5
     """Factor by which a decay multiplies the learning rate."""
     weight_decay: float = 5e-7
-    """L2 coefficient; the term is added to the gradient, not decoupled as in AdamW."""
-    loss: Loss = "auto"
-    """Binary cross-entropy `bce`, cross-entropy `ce` (one label per clip), or `auto` as the datafile declares.
-    The best epoch is the one with the highest mAP (`bce`) or accuracy (`ce`)."""
+    """Weight decay: for `adam` and `sgd` the L2 coefficient of a term of the gradient, else decoupled as in AdamW."""
+    no_decay: tuple[str, ...] = ()
+    """Patterns of the parameters without weight decay, such as `*.bias` `*_bn*`: shell patterns of dotted names."""
+    rates: tuple[str, ...] = ()
+    """Relative learning rates of parameters, as pattern=factor, such as `effnet.*=0.1`; the first match counts."""
+    clip: float = 0.0
+    """Largest norm of the gradient of all parameters together; a longer one is scaled down. 0 disables it."""
+    ema: float = 0.0
+    """Decay per step of the exponential moving average of the weights, such as 0.999, which the summary lists as a
+    model of its own; 0 disables it."""
+    loss: Ingredient = "auto"
+    """Binary cross-entropy `bce`, cross-entropy `ce` (one label per clip), or `auto` as the datafile declares; also
+    `focal`, `asymmetric`, or `module:callable`, each with options, such as `focal(gamma=2)`; see
+    psla_jax.training.losses. The best epoch is the one with the highest mAP, or accuracy for `ce`."""
+    label_smoothing: float = 0.0
+    """Share of each label that is replaced by chance: 1/2 for `bce`, one over the number of classes for `ce`."""
+    class_weights: str = ""
+    """Weights of the classes in the loss: `inverse` or `sqrt`, by the (square root of the) inverse number of training
+    clips, or a CSV file with the header mid,weight; empty for equal weights."""
     accumulate: int = 1
     """Microbatches per step: less memory, same gradient; batch statistics are those of each microbatch."""
     compute: Compute = "float32"
@@ -217,8 +249,23 @@ class OptimizerConfig:
         _require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "use 0 or more")
         _require(self, "accumulate", self.accumulate >= 1, "use at least one microbatch")
         _require(self, "nonfinite", self.nonfinite in ("stop", "skip"), "choose stop or skip")
-        _require_one_of(self, "loss", Loss)
         _require_one_of(self, "compute", Compute)
+        _name_ingredients(self, "name", "schedule", "loss")
+        for name in ("no_decay", "rates"):  # JSON has lists.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        factors = [rate.rpartition("=")[2] for rate in self.rates]
+        valid = all(_is_number(factor) and 0 <= float(factor) < math.inf for factor in factors)
+        _require(self, "rates", valid and all("=" in rate for rate in self.rates), "give pattern=factor, factor >= 0")
+        _require(self, "clip", 0 <= self.clip < math.inf, "use a positive norm, or 0 for none")
+        _require(self, "ema", 0 <= self.ema < 1, "use a decay in [0, 1), such as 0.999")
+        _require(self, "label_smoothing", 0 <= self.label_smoothing < 1, "use a share in [0, 1)")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isnan(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -312,8 +359,7 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
-        for name in ("metrics", "log"):
-            _name_ingredients(self, name)
+        _name_ingredients(self, "metrics", "log")
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
@@ -324,6 +370,19 @@ class RunConfig:
         _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
         _require(self.sampling, "time_mask", self.sampling.time_mask <= frames, remedy)
+
+
+def is_exclusive(loss: Ingredient) -> bool:
+    """Returns whether a loss is for clips with exactly one class each.
+
+    It is ``ce``, or a callable of one's own with the attribute ``exclusive = True``. Raises ConfigError if that cannot
+    be imported.
+    """
+    try:
+        name = parse(loss)[0]
+        return name == "ce" or (":" in name and getattr(import_path(name), "exclusive", False) is True)
+    except IngredientError as error:
+        raise ConfigError(f"optimizer.loss: {error}.") from error
 
 
 _SECTIONS: dict[str, Any] = {

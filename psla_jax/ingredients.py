@@ -28,13 +28,13 @@ class IngredientError(ValueError):
     """An ingredient that cannot be found, or does not fit; the message names the field and the remedy."""
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
+def parse(text: Ingredient) -> tuple[str, dict[str, Any]]:
     """Returns the name or import path of a specification, and its options.
 
     Raises:
         IngredientError: the text is no specification.
     """
-    match = _SPECIFICATION.fullmatch(text.strip())
+    match = _SPECIFICATION.fullmatch(str(text).strip())
     try:
         if match is None:
             raise ValueError
@@ -49,7 +49,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         ) from error
 
 
-def specification(ingredient: str | Callable[..., Any]) -> str:
+def specification(ingredient: Ingredient) -> str:
     """Returns the text for a callable, or for a ``functools.partial`` with keyword arguments; text is returned as is.
 
     Raises:
@@ -93,12 +93,12 @@ def import_path(path: str) -> Any:
         raise IngredientError(f"{path!r} cannot be imported ({error}): name it as module:callable") from error
 
 
-def is_imported(text: str) -> bool:
+def is_imported(text: Ingredient) -> bool:
     """Returns whether a specification names an import path rather than a registered name."""
     return ":" in parse(text)[0]
 
 
-def find(text: str, registry: Mapping[str, Callable[..., Any]], field: str) -> Callable[..., Any]:
+def find(text: Ingredient, registry: Mapping[str, Callable[..., Any]], field: str) -> Callable[..., Any]:
     """Returns the callable of a specification, with its options bound.
 
     Args:
@@ -119,7 +119,7 @@ def find(text: str, registry: Mapping[str, Callable[..., Any]], field: str) -> C
             raise IngredientError(f"{name!r} is unknown: choose one of {', '.join(registry)}, or name module:callable")
         if not callable(function):
             raise IngredientError(f"{name!r} is a {type(function).__name__}: name a callable")
-        unknown = [option for option in options if not _takes(function, option)]
+        unknown = [option for option in options if not takes(function, option)]
         if unknown:
             known = ", ".join(_keywords(function)) or "none"
             raise IngredientError(f"{name} has no option {unknown[0]!r}: its parameters are {known}")
@@ -174,6 +174,13 @@ def _keywords(function: Callable[..., Any]) -> list[str]:
     return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
 
 
-def _takes(function: Callable[..., Any], option: str) -> bool:
+def reason(error: Exception) -> str:
+    """Returns type and first line of an exception's message, to be embedded in a message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def takes(function: Callable[..., Any], option: str) -> bool:
+    """Returns whether a callable has a parameter of this name, or takes any keyword."""
     parameters = inspect.signature(function).parameters.values()
     return option in _keywords(function) or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -201,7 +201,7 @@ def _jax_training(precision: str) -> Measure:
 
     from psla_jax.config import DataConfig, OptimizerConfig, RunConfig, SamplingConfig
     from psla_jax.runtime.sharding import Placement
-    from psla_jax.training.step import make_trainer
+    from psla_jax.training.trainer import make_trainer
 
     class IdentityFrontend:
         """Passes spectrograms through, as the frontend is a part of its own."""
@@ -333,7 +333,7 @@ def host_per_clip(rival: str, folder: Path, precision: str) -> Measure:
     """Measures the CPU time per clip of reading and mixup of half of the clips; in the reference, also of features."""
     from psla_jax.config import DataConfig, SamplingConfig
     from psla_jax.data.datafile import Datafile
-    from psla_jax.data.loader import train_source
+    from psla_jax.data.train_source import train_source
     from psla_jax.vocabulary.vocabulary import Vocabulary
 
     if rival != "ours":

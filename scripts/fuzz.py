@@ -29,7 +29,8 @@ LOADER = """
 import sys
 from pathlib import Path
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.loader import ClipReader, EvaluationSource, batches
+from psla_jax.data.clip_reader import ClipReader
+from psla_jax.data.loader import EvaluationSource, batches
 from psla_jax.vocabulary.vocabulary import Vocabulary
 folder = Path(sys.argv[1])
 reader = ClipReader(Datafile.read(folder / "all.json", Vocabulary.read(folder / "labels.csv")), 16_000, "mean")

@@ -20,7 +20,7 @@ from flax import nnx
 from psla_jax.config import DataConfig, FrontendConfig, ModelConfig, OptimizerConfig, RunConfig
 from psla_jax.models.factory import from_config
 from psla_jax.runtime.sharding import Placement
-from psla_jax.training.step import make_trainer
+from psla_jax.training.trainer import make_trainer
 
 PRESETS: dict[str, OptimizerConfig] = {
     "default": OptimizerConfig(),

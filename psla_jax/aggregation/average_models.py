@@ -15,7 +15,8 @@ from psla_jax.aggregation.average import AggregationError, average, reestimate
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import data_notes, locate
-from psla_jax.data.loader import batches, plain_source
+from psla_jax.data.loader import batches
+from psla_jax.data.train_source import plain_source
 from psla_jax.models.model_dir import Model, ModelCard, find_model, load_model, require_replaceable, save_model
 from psla_jax.models.self_test import self_test_record, self_test_scores
 from psla_jax.models.state import split_model

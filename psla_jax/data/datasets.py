@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from psla_jax.config import ConfigError, DataConfig, Loss
+from psla_jax.config import ConfigError, DataConfig, is_exclusive
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.demo import dataset
 from psla_jax.data.validate.preflight import ClipProblem, find_unreadable_clips
@@ -37,8 +37,8 @@ class DataSets:
     train: Datafile
     held_out: dict[str, Datafile]
     """The sets to score by name, ``validation`` before ``evaluation``; at least one."""
-    loss: Loss = "bce"
-    """``bce`` or ``ce``: ``optimizer.loss``, with ``auto`` resolved by the training datafile."""
+    loss: str = "bce"
+    """``optimizer.loss``, with ``auto`` resolved to ``bce`` or ``ce`` by the training datafile."""
 
     @property
     def primary(self) -> str:
@@ -83,7 +83,7 @@ def data_notes(data: Datafile, *, held_out: bool) -> list[str]:
     return notes
 
 
-def load(config: DataConfig, loss: Loss, log: Callable[[str], None] | None = None) -> DataSets:
+def load(config: DataConfig, loss: str, log: Callable[[str], None] | None = None) -> DataSets:
     """Reads the vocabulary and the datafiles of a config's section ``data``; `loss` is ``optimizer.loss``.
 
     `log` receives a line when the embedded demo set is synthesised, and the notes of :func:`data_notes`.
@@ -108,8 +108,8 @@ def load(config: DataConfig, loss: Loss, log: Callable[[str], None] | None = Non
         raise DataError(f"no clip of the training set {sets[TRAIN].source} has a label: label its clips.")
     train = sets.pop(TRAIN)
     resolved = ("ce" if train.exclusive else "bce") if loss == "auto" else loss
-    if resolved == "ce":
-        reason = "optimizer.loss ce requires exactly one"
+    if is_exclusive(resolved):
+        reason = f"optimizer.loss {resolved} requires exactly one"
         if loss == "auto":
             reason = f'{train.source} declares its classes as exclusive ("classes": "exclusive")'
         for data in (train, *sets.values()):

@@ -32,7 +32,6 @@ not depend on the number of workers and threads, and a resumed run continues the
 
 from __future__ import annotations
 
-import functools
 import math
 import multiprocessing
 import os
@@ -46,70 +45,19 @@ from typing import Any
 import grain
 import numpy as np
 
-from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError, in_threads
+from psla_jax.audio.decode import AudioError, in_threads
 from psla_jax.audio.reading import Reading
-from psla_jax.audio.segments import duration, read
+from psla_jax.audio.segments import read
 from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
-from psla_jax.config import Channel, DataConfig, SamplingConfig
+from psla_jax.config import DataConfig
+from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile
-from psla_jax.sampling.balance import epoch_order
-from psla_jax.sampling.mixup import draw_mix, mix_waveforms
+from psla_jax.data.train_source import TrainSource
 
 Batch = dict[str, np.ndarray]
 """One array per field, see the table at the top of this module."""
-Row = dict[str, Any]
-"""One row of a batch: the same fields without the leading dimension."""
 PREFETCHED_BATCHES = 4
 """Least size of the prefetch buffer of a reader, in batches."""
-
-
-@dataclass(frozen=True)
-class ClipReader:
-    """Reads clips of a datafile, mixed down by `channel`, and pads them to rows of `num_samples` samples at 16 kHz."""
-
-    datafile: Datafile
-    num_samples: int
-    channel: Channel
-
-    def waveform(self, clip: int, reading: Reading | None = None) -> np.ndarray:
-        """Returns the zero-mean waveform of a clip, float32 ``(samples,)``, at most its first ten minutes.
-
-        `reading` receives what is peculiar about it. Raises AudioError if the clip cannot be read.
-        """
-        audio = self.datafile.audio(clip)
-        samples = read(audio, channel=self.channel, seconds=MAX_CLIP_SECONDS, reading=reading)
-        samples -= samples.mean()
-        return samples
-
-    def num_clip_samples(self, clip: int) -> int:
-        """Returns the number of samples of a clip at 16 kHz, 0 if it cannot be read."""
-        try:
-            return round(duration(self.datafile.audio(clip)) * SAMPLE_RATE)
-        except AudioError:
-            return 0
-
-    def row(
-        self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1, *, flawed: bool = False
-    ) -> Row:
-        """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
-        cut = waveform[: self.num_samples]
-        padded = np.empty(self.num_samples, np.float32)
-        padded[: len(cut)], padded[len(cut) :] = cut, 0.0
-        return {
-            "waveform": padded,
-            "num_samples": np.int32(len(cut)),
-            "left_out": np.int32(len(waveform) - len(cut)),
-            "flawed": np.int32(flawed),
-            "labels": labels,
-            "valid": np.float32(1.0),
-            "clip": np.int64(clip),
-            "failed": np.int64(failed),
-        }
-
-    def invalid_row(self, clip: int = -1) -> Row:
-        """Returns a row with ``valid`` 0: padding, or the unreadable clip `clip`."""
-        row = self.row(clip, np.zeros(0, np.float32), np.zeros(self.datafile.num_classes, np.float32), failed=clip)
-        return {**row, "valid": np.float32(0.0)}
 
 
 @dataclass(frozen=True)
@@ -206,67 +154,6 @@ HeldOutSource = EvaluationSource | WindowSource
 
 
 @dataclass(frozen=True)
-class TrainSource:
-    """All epochs in sequence; an epoch draws as many clips as the datafile has and is padded to whole batches.
-
-    Balanced sampling and mixup (PSLA, section III-C) happen here; the other settings in `sampling` apply on the device.
-    """
-
-    reader: ClipReader
-    batch_size: int
-    epochs: int
-    sampling: SamplingConfig
-    seed: int
-    _orders: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
-
-    def __len__(self) -> int:
-        return self.epochs * self.num_batches * self.batch_size
-
-    def __getstate__(self) -> dict:
-        # Worker processes recompute the cached weights and orders.
-        return {**{k: v for k, v in self.__dict__.items() if k != "_weights"}, "_orders": {}}
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches per epoch."""
-        return math.ceil(len(self.reader.datafile) / self.batch_size)
-
-    @functools.cached_property
-    def _weights(self) -> np.ndarray | None:
-        return self.reader.datafile.clip_weights() if self.sampling.balanced else None
-
-    def _order(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = epoch_order(len(self.reader.datafile), self._weights, seed=self.seed, epoch=epoch)
-            # Prefetching touches two epochs at a time at most.
-            for finished in [e for e in list(self._orders) if e < epoch - 1]:
-                self._orders.pop(finished, None)
-            self._orders[epoch] = order
-        return order
-
-    def __getitem__(self, item: int) -> Row:
-        epoch, sample = divmod(int(item), self.num_batches * self.batch_size)
-        if sample >= len(self.reader.datafile):
-            return self.reader.invalid_row()
-        clip = int(self._order(epoch)[sample])
-        try:
-            waveform = self.reader.waveform(clip)
-        except AudioError:
-            return self.reader.invalid_row(clip)
-        data, labels = self.reader.datafile, self.reader.datafile.multi_hot(clip)
-        mix = draw_mix(self.sampling.mixup, len(data), seed=self.seed, epoch=epoch, sample=sample)
-        if mix is None:
-            return self.reader.row(clip, waveform, labels)
-        try:
-            partner = self.reader.waveform(mix.partner)
-        except AudioError:
-            return self.reader.row(clip, waveform, labels, failed=mix.partner)
-        labels = np.float32(mix.weight) * labels + np.float32(1.0 - mix.weight) * data.multi_hot(mix.partner)
-        return self.reader.row(clip, mix_waveforms(waveform, partner, mix.weight), labels)
-
-
-@dataclass(frozen=True)
 class RowSubset:
     """The same rows of every batch of a source, for one of several processes; rows beyond the batch are padding."""
 
@@ -353,19 +240,6 @@ def _init_worker(*_: int) -> None:
 def _exit_after(parent: Any) -> None:
     parent.join()
     os.kill(os.getpid(), signal.SIGKILL)  # Threads of Grain may wait for a queue forever.
-
-
-def train_source(
-    datafile: Datafile, data: DataConfig, sampling: SamplingConfig, *, num_samples: int, epochs: int, seed: int
-) -> TrainSource:
-    """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
-    return TrainSource(ClipReader(datafile, num_samples, data.channel), data.batch_size, epochs, sampling, seed)
-
-
-def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:
-    """Returns one shuffled pass over the training set without balancing or augmentation, to re-estimate batch_stats."""
-    plain = SamplingConfig(balanced=False, mixup=0.0, freq_mask=0, time_mask=0)
-    return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed)
 
 
 def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int) -> HeldOutSource:

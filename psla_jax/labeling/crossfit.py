@@ -85,7 +85,7 @@ def run(request: Request) -> tuple[str, ...]:
         with distributed.agree():
             request.enhancement().resolved().check_overwrite()
             Ontology.read(datasets.locate(request.ontology, logger.info))
-            data = datasets.load(request.config.data, request.config.optimizer.loss, logger.info)
+            data = datasets.load(request.config.data, str(request.config.optimizer.loss), logger.info)
             require_distinct(map(data.train.clip_id, range(len(data.train))), data.train.source)
         crossfit_scores(request, data, logger)
         with distributed.agree():

@@ -40,7 +40,7 @@ from psla_jax.vocabulary.vocabulary import Vocabulary
 FORMAT = 1
 DESCRIPTION, WEIGHTS, SAFETENSORS, REPORT = "model.json", "weights", "weights.safetensors", "report.json"
 OWN_ENTRIES = (DESCRIPTION, WEIGHTS, SAFETENSORS, REPORT)
-AVERAGE, PLAIN_AVERAGE, BEST = "average", "plain_average", "best"
+AVERAGE, PLAIN_AVERAGE, EMA, BEST = "average", "plain_average", "ema", "best"
 MAX_MESSAGE = 200
 """Number of characters of another library's error message that an error message of this package includes."""
 BATCH_STATS = "rest"

@@ -8,17 +8,20 @@ import jax.numpy as jnp
 _FREQUENCY, _TIME = 0, 1
 
 
-def spec_augment(x: jax.Array, keys: jax.Array, *, freq_mask: int, time_mask: int) -> jax.Array:
-    """Sets one frequency band and one time span per clip to 0. Applied before normalisation.
+def spec_augment(
+    x: jax.Array, keys: jax.Array, *, freq_mask: int, time_mask: int, fill: jax.Array | float = 0.0
+) -> jax.Array:
+    """Sets one frequency band and one time span per clip to `fill`.
 
     The width of a mask is ``floor(U * mask)``, so at most ``mask - 1``, and its start ``floor(U * (size - width))``,
     where each ``U`` is uniform in [0, 1). A mask may cover padding, as in the reference.
 
     Args:
-        x: ``(batch, frames, mels)`` log-mel values before normalisation.
+        x: ``(batch, frames, mels)`` log-mel values.
         keys: ``(batch,)`` typed PRNG keys, one per clip.
         freq_mask: upper bound on the width in mel bins; 0 disables the mask.
         time_mask: upper bound on the width in frames; 0 disables the mask.
+        fill: value of masked bins. The reference masks with 0 before normalisation, which is ``-mean / std`` after it.
     """
     frames, mels = x.shape[1:]
     masked = jnp.zeros((), bool)
@@ -26,7 +29,7 @@ def spec_augment(x: jax.Array, keys: jax.Array, *, freq_mask: int, time_mask: in
         masked = masked | _masks(keys, _FREQUENCY, mels, freq_mask)[:, None, :]
     if time_mask:
         masked = masked | _masks(keys, _TIME, frames, time_mask)[:, :, None]
-    return jnp.where(masked, jnp.zeros((), x.dtype), x)
+    return jnp.where(masked, jnp.asarray(fill, x.dtype), x)
 
 
 def noise_and_roll(x: jax.Array, keys: jax.Array) -> jax.Array:

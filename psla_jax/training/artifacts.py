@@ -14,9 +14,10 @@ import jax
 from flax import nnx
 
 from psla_jax.aggregation.average import reestimate
-from psla_jax.config import RunConfig, flatten
+from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data.datasets import DataSets
-from psla_jax.data.loader import Batch, HeldOutSource, TrainSource, batches, evaluation_source, plain_source
+from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
+from psla_jax.data.train_source import TrainSource, plain_source
 from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
@@ -26,7 +27,7 @@ from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler
-from psla_jax.training.step import Trainer
+from psla_jax.training.trainer import Trainer
 
 Weights = tuple[Any, Any]
 """Parameters and batch statistics."""
@@ -71,7 +72,7 @@ class RunArtifacts:
     @property
     def exclusive(self) -> bool:
         """Whether every clip has exactly one class, so that scores are normalised over the classes."""
-        return self.config.optimizer.loss == "ce"
+        return is_exclusive(self.config.optimizer.loss)
 
     def save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
         """Writes a model directory. A finished model also has safetensors weights and its scores of the test signal."""

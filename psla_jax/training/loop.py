@@ -23,32 +23,35 @@ from flax import nnx
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import hop_frames, require_covering
-from psla_jax.config import RunConfig
+from psla_jax.config import RunConfig, is_exclusive
 from psla_jax.data import datasets
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
-from psla_jax.data.loader import Batch, batches, train_source
+from psla_jax.data.loader import Batch, batches
+from psla_jax.data.train_source import train_source
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.evaluators import Evaluators
+from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
 from psla_jax.models import factory
 from psla_jax.models.custom import ignores_padding, require_trainable
+from psla_jax.models.model_dir import EMA
 from psla_jax.models.state import split_model
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger, TensorBoardWriter
 from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.sharding import CONTROL, Placement
-from psla_jax.training import run_directory, short_runs
+from psla_jax.training import losses, run_directory, short_runs
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
-from psla_jax.training.losses import LOSSES
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
-from psla_jax.training.optimizer import learning_rate
+from psla_jax.training.optimizer import make_schedule
 from psla_jax.training.profiling import Profile
 from psla_jax.training.run_directory import CHECKPOINTS, LOG, RunError
 from psla_jax.training.selection import best_epoch, is_complete, require_selectable, selecting_columns
-from psla_jax.training.step import State, make_trainer, zero_progress
+from psla_jax.training.step import State, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
+from psla_jax.training.trainer import make_trainer, require_usable
 
 RESULT = "result.csv"
 SAVE = 64
@@ -61,7 +64,7 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
     Args:
         config: the config of the run.
         cache_programs: cache the traced step, so that the next process starts sooner, see
-            :func:`psla_jax.training.step.make_trainer`.
+            :func:`psla_jax.training.trainer.make_trainer`.
 
     Returns:
         The rows of the summary: best single model, weight average(s), checkpoint ensemble.
@@ -82,7 +85,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     directory = Path(config.run_dir)
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
-        data = datasets.load(config.data, config.optimizer.loss, logger.info)
+        data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
         require_metrics(config, data)
     # The run directory records the loss itself, not "auto".
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
@@ -109,7 +112,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
 
 def require_metrics(config: RunConfig, data: DataSets) -> None:
     """Raises an error if a metric cannot be computed for these data, or ``select`` names none."""
-    evaluators = Evaluators.find(config.metrics, data.vocabulary, data.loss == "ce")
+    evaluators = Evaluators.find(config.metrics, data.vocabulary, is_exclusive(data.loss))
     names = {kind: evaluators.require_defined(each) for kind, each in data.held_out.items()}
     single = [ACCURACY] if (np.diff(data.held_out[data.primary].label_offsets) == 1).all() else []
     require_selectable(config, [*single, *names[data.primary]])
@@ -127,9 +130,18 @@ def open_run(
     if ":" in config.model.name:
         require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    trainer = make_trainer(config, model, steps, placement, cache_programs=cache_programs)
+    trainer = make_trainer(config, model, steps, placement, loss=_loss(config, data), cache_programs=cache_programs)
+    require_usable(trainer, len(data.vocabulary))
     logger = Logger(directory / LOG, silent=not distributed.is_primary())
     return Run(RunArtifacts(directory, config, data.shared(directory / ".index"), trainer, model, logger, stop), steps)
+
+
+def _loss(config: RunConfig, data: DataSets) -> losses.Loss:
+    """Returns the loss of a run, with the class weights that its training set gives."""
+    source, counts = config.optimizer.class_weights, data.train.class_counts()
+    return losses.from_config(
+        config.optimizer, losses.class_weights(source, counts, data.vocabulary) if source else None
+    )
 
 
 @dataclass(frozen=True)
@@ -236,10 +248,11 @@ class Run:
                 "include them: let its call take valid (batch,), 0 for such rows, or use a data.batch_size that "
                 "divides the clips and is divided by the devices"
             )
-        if self.config.optimizer.loss == "ce":
+        if is_exclusive(self.config.optimizer.loss):
+            name = "cross-entropy" if self.config.optimizer.loss == "ce" else self.config.optimizer.loss
             by_accuracy = data.primary == VALIDATION and selecting_columns(self.config)[0] == ACCURACY
             chosen = ", and the best epoch is the most accurate" if by_accuracy else ""
-            self.logger.info(f"every clip has exactly one label: the loss is cross-entropy{chosen}")
+            self.logger.info(f"every clip has exactly one label: the loss is {name}{chosen}")
         if step:
             self.logger.info(f"resuming in epoch {step // self.steps_per_epoch + 1}, after step {step}")
             return
@@ -260,6 +273,7 @@ class Run:
         settings = {"num_samples": trainer.frontend.num_samples, "epochs": self.epochs, "seed": config.seed}
         source = train_source(data.train, config.data, config.sampling, **settings)
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
+        source.require_usable()
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)
         profile = Profile(self.directory / "profile", config.profile, first_step)
         ensemble = RunningEnsemble()
@@ -388,17 +402,28 @@ class Run:
         sums = jax.device_get(state["progress"])
         counts = {"train/skipped_steps": float(sums["skipped"]), "train/clips_set_aside": len(progress.failed)}
         curves.scalars(counts, epoch)
-        rate = learning_rate(self.config.optimizer, self.steps_per_epoch)(epoch * self.steps_per_epoch - 1)
-        loss = LOSSES[self.config.optimizer.loss](jnp.asarray(scores.scores), jnp.asarray(scores.labels))
+        rate = make_schedule(self.config.optimizer, self.steps_per_epoch)(epoch * self.steps_per_epoch - 1)
+        loss = self._held_out_loss(scores)
         if not resumed or distributed.any_process(not artifacts.has_model(name)):
             artifacts.save_model(name, weights, {"epochs": [epoch], "set": kind, "mAP": metrics.mAP})
+        if average := state.get("ema"):
+            artifacts.save_model(EMA, (average["params"], average["batch_stats"]), {"epochs": [*range(1, epoch + 1)]})
         values = (
             epoch, metrics.mAP, metrics.mAUC, metrics.precision, metrics.recall, metrics.d_prime,
-            sums["loss"] / max(sums["count"], 1.0), loss.mean(), ensemble_metrics.mAP, ensemble_metrics.mAUC, rate,
+            sums["loss"] / max(sums["count"], 1.0), loss, ensemble_metrics.mAP, ensemble_metrics.mAUC, rate,
         )  # fmt: skip
         row: dict[str, Any] = {name: float(value) for name, value in zip(EPOCH_COLUMNS, values)} | {"epoch": epoch}
         single = {} if math.isnan(metrics.accuracy) else {ACCURACY: metrics.accuracy}
         return row | single | artifacts.evaluators(scores)
+
+    def _held_out_loss(self, scores: Scores) -> float:
+        """Returns the mean loss of held-out clips, without label smoothing."""
+        config = dataclasses.replace(
+            self.config, optimizer=dataclasses.replace(self.config.optimizer, label_smoothing=0.0)
+        )
+        loss = _loss(config, self.artifacts.data)
+        arrays = jnp.asarray(scores.scores), jnp.asarray(scores.labels)
+        return float(loss(*arrays, valid=jnp.ones(len(scores.scores))).mean())
 
     def _publish(self, rows: list[EpochRow], curves: TensorBoardWriter) -> None:
         """Writes ``result.csv`` and the epoch's curves, and logs the epoch's metrics."""

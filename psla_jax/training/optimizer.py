@@ -1,21 +1,42 @@
-"""The optimizer and its learning-rate schedule."""
+"""Optimizers and learning-rate schedules.
+
+A schedule is made by a function that takes any of these parameters by name, and returns an ``optax.Schedule``: the
+fields of the config's section ``optimizer`` (``learning_rate``, ``warmup_steps``, ``epochs``, ...), ``steps_per_epoch``
+and ``steps``, the number of steps of the whole run. A function that makes an optimizer takes the same ones, except that
+``learning_rate`` is the schedule, and ``mask``: a function from a tree of parameters to a tree that is True where
+weights decay, or None if all do. All other parameters are options, as in ``adamw(b2=0.98)``. Optimizers and schedules
+of optax can be named directly, such as ``optax:adamw(nesterov=True)``.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from psla_jax import ingredients
 from psla_jax.config import OptimizerConfig, PretrainingConfig
+from psla_jax.ingredients import Ingredient
 
 BACKBONE, HEAD = "backbone", "head"
 """Parameter groups of a model whose backbone is frozen or has a learning rate of its own."""
+Mask = Callable[[Any], Any] | None
 
 
-def learning_rate(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the schedule: linear warm-up, then a decay after epoch `decay_start` and every `decay_every` epochs.
+def _warmed_up(rate: jax.Array | float, step: jax.Array | int, warmup_steps: int) -> jax.Array:
+    return rate / jnp.maximum(max(warmup_steps, 1) / (step + 1.0), 1.0)
+
+
+def step_decay(
+    learning_rate: float, steps_per_epoch: int, warmup_steps: int, decay_start: int, decay_every: int, decay: float
+) -> optax.Schedule:
+    """Returns PSLA's schedule: linear warm-up, then a decay after epoch `decay_start` and every `decay_every` epochs.
 
     The reference keeps the rate constant for 50 steps at a time during warm-up, zero for the first 50; here it rises
     with every step.
@@ -23,20 +44,140 @@ def learning_rate(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedu
 
     def schedule(step: jax.Array | int) -> jax.Array:
         epoch = jnp.asarray(step) // steps_per_epoch
-        decays = jnp.maximum((epoch - config.decay_start) // config.decay_every + 1, 0)
-        rate = config.learning_rate * jnp.power(config.decay, decays.astype(jnp.float32))
-        return rate / jnp.maximum(max(config.warmup_steps, 1) / (step + 1.0), 1.0)
+        decays = jnp.maximum((epoch - decay_start) // decay_every + 1, 0)
+        rate = learning_rate * jnp.power(decay, decays.astype(jnp.float32))
+        return _warmed_up(rate, step, warmup_steps)
 
     return schedule
 
 
-def adam(config: OptimizerConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+def cosine(learning_rate: float, steps: int, warmup_steps: int, *, final: float = 0.0) -> optax.Schedule:
+    """Returns half a cosine from the learning rate, at the end of the warm-up, to `final` times it at the last step."""
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        share = jnp.clip((jnp.asarray(step) - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
+        rate = learning_rate * (final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(math.pi * share)))
+        return _warmed_up(rate, step, warmup_steps)
+
+    return schedule
+
+
+def constant(learning_rate: float, warmup_steps: int) -> optax.Schedule:
+    """Returns the learning rate, after the warm-up."""
+    return lambda step: _warmed_up(learning_rate, jnp.asarray(step), warmup_steps)
+
+
+def exponential(learning_rate: float, steps: int, warmup_steps: int, *, final: float = 0.01) -> optax.Schedule:
+    """Returns an exponential decay from the learning rate, after the warm-up, to `final` times it at the last step."""
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        share = jnp.clip((jnp.asarray(step) - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
+        return _warmed_up(learning_rate * jnp.power(final, share), step, warmup_steps)
+
+    return schedule
+
+
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    "step_decay": step_decay,
+    "cosine": cosine,
+    "constant": constant,
+    "exponential": exponential,
+}
+"""Functions that make schedules, by their names in a config."""
+
+
+def adam(
+    learning_rate: optax.Schedule,
+    weight_decay: float,
+    mask: Mask = None,
+    *,
+    b1: float = 0.95,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
     """Returns PyTorch's Adam with ``weight_decay``: L2 is added to the gradient before the moments, not decoupled."""
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.scale_by_adam(b1=0.95, b2=0.999, eps=1e-8),
-        optax.scale_by_learning_rate(learning_rate(config, steps_per_epoch)),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def sgd(
+    learning_rate: optax.Schedule,
+    weight_decay: float,
+    mask: Mask = None,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """Returns PyTorch's SGD with momentum and ``weight_decay``."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask), optax.sgd(learning_rate, momentum, nesterov=nesterov)
+    )
+
+
+def muon(
+    learning_rate: optax.Schedule, weight_decay: float, mask: Mask = None, **options: Any
+) -> optax.GradientTransformation:
+    """Returns Muon for the kernels of dense and 1x1 convolutions and linear layers, and Adam for all other parameters.
+
+    A kernel ``(height, width, channels, features)`` is a matrix of features over all others; depthwise kernels, with
+    one channel, are not matrices. `options` are those of ``optax.contrib.muon``.
+    """
+
+    def dimensions(params: Any) -> Any:
+        return jax.tree.map(_matrix, params)
+
+    return optax.contrib.muon(
+        learning_rate,
+        weight_decay=weight_decay,
+        weight_decay_mask=mask,
+        muon_weight_dimension_numbers=dimensions,
+        **options,
+    )
+
+
+def _matrix(parameter: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    is_matrix = parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[2] > 1)
+    if not is_matrix:
+        return None
+    last = parameter.ndim - 1
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=tuple(range(last)), output_axis=(last,))
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": adam,
+    "adamw": optax.adamw,
+    "lamb": optax.lamb,
+    "lion": optax.lion,
+    "muon": muon,
+    "sgd": sgd,
+}
+"""Functions that make optimizers, by their names in a config."""
+
+
+def make_schedule(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the schedule of a run. Raises IngredientError if it cannot be made."""
+    field = "optimizer.schedule"
+    return _make(config.schedule, SCHEDULES, field, **_settings(config, steps_per_epoch))
+
+
+def _settings(config: OptimizerConfig, steps_per_epoch: int) -> dict[str, Any]:
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {**fields, "steps_per_epoch": steps_per_epoch, "steps": config.epochs * steps_per_epoch}
+
+
+def _make(text: Ingredient, registry: Any, field: str, **available: Any) -> Any:
+    function = ingredients.find(text, registry, field)
+    try:
+        return ingredients.call(function, field=field, **available)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ingredients.IngredientError):
+            raise
+        raise ingredients.IngredientError(
+            f"{field} is {text!r}, which cannot be made ({ingredients.reason(error)}): correct its options."
+        ) from error
 
 
 def make_optimizer(
@@ -45,9 +186,21 @@ def make_optimizer(
     """Returns the optimizer of a run, for a tree of parameters.
 
     `backbone` is the top-level name of the backbone's parameters where `pretraining` freezes it or gives it a learning
-    rate of its own, and empty otherwise.
+    rate of its own, and empty otherwise. Raises IngredientError if the optimizer or its schedule cannot be made.
     """
-    transform = adam(config, steps_per_epoch)
+    settings = _settings(config, steps_per_epoch) | {"learning_rate": make_schedule(config, steps_per_epoch)}
+    if config.no_decay:
+        settings["mask"] = lambda params: _by_name(params, lambda name: not _matches(name, config.no_decay))
+    transform = _make(config.name, OPTIMIZERS, "optimizer.name", **settings)
+    if not hasattr(transform, "update"):
+        raise ingredients.IngredientError(
+            f"optimizer.name is {config.name!r}, which returns a {type(transform).__name__}: return an "
+            "optax.GradientTransformation."
+        )
+    if config.clip:
+        transform = optax.chain(optax.clip_by_global_norm(config.clip), transform)
+    if config.rates:
+        transform = optax.chain(transform, scale_by_name(config.rates))
     if not backbone:
         return transform
     scaled = optax.chain(transform, optax.scale(pretraining.backbone_rate))
@@ -57,3 +210,33 @@ def make_optimizer(
         return jax.tree.map_with_path(lambda path, _: BACKBONE if path[0].key == backbone else HEAD, params)
 
     return optax.multi_transform({BACKBONE: of_backbone, HEAD: transform}, groups)
+
+
+def scale_by_name(rates: tuple[str, ...]) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies updates by factors, given as pattern=factor; the first match counts."""
+    pairs = [rate.rpartition("=")[::2] for rate in rates]
+
+    def factor(name: str) -> float:
+        return next((float(value) for pattern, value in pairs if fnmatch.fnmatchcase(name, pattern)), 1.0)
+
+    def scale(updates: Any, params: Any) -> Any:
+        del params
+        return jax.tree.map(lambda update, by: update * by, updates, _by_name(updates, factor))
+
+    return optax.stateless(scale)
+
+
+def unmatched(patterns: tuple[str, ...], params: Any) -> list[str]:
+    """Returns those of the patterns (or pattern=factor) that match no parameter of a tree."""
+    names = jax.tree.leaves(_by_name(params, lambda name: name))
+    plain = [pattern.rpartition("=")[0] or pattern for pattern in patterns]
+    return [pattern for pattern in plain if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _by_name(tree: Any, function: Callable[[str], Any]) -> Any:
+    """Returns the tree of the function's values at the dotted name of every leaf, such as ``effnet._blocks.0.bias``."""
+    return jax.tree.map_with_path(lambda path, _: function(".".join(str(entry.key) for entry in path)), tree)

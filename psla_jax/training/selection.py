@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from psla_jax.config import AggregationConfig, ConfigError, RunConfig
+from psla_jax.config import AggregationConfig, ConfigError, RunConfig, is_exclusive
 from psla_jax.evaluation.tables import ACCURACY, EpochRow
 
 LOWER_IS_BETTER = ("valid_loss",)
@@ -15,7 +15,7 @@ SELECTING = ("mAP", "mAUC", "d_prime", "precision", "recall", *LOWER_IS_BETTER)
 
 def selecting_columns(config: RunConfig) -> tuple[str, ...]:
     """Returns the columns by which the best epoch is selected; later ones decide between epochs with equal values."""
-    first = config.select or (ACCURACY if config.optimizer.loss == "ce" else "mAP")
+    first = config.select or (ACCURACY if is_exclusive(config.optimizer.loss) else "mAP")
     return (first,) if first == "mAP" else (first, "mAP")
 
 

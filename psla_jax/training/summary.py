@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from psla_jax.evaluation import per_class, tables
 from psla_jax.evaluation.metrics import Metrics, bootstrap, d_prime
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import EpochRow, ModelSummary
-from psla_jax.models.model_dir import AVERAGE, BEST, PLAIN_AVERAGE
+from psla_jax.models.model_dir import AVERAGE, BEST, EMA, PLAIN_AVERAGE
 from psla_jax.runtime import distributed
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.run_directory import SUMMARY
@@ -26,8 +26,10 @@ SINGLE_WITHOUT_VALIDATION = 5
 """Number of last epochs whose mean metrics are the "single model" without a validation set, as in the reference for
 AudioSet."""
 ENSEMBLE, SINGLE = "ensemble", "single"
-AGGREGATES = (AVERAGE, PLAIN_AVERAGE, ENSEMBLE)
-"""Names of the models and scores that are made from the epochs."""
+AGGREGATES = (AVERAGE, PLAIN_AVERAGE, EMA, ENSEMBLE)
+"""Names of the models and scores that are made from several steps or epochs."""
+TABLES = {AVERAGE: "wa_result", PLAIN_AVERAGE: "wa_plain_result", EMA: "ema_result"}
+"""Names of the single-row tables of weight averages."""
 
 
 def epoch_name(epoch: int) -> str:
@@ -37,17 +39,19 @@ def epoch_name(epoch: int) -> str:
 
 def summarise(artifacts: RunArtifacts, rows: list[EpochRow]) -> list[ModelSummary]:
     """Averages, ensembles and scores the epochs of a training, writes the result files and prints the table."""
-    measured = [_single(artifacts, rows)]
+    measured = {"best_single_result": _single(artifacts, rows)}
     held_out = artifacts.data.held_out
-    for name, label in _averages(artifacts, len(rows)):
-        measured.append(_measure(artifacts, name, label, {kind: artifacts.scores(kind, name) for kind in held_out}))
+    for name, label in [*_averages(artifacts, len(rows)), *_moving_average(artifacts)]:
+        scores = {kind: artifacts.scores(kind, name) for kind in held_out}
+        measured[TABLES[name]] = _measure(artifacts, name, label, scores)
     label = f"checkpoint ensemble ({len(rows)} epoch{'' if len(rows) == 1 else 's'})"
-    measured.append(_measure(artifacts, ENSEMBLE, label, _ensembles(artifacts, len(rows))))
+    measured["ensemble_result"] = _measure(artifacts, ENSEMBLE, label, _ensembles(artifacts, len(rows)))
+    models = list(measured.values())
     if distributed.is_primary():
         _write(artifacts, measured)
-        tables.print_summary(artifacts.logger.console, measured, f"summary of {artifacts.directory}")
+        tables.print_summary(artifacts.logger.console, models, f"summary of {artifacts.directory}")
     distributed.barrier("summarised")
-    return measured
+    return models
 
 
 def _single(artifacts: RunArtifacts, rows: list[EpochRow]) -> ModelSummary:
@@ -97,6 +101,17 @@ def _averages(artifacts: RunArtifacts, trained: int) -> list[tuple[str, str]]:
     return [(AVERAGE, f"{label}, statistics re-estimated"), (PLAIN_AVERAGE, f"{label}, plain")]
 
 
+def _moving_average(artifacts: RunArtifacts) -> list[tuple[str, str]]:
+    """Completes the model of the moving average, and returns its name and its label in the summary, if there is one."""
+    decay = artifacts.config.optimizer.ema
+    if not decay:
+        return []
+    artifacts.save_model(
+        EMA, artifacts.weights(EMA), {"epochs": artifacts.notes(EMA)["epochs"], "decay": decay}, finished=True
+    )
+    return [(EMA, f"moving average of the weights (decay {decay:g})")]
+
+
 def _ensembles(artifacts: RunArtifacts, epochs: int) -> dict[str, Scores]:
     combined = {}
     for kind in artifacts.data.held_out:
@@ -120,11 +135,11 @@ def _write_per_class(artifacts: RunArtifacts, name: str, members: Sequence[Score
         per_class.write_all(artifacts.directory, name, members, metrics, artifacts.data.vocabulary)
 
 
-def _write(artifacts: RunArtifacts, measured: list[ModelSummary]) -> None:
-    names = ["best_single_result", "wa_result", *["wa_plain_result"] * (len(measured) - 3), "ensemble_result"]
-    for name, row in zip(names, measured):
+def _write(artifacts: RunArtifacts, measured: Mapping[str, ModelSummary]) -> None:
+    """Writes a table of each model, by the name of its file, and the summary of all."""
+    for name, row in measured.items():
         tables.write_csv(artifacts.directory / f"{name}.csv", list(row.columns()), [row.columns()])
-    text = json.dumps({row.name: row.to_json() for row in measured}, indent=1)
+    text = json.dumps({row.name: row.to_json() for row in measured.values()}, indent=1)
     tables.write_text(artifacts.directory / SUMMARY, text + "\n")
     artifacts.logger.debug(text)
 

@@ -20,8 +20,9 @@ from psla_jax.audio.shards import ShardError
 from psla_jax.config import DataConfig, SamplingConfig
 from psla_jax.data import datafile, pack
 from psla_jax.data.datafile import Datafile, Record
-from psla_jax.data.loader import Batch, batches, evaluation_source, train_source
+from psla_jax.data.loader import Batch, batches, evaluation_source
 from psla_jax.data.pack import PackError
+from psla_jax.data.train_source import train_source
 from psla_jax.data.validate.preflight import find_unreadable_clips
 from psla_jax.vocabulary.vocabulary import Vocabulary
 

@@ -24,7 +24,7 @@ from psla_jax.models.views import train_view
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.pretraining.state_dict import PretrainingError, to_state_dict
 from psla_jax.runtime.sharding import Placement
-from psla_jax.training.step import Trainer, make_trainer
+from psla_jax.training.trainer import Trainer, make_trainer
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CONFIG = ModelConfig(name="efficientnet-tiny", heads=2)

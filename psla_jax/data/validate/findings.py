@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from psla_jax.config import FrontendConfig, Loss
+from psla_jax.config import FrontendConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.validate.measure import Measurements
 from psla_jax.vocabulary.ontology import Ontology
@@ -60,7 +60,7 @@ class MeasuredDataset:
     vocabulary: Vocabulary | None = None
     ontology: Ontology | None = None
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    loss: Loss = "bce"
+    loss: str = "bce"
     log_mel: LogMelStatistics | None = None
     against: Mapping[str, MeasuredDataset] = field(default_factory=dict)
     """The data sets that must have no clip in common with this one, by the names of their datafiles."""

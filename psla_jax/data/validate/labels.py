@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from psla_jax.config import is_exclusive
 from psla_jax.data.validate.findings import Finding, MeasuredDataset, finding_for_items, format_count
 
 
@@ -30,13 +31,13 @@ def check_label_counts(dataset: MeasuredDataset) -> Iterator[Finding]:
         "Training treats every class as absent from these clips.",
         "Keep the clips if that is correct; otherwise label them or remove them from the datafile.",
     )
-    if dataset.loss == "ce":
+    if is_exclusive(dataset.loss):
         yield from dataset.finding_for_clips(
             np.flatnonzero(counts != 1),
             "not-single",
             "error",
             "Not exactly one label",
-            "The config trains with cross-entropy (optimizer.loss ce), which requires one class per clip.",
+            f"The config trains with cross-entropy (optimizer.loss {dataset.loss}), which requires one class per clip.",
             "Train with --optimizer.loss bce, or correct the labels.",
         )
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from psla_jax.config import Channel, FrontendConfig, Loss
+from psla_jax.config import Channel, FrontendConfig
 from psla_jax.data.datafile import read_open_vocabulary
 from psla_jax.data.datasets import DataError, data_notes, locate
 from psla_jax.data.validate import audio, duplicates, labels
@@ -41,7 +41,7 @@ class Request:
     against: tuple[str, ...] = ()
     """Paths of datafiles that must have no clip in common with this one."""
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    loss: Loss = "bce"
+    loss: str = "bce"
     channel: Channel = "mean"
     limit: int = 0
     """Number of clips to read of each data set, evenly spaced; 0 for all."""

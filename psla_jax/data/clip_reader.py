@@ -1,0 +1,66 @@
+"""Rows of a batch, read from the clips of a datafile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError
+from psla_jax.audio.reading import Reading
+from psla_jax.audio.segments import duration, read
+from psla_jax.config import Channel
+from psla_jax.data.datafile import Datafile
+
+Row = dict[str, Any]
+"""One row of a batch: the same fields without the leading dimension."""
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads clips of a datafile, mixed down by `channel`, and pads them to rows of `num_samples` samples at 16 kHz."""
+
+    datafile: Datafile
+    num_samples: int
+    channel: Channel
+
+    def waveform(self, clip: int, reading: Reading | None = None) -> np.ndarray:
+        """Returns the zero-mean waveform of a clip, float32 ``(samples,)``, at most its first ten minutes.
+
+        `reading` receives what is peculiar about it. Raises AudioError if the clip cannot be read.
+        """
+        audio = self.datafile.audio(clip)
+        samples = read(audio, channel=self.channel, seconds=MAX_CLIP_SECONDS, reading=reading)
+        samples -= samples.mean()
+        return samples
+
+    def num_clip_samples(self, clip: int) -> int:
+        """Returns the number of samples of a clip at 16 kHz, 0 if it cannot be read."""
+        try:
+            return round(duration(self.datafile.audio(clip)) * SAMPLE_RATE)
+        except AudioError:
+            return 0
+
+    def row(
+        self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1, *, flawed: bool = False
+    ) -> Row:
+        """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
+        cut = waveform[: self.num_samples]
+        padded = np.empty(self.num_samples, np.float32)
+        padded[: len(cut)], padded[len(cut) :] = cut, 0.0
+        return {
+            "waveform": padded,
+            "num_samples": np.int32(len(cut)),
+            "left_out": np.int32(len(waveform) - len(cut)),
+            "flawed": np.int32(flawed),
+            "labels": labels,
+            "valid": np.float32(1.0),
+            "clip": np.int64(clip),
+            "failed": np.int64(failed),
+        }
+
+    def invalid_row(self, clip: int = -1) -> Row:
+        """Returns a row with ``valid`` 0: padding, or the unreadable clip `clip`."""
+        row = self.row(clip, np.zeros(0, np.float32), np.zeros(self.datafile.num_classes, np.float32), failed=clip)
+        return {**row, "valid": np.float32(0.0)}

@@ -1,0 +1,161 @@
+"""Training rows: balanced sampling and augmentation of waveforms (PSLA, section III-C).
+
+A row is a pure function of (seed, epoch, sample). This module does not import JAX.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from psla_jax import ingredients
+from psla_jax.audio.decode import SAMPLE_RATE, AudioError
+from psla_jax.config import ConfigError, DataConfig, SamplingConfig
+from psla_jax.data.clip_reader import ClipReader, Row
+from psla_jax.data.datafile import Datafile, DatafileError, read_open_vocabulary
+from psla_jax.data.datasets import locate
+from psla_jax.sampling.balance import epoch_order
+from psla_jax.sampling.waveform import WAVEFORM_STEPS, Clips, Example
+
+STREAM = 2
+"""Key that separates the draws of the augmentation from others with the same seed and epoch."""
+FIELD = "sampling.waveform"
+
+
+@dataclass(frozen=True)
+class ReaderClips:
+    """The clips of a reader as examples, for augmentation that combines clips."""
+
+    reader: ClipReader
+
+    def __len__(self) -> int:
+        return len(self.reader.datafile)
+
+    def __getitem__(self, clip: int) -> Example | None:
+        """Returns a clip, at most its first ten minutes; None if it cannot be read."""
+        try:
+            waveform = self.reader.waveform(clip)
+        except AudioError:
+            return None
+        return Example(waveform, {"labels": self.reader.datafile.multi_hot(clip)})
+
+
+@dataclass(frozen=True)
+class TrainSource:
+    """All epochs in sequence; an epoch draws as many clips as the datafile has and is padded to whole batches.
+
+    The settings in `sampling` for spectrograms apply on the device.
+    """
+
+    reader: ClipReader
+    batch_size: int
+    epochs: int
+    sampling: SamplingConfig
+    seed: int
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return self.epochs * self.num_batches * self.batch_size
+
+    def __getstate__(self) -> dict:
+        # Worker processes recompute the cached weights, orders and steps.
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_weights", "clips", "_steps")}
+        return {**kept, "_orders": {}}
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches per epoch."""
+        return math.ceil(len(self.reader.datafile) / self.batch_size)
+
+    @functools.cached_property
+    def clips(self) -> Clips:
+        """The training set as examples without augmentation."""
+        return ReaderClips(self.reader)
+
+    @functools.cached_property
+    def _weights(self) -> np.ndarray | None:
+        return self.reader.datafile.clip_weights() if self.sampling.balanced else None
+
+    @functools.cached_property
+    def _steps(self) -> list[Callable[..., Example]]:
+        """The augmentation, ``step(example, rng) -> Example``. Raises IngredientError for an unusable step."""
+        settings = {
+            "clips": self.clips,
+            "open_clips": functools.cache(self._open_clips),
+            "num_samples": self.reader.num_samples,
+            "sample_rate": SAMPLE_RATE,
+            "mixup": self.sampling.mixup,
+        }
+        functions = [ingredients.find(text, WAVEFORM_STEPS, FIELD) for text in self.sampling.waveform]
+        return [ingredients.bound(function, 2, field=FIELD, **settings) for function in functions]
+
+    def _open_clips(self, path: str) -> Clips:
+        datafile, _ = read_open_vocabulary(locate(path))
+        return ReaderClips(ClipReader(datafile, self.reader.num_samples, self.reader.channel))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = epoch_order(len(self.reader.datafile), self._weights, seed=self.seed, epoch=epoch)
+            # Prefetching touches two epochs at a time at most.
+            for finished in [e for e in list(self._orders) if e < epoch - 1]:
+                self._orders.pop(finished, None)
+            self._orders[epoch] = order
+        return order
+
+    def __getitem__(self, item: int) -> Row:
+        epoch, sample = divmod(int(item), self.num_batches * self.batch_size)
+        if sample >= len(self.reader.datafile):
+            return self.reader.invalid_row()
+        clip = int(self._order(epoch)[sample])
+        example = self.clips[clip]
+        if example is None:
+            return self.reader.invalid_row(clip)
+        example = self.augment(example, epoch, sample)
+        return self.reader.row(clip, example.waveform, example.targets["labels"], failed=example.failed)
+
+    def augment(self, example: Example, epoch: int, sample: int) -> Example:
+        """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample)."""
+        for position, step in enumerate(self._steps):
+            key = [STREAM, self.seed, epoch, sample]
+            example = step(example, np.random.default_rng([*key, position] if position else key))
+        return example
+
+    def require_usable(self) -> None:
+        """Raises IngredientError or ConfigError unless every step of the augmentation can be computed."""
+        size = self.reader.num_samples
+        waveform = np.sin(np.arange(size, dtype=np.float32))
+        labels = np.zeros(self.reader.datafile.num_classes, np.float32)
+        example = Example(waveform - waveform.mean(), {"labels": labels})
+        for text, step in zip(self.sampling.waveform, self._steps):
+            try:
+                result = step(example, np.random.default_rng(0))
+            except DatafileError as error:
+                raise ConfigError(f"{FIELD} is {text!r}: {error}") from error
+            except Exception as error:
+                raise ingredients.IngredientError(
+                    f"{FIELD} is {text!r}, which cannot be computed ({ingredients.reason(error)}): correct the step."
+                ) from error
+            waveform = getattr(result, "waveform", np.zeros(()))
+            if (waveform.ndim, waveform.dtype) != (1, np.float32) or result.targets["labels"].shape != labels.shape:
+                raise ingredients.IngredientError(
+                    f"{FIELD} is {text!r}, which does not return an Example with a float32 waveform (samples,) and "
+                    "labels (classes,): correct the step."
+                )
+
+
+def train_source(
+    datafile: Datafile, data: DataConfig, sampling: SamplingConfig, *, num_samples: int, epochs: int, seed: int
+) -> TrainSource:
+    """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
+    return TrainSource(ClipReader(datafile, num_samples, data.channel), data.batch_size, epochs, sampling, seed)
+
+
+def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:
+    """Returns one shuffled pass over the training set without balancing or augmentation, to re-estimate batch_stats."""
+    plain = SamplingConfig(balanced=False, waveform=(), spectrogram=())
+    return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed)
