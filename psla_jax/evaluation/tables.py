@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,11 @@ ACCURACY = "accuracy"
 """Additional last column if every clip of the scored set has exactly one label."""
 EpochRow = dict[str, float]
 """Values of one epoch by column."""
+
+
+def without_epochs(model: str) -> str:
+    """Returns the name of a row of the summary without its epochs, which differ between runs."""
+    return re.sub(r" \([^)]*\)", "", model)
 
 
 def epoch_columns(rows: Sequence[EpochRow]) -> tuple[str, ...]:
@@ -115,6 +121,17 @@ def coverage(kind: str, metrics: Metrics) -> str:
     absent = metrics.num_classes - metrics.num_scored
     left_out = f", {absent} without a positive clip left out" if absent else ""
     return f"{kind}: {metrics.num_clips} clips, {metrics.num_scored} of {metrics.num_classes} classes scored{left_out}"
+
+
+def results(models: Sequence[ModelSummary]) -> dict[str, float]:
+    """Returns the main metrics of every row of the summary, such as ``evaluation/best_single_mAP``."""
+    values: dict[str, float] = {}
+    for model in models:
+        name = re.sub(r"\W+", "_", without_epochs(model.name))
+        for kind, metrics in model.sets.items():
+            own = {"mAP": metrics.mAP, ACCURACY: metrics.accuracy, **model.further.get(kind, {})}
+            values |= {f"{kind}/{name}_{metric}": value for metric, value in own.items()}
+    return values
 
 
 Measured = tuple[Metrics, Mapping[str, float]]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from psla_jax.config import AggregationConfig, ConfigError, RunConfig, is_exclusive
+from psla_jax.data.datasets import DataSets
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.tables import ACCURACY, EpochRow
 
 LOWER_IS_BETTER = ("valid_loss",)
@@ -19,9 +23,12 @@ def selecting_columns(config: RunConfig) -> tuple[str, ...]:
     return (first,) if first == "mAP" else (first, "mAP")
 
 
-def require_selectable(config: RunConfig, further: Sequence[str]) -> None:
-    """Raises ConfigError unless ``select`` is empty, a column of every table, or one of the `further` ones."""
-    choices = dict.fromkeys((*SELECTING, *further))
+def require_measurable(config: RunConfig, data: DataSets) -> None:
+    """Raises an error unless ``metrics`` can be computed for these data, and ``select`` names a column or nothing."""
+    evaluators = Evaluators.find(config.metrics, data.vocabulary, is_exclusive(data.loss))
+    names = {kind: evaluators.require_defined(clips) for kind, clips in data.held_out.items()}
+    single = [ACCURACY] if (np.diff(data.held_out[data.primary].label_offsets) == 1).all() else []
+    choices = dict.fromkeys((*SELECTING, *single, *names[data.primary]))
     if config.select and config.select not in choices:
         raise ConfigError(f"select is {config.select!r}: choose one of {', '.join(choices)}, or add it to metrics.")
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import sounds
+import trackers
 from flax import nnx
 from tolerance import assert_close, assert_trees_close
 
@@ -677,7 +678,10 @@ def test_without_a_validation_set_further_metrics_are_means_over_the_last_epochs
     [
         ({"metrics": ("measures:undefined",)}, "metrics: undefined is nan for random scores of the clips in "),
         ({"metrics": ("measures:text",)}, "metrics: text is 'good': return a number"),
-        ({"select": "lwlrap"}, "select is 'lwlrap': choose one of mAP, mAUC, d_prime, precision, recall, valid_loss"),
+        (
+            {"select": "lwlrap", "metrics": ("micro_map",)},
+            "select is 'lwlrap': choose one of mAP, mAUC, d_prime, precision, recall, valid_loss, accuracy, micro_map,",
+        ),
     ],
 )
 def test_a_metric_that_does_not_fit_ends_a_run_before_it_begins(data, tmp_path, fields, message):
@@ -685,3 +689,56 @@ def test_a_metric_that_does_not_fit_ends_a_run_before_it_begins(data, tmp_path, 
     with pytest.raises(ValueError, match=re.escape(message)):
         loop.train(config)
     assert not (tmp_path / "run").exists()
+
+
+# ---- Trackers --------------------------------------------------------------------------------------------------------
+
+
+def test_trackers_receive_every_step_and_epoch_of_a_run_and_its_results_once(data, tmp_path, monkeypatch, capsys):
+    """Also of a run that is interrupted and resumed with another tracker beside the first."""
+    calls = trackers.install(monkeypatch, tmp_path / "packages", "wandb")
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), log=("wandb",), metrics=("lwlrap",))
+    save = RunArtifacts.save_scores
+    monkeypatch.setattr(
+        RunArtifacts, "save_scores", lambda self, kind, name, scores: save(self, kind, name, scores) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):  # In the first epoch, whose steps are saved.
+        loop.train(config)
+    monkeypatch.setattr(RunArtifacts, "save_scores", save)
+    both = dataclasses.replace(config, log=("wandb", "trackers:Table(fail='results')", "tensorboard"))
+    measured = loop.train(both)
+    loop.train(both)  # A finished run has nothing to send.
+    assert trackers.read(calls, "finish") == [1, 0]
+    first, second = trackers.read(calls, "init")
+    assert first["id"] == second["id"]
+    assert first["config"]["optimizer.learning_rate"] == 1e-2
+    points = trackers.read(calls, "log")
+    assert [point["step"] for point in points if "step" in point] == list(range(1, 13))
+    assert {"step/loss", "step/gradient_norm"} < set(points[0])
+    rows = table(tmp_path / "run" / "result.csv")
+    epochs = [point for point in points if "epoch" in point]
+    for row, point in zip(rows, epochs, strict=True):
+        shown = {name: point[f"validation/{name}"] for name in row if name != "epoch" and f"validation/{name}" in point}
+        assert {name: float(row[name]) for name in shown} == pytest.approx(shown, rel=1e-8)
+        assert {"mAP", "lwlrap", "accuracy", "train_loss"} <= set(shown)
+        assert point["validation/AP_per_class"] == 3  # The fourth class has no clips.
+        assert point["train/skipped_steps"] == 0
+    (summary,) = trackers.read(calls, "summary")
+    assert summary["evaluation/checkpoint_ensemble_lwlrap"] == measured[-1].further["evaluation"]["lwlrap"]
+    assert summary["validation/best_single_mAP"] == measured[0].sets["validation"].mAP
+    lines = (tmp_path / "run" / "table.txt").read_text().splitlines()
+    assert lines[0] == "open 4 0"
+    assert [line.split()[:2] for line in lines if line.startswith("step ")] == [["step", str(n)] for n in range(5, 13)]
+    assert "failed and is disabled (ConnectionError: unplugged)" in capsys.readouterr().out
+    assert (tmp_path / "run" / "ensemble_result.csv").is_file()
+    assert list((tmp_path / "run").glob("*tfevents*"))
+
+
+def test_without_trackers_no_events_are_written_and_a_missing_one_ends_a_run_before_it_begins(data, tmp_path):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), log=())
+    loop.train(config)
+    assert not list((tmp_path / "run").rglob("*tfevents*"))
+    missing = dataclasses.replace(config, log=("trackers:Missing",), run_dir=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"log is 'trackers:Missing': 'trackers:Missing' cannot be imported"):
+        loop.train(missing)
+    assert not (tmp_path / "other").exists()
