@@ -132,10 +132,9 @@ class Evaluators:
         except ingredients.IngredientError:
             raise
         except Exception as error:
-            reason = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
             raise MetricsError(
                 f"{FIELD}: {name} cannot be computed for scores and labels of the shape {scores.scores.shape} "
-                f"({type(error).__name__}: {reason:.200}): correct the function or remove it."
+                f"({ingredients.reason(error)}): correct the function or remove it."
             ) from error
 
     def require_defined(self, data: Datafile) -> list[str]:

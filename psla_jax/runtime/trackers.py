@@ -243,7 +243,7 @@ class Trackers:
         except ingredients.IngredientError:
             raise
         except Exception as error:
-            reason = _reason(error)
+            reason = ingredients.reason(error)
             raise TrackerError(f"{FIELD}: {text} cannot be started ({reason}): correct or omit it.") from error
         missing = [name for name in _METHODS if not callable(getattr(tracker, name, None))]
         if missing:
@@ -270,7 +270,7 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:
-                self._log(f"{FIELD}: {text} failed and is disabled ({_reason(error)})")
+                self._log(f"{FIELD}: {text} failed and is disabled ({ingredients.reason(error)})")
                 del self._open[text]
 
     def __enter__(self) -> Trackers:
@@ -283,8 +283,3 @@ class Trackers:
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-def _reason(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-    return f"{type(error).__name__}: {first:.200}"

@@ -86,10 +86,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
-        require_measurable(config, data)
-        require_available(config.log)
-    # The run directory records the loss itself, not "auto".
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
+        config = prepared(config, data)
 
     def require_compatible() -> list[str]:
         return distributed.on_primary(lambda: run_directory.require_compatible(directory, config, data), RunError)
@@ -110,6 +107,13 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
             with run.trackers:
                 run.fit()
                 return run.summarise()
+
+
+def prepared(config: RunConfig, data: DataSets) -> RunConfig:
+    """Returns the config as a run records it, with the loss itself; raises if metrics or trackers do not fit."""
+    require_measurable(config, data)
+    require_available(config.log)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
 
 
 def open_run(
