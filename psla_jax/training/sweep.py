@@ -144,7 +144,8 @@ def sweep(
         logger = Logger(silent=not distributed.is_primary())
         with distributed.agree():
             missing = _unfinished(runs, logger)
-        own = share.select(runs)
+        # Runs of a setting are neighbours, which share compiled programs.
+        own = runs[len(runs) * share.index // share.count : len(runs) * (share.index + 1) // share.count]
         for number, run in enumerate(own, 1):
             state = "" if run.config.run_dir in missing else " is finished"
             logger.info(f"run {number} of {len(own)}: {run.label}, seed {run.config.seed}{state}")
