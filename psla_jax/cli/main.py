@@ -47,7 +47,7 @@ GROUPS = {
             True,
         ),
         "sweep": Command(
-            "CONFIG --set FIELD V ... [--seeds N]",
+            "CONFIG --set FIELD V1 V2 [...]",
             "Train combinations of settings, with several seeds.",
             "sweep:sweep",
             True,

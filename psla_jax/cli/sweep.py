@@ -30,8 +30,7 @@ class Sweep:
     seeds: int = 1
     """Number of seeds, counted from the one of the config."""
     share: str = ""
-    """INDEX/COUNT: the part of the runs to train, such as 0/4, for several processes at a time; empty: all of them, or
-    the part of the task of a Slurm array."""
+    """INDEX/COUNT: the part of the runs to train, such as 0/4. Empty: all, or that of the task of a Slurm array."""
 
 
 def sweep(arguments: list[str]) -> int:
