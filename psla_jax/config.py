@@ -366,6 +366,8 @@ class RunConfig:
             _require(self.aggregation, name, getattr(self.aggregation, name) <= epochs, remedy)
         remedy = "name the set that decides when training ends with data.validation, or use 0"
         _require(self.optimizer, "patience", not self.optimizer.patience or bool(self.data.validation), remedy)
+        remedy = "name the set that selects the best epoch with data.validation, or leave it empty"
+        _require(self, "select", not self.select or bool(self.data.validation), remedy)
         remedy = f"use a divisor of data.batch_size, {batch_size}"
         _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
