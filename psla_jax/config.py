@@ -343,6 +343,15 @@ class RunConfig:
     """Steps to record with JAX's profiler in the run directory; the idle time of the devices is logged."""
     bootstrap: int = 200
     """Number of bootstrap resamples for the 95% confidence interval of each final mAP; 0 disables it."""
+    metrics: tuple[Ingredient, ...] = ()
+    """Further metrics: `lwlrap`, `micro_f1`, `macro_f1(threshold=0.3)`, `accuracy`, `top_k(k=5)`, `micro_map`, or
+    `module:callable` of scores and labels."""
+    select: str = ""
+    """Column of result.csv that selects the best epoch, such as `lwlrap`, `mAUC` or `valid_loss` (the lowest); empty:
+    `mAP`, or `accuracy` with the loss `ce`."""
+    log: tuple[Ingredient, ...] = ("tensorboard",)
+    """Trackers of the curves: `tensorboard`, `wandb`, `mlflow`, with options as in `wandb(project='mine')`, or
+    `module:callable`."""
 
     def __post_init__(self) -> None:
         _require(self, "seed", self.seed >= 0, "use 0 or a positive number")
@@ -350,6 +359,7 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
+        _name_ingredients(self, "metrics", "log")
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
@@ -384,7 +394,7 @@ _PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in 
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}
-    | {"aggregation.first", "aggregation.last", "bootstrap"}
+    | {"aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     | {"data.train", "data.labels", "data.validation", "data.evaluation"}
     | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}

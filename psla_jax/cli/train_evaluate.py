@@ -108,6 +108,8 @@ class Evaluate:
     """Write AP, AUC, positives and best F1 of every class to this CSV file; for several models, of their ensemble."""
     confusion: str = ""
     """Write the confusion matrix to this CSV file, if every clip has exactly one label."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics: lwlrap, micro_f1, macro_f1(threshold=0.3), accuracy, top_k(k=5), micro_map, module:callable."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Distributed evaluation; the options are those of psla train."""
 
