@@ -21,7 +21,7 @@ from flax import nnx
 from psla_jax.audio.frontend import Frontend
 from psla_jax.config import ConfigError, RunConfig, SamplingConfig
 from psla_jax.models import custom, views
-from psla_jax.models.psla import PSLAModel
+from psla_jax.models.protocols import can_rematerialise
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
 from psla_jax.runtime.process import release_freed_memory
@@ -208,7 +208,7 @@ def make_trainer(
         ConfigError: the model has no blocks to rematerialise.
         ModelError: the config treats the backbone separately, and the model has none.
     """
-    if config.optimizer.remat and not isinstance(model, PSLAModel):
+    if config.optimizer.remat and not can_rematerialise(model):
         raise ConfigError(
             f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "
             "model instead."
@@ -217,5 +217,5 @@ def make_trainer(
     backbone = views.backbone_attribute(model) if separate else ""
     optimizer = make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone)
     frontend = Frontend.from_config(config.frontend)
-    caching = cache_programs and exported.enabled() and placement.mesh.size == 1 and ":" not in config.model.name
+    caching = cache_programs and exported.enabled() and placement.mesh.size == 1 and not config.model.custom_code
     return Trainer(config, frontend, nnx.graphdef(model), optimizer, placement, backbone, steps_per_epoch, caching)
