@@ -13,9 +13,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse, specification
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse, specification
 
-Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
@@ -34,6 +33,15 @@ def _require(config: object, name: str, valid: bool, remedy: str) -> None:
     """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
     if not valid:
         raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
+
+
+def _specify(config: object, *names: str) -> None:
+    """Replaces callables in these fields by their import paths. Raises ConfigError, which names the field."""
+    for name in names:
+        try:
+            object.__setattr__(config, name, specification(getattr(config, name)))
+        except IngredientError as error:
+            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
 
 
 def _require_one_of(config: object, name: str, choices: object) -> None:
@@ -76,10 +84,12 @@ class FrontendConfig:
 class ModelConfig:
     """Network: a backbone with a pooling head, or a custom NNX module."""
 
-    name: str = "efficientnet-b2"
-    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a custom module."""
-    pooling: Pooling = "attention"
-    """Pooling over output frames: `attention`, `mean` of the frame scores, or `linear` on mean features."""
+    name: Ingredient = "efficientnet-b2"
+    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a backbone or a whole
+    model of one's own."""
+    pooling: Ingredient = "attention"
+    """Pooling over output frames: `attention`, `mean` of the frame scores, `linear` on mean features, or
+    `package.module:callable` for a head of one's own."""
     heads: int = 4
     """Number of attention heads; ignored unless pooling is `attention`."""
     padding: Padding = "symmetric"
@@ -88,10 +98,15 @@ class ModelConfig:
     """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "pooling", Pooling)
+        _specify(self, "name", "pooling")
         _require_one_of(self, "padding", Padding)
         _require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
         _require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
+
+    @property
+    def custom_code(self) -> tuple[str, ...]:
+        """Import paths of the code outside this package that builds parts of the network; empty for built-in parts."""
+        return tuple(text for text in (self.name, self.pooling) if is_imported(text))
 
 
 @dataclass(frozen=True)

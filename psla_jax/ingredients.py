@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    Ingredient = str | Callable[..., Any]
+if TYPE_CHECKING:  # A text or a callable is given, and a text is read.
+    Ingredient = Any
 else:  # Fields hold text; the command line parses it as such.
     Ingredient = str
 
@@ -149,19 +149,33 @@ def bound(function: Callable[..., Any], num_arguments: int, *, field: str, **ava
     return functools.partial(function, **accepted) if accepted else function
 
 
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Returns whether an ingredient has a parameter of that name."""
+    return name in _keywords(function)
+
+
 def _accepted(function: Callable[..., Any], arguments: tuple, field: str, available: dict[str, Any]) -> dict[str, Any]:
     given = getattr(function, "keywords", {})
-    positional = list(inspect.signature(function).parameters)[: len(arguments)]
+    positional = list(_signature(function).parameters)[: len(arguments)]
     names = [name for name in _keywords(function) if name in available and name not in given and name not in positional]
     accepted = {name: available[name] for name in names}
     try:
-        inspect.signature(function).bind(*arguments, **accepted)
+        _signature(function).bind(*arguments, **accepted)
     except TypeError as error:
         raise IngredientError(
-            f"{field}: {_name(function)}{inspect.signature(function)} cannot be called ({error}): it may take "
+            f"{field}: {_name(function)}{_signature(function)} cannot be called ({error}): it may take "
             f"{', '.join(available) or 'no further parameters'}."
         ) from error
     return accepted
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a callable; of an NNX class that of its constructor, which its metaclass hides."""
+    kind = getattr(function, "func", function)
+    if not inspect.isclass(kind) or type(kind).__call__ is type.__call__:
+        return inspect.signature(function)
+    arguments, keywords = getattr(function, "args", ()), getattr(function, "keywords", {})
+    return inspect.signature(functools.partial(kind.__init__, None, *arguments, **keywords))  # type: ignore[misc]
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -171,7 +185,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _keywords(function: Callable[..., Any]) -> list[str]:
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
+    return [name for name, parameter in _signature(function).parameters.items() if parameter.kind in kinds]
 
 
 def reason(error: Exception) -> str:
@@ -182,5 +196,5 @@ def reason(error: Exception) -> str:
 
 def takes(function: Callable[..., Any], option: str) -> bool:
     """Returns whether a callable has a parameter of this name, or takes any keyword."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _signature(function).parameters.values()
     return option in _keywords(function) or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -48,7 +48,6 @@ REFUSED = [
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
     ("frontend.mean", NAN, "use a finite number"),
-    ("model.pooling", "max", "choose one of mean, linear, attention"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),

@@ -125,7 +125,7 @@ def open_run(
         require_covering(samples, hop_frames(samples))
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
-    if ":" in config.model.name:
+    if config.model.custom_code:
         require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
     trainer = make_trainer(config, model, steps, placement, loss=_loss(config, data), cache_programs=cache_programs)
@@ -269,7 +269,7 @@ class Run:
 
     def _num_padding_rows(self) -> int:
         """Returns the number of rows without a clip in an epoch; 0 if the model ignores them."""
-        if ":" not in self.config.model.name or ignores_padding(self.artifacts.model):
+        if not self.config.model.custom_code or ignores_padding(self.artifacts.model):
             return 0
         placement, accumulate = self.artifacts.trainer.placement, self.config.optimizer.accumulate
         rows = placement.padded_size(self.config.data.batch_size, accumulate) * self.steps_per_epoch

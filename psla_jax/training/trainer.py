@@ -17,7 +17,7 @@ from psla_jax import ingredients
 from psla_jax.audio.frontend import NUM_MELS, Frontend
 from psla_jax.config import ConfigError, RunConfig, SamplingConfig
 from psla_jax.models import views
-from psla_jax.models.psla import PSLAModel
+from psla_jax.models.protocols import can_rematerialise
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
 from psla_jax.runtime.process import release_freed_memory
@@ -167,7 +167,7 @@ def make_trainer(
             blocks to rematerialise.
         ModelError: the config treats the backbone separately, and the model has none.
     """
-    if config.optimizer.remat and not isinstance(model, PSLAModel):
+    if config.optimizer.remat and not can_rematerialise(model):
         raise ConfigError(
             f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "
             "model instead."
@@ -194,8 +194,8 @@ def make_trainer(
 def _has_imported_code(config: RunConfig) -> bool:
     """Returns whether the step contains code from outside this package, whose changes would go unnoticed."""
     optimizer, sampling = config.optimizer, config.sampling
-    texts = (config.model.name, optimizer.name, optimizer.schedule, optimizer.loss, *sampling.spectrogram)
-    return any(map(ingredients.is_imported, texts))
+    texts = (optimizer.name, optimizer.schedule, optimizer.loss, *sampling.spectrogram)
+    return bool(config.model.custom_code) or any(map(ingredients.is_imported, texts))
 
 
 def require_usable(trainer: Trainer, num_classes: int) -> None:
