@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from psla_jax import ingredients
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import hop_frames, require_covering
@@ -50,7 +51,7 @@ from psla_jax.training.run_directory import CHECKPOINTS, LOG, RunError
 from psla_jax.training.selection import best_epoch, is_complete
 from psla_jax.training.step import State, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
-from psla_jax.training.trainer import make_trainer, require_usable
+from psla_jax.training.trainer import make_trainer, require_known, require_usable
 
 RESULT = "result.csv"
 SAVE = 64
@@ -66,7 +67,7 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
             :func:`psla_jax.training.trainer.make_trainer`.
 
     Returns:
-        The rows of the summary: best single model, weight average(s), checkpoint ensemble.
+        The rows of the summary: best single model, weight average(s), moving average, checkpoint ensemble.
 
     Raises:
         ValueError: a subclass of this package, for unusable settings or data, before the first training step.
@@ -84,6 +85,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     directory = Path(config.run_dir)
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
+        require_known(config)
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
     # The run directory records the loss itself, not "auto".
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
@@ -411,7 +413,8 @@ class Run:
         )
         loss = _loss(config, self.artifacts.data)
         arrays = jnp.asarray(scores.scores), jnp.asarray(scores.labels)
-        return float(loss(*arrays, valid=jnp.ones(len(scores.scores))).mean())
+        valid = jnp.ones(len(scores.scores))
+        return float(ingredients.call(loss, *arrays, field=losses.LOSS_FIELD, valid=valid).mean())
 
     def _publish(self, rows: list[EpochRow], curves: TensorBoardWriter) -> None:
         """Writes ``result.csv`` and the epoch's curves, and logs the epoch's metrics."""
