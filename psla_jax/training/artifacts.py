@@ -68,6 +68,11 @@ class RunArtifacts:
         """Whether every clip has exactly one class, so that scores are normalised over the classes."""
         return is_exclusive(self.config.optimizer.loss)
 
+    @property
+    def reestimates(self) -> bool:
+        """Whether averaged weights get new batch statistics; a frozen backbone has the same ones in every epoch."""
+        return self.config.aggregation.reestimate and not self.config.pretraining.freeze
+
     def save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
         """Writes a model directory. A finished model also has safetensors weights and its scores of the test signal."""
         model, frontend, vocabulary = self.config.model, self.config.frontend, self.data.vocabulary
