@@ -49,15 +49,17 @@ def _require_one_of(config: object, name: str, choices: object) -> None:
     _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
 
 
-def _name_ingredients(config: object, *names: str) -> None:
-    """Replaces callables in the fields `names`, each an ingredient or a sequence of them, by their import paths.
+def _name_ingredients(config: object, *names: str, several: bool = False) -> None:
+    """Replaces callables in the fields `names` by their import paths; with `several`, a field has a sequence of them.
 
     Raises ConfigError for those that cannot be imported, and for text that is no specification.
     """
     for name in names:
         value = getattr(config, name)
+        if several and (isinstance(value, str) or callable(value)):
+            value = (value,)
         try:
-            text = tuple(map(specification, value)) if isinstance(value, list | tuple) else specification(value)
+            text = tuple(map(specification, value)) if several else specification(value)
         except IngredientError as error:
             raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
         object.__setattr__(config, name, text)
@@ -192,7 +194,7 @@ class SamplingConfig:
     `mixup`, `noise`, `patchout`, or `module:callable`, each with options; see psla_jax.sampling.spectrogram."""
 
     def __post_init__(self) -> None:
-        _name_ingredients(self, "waveform", "spectrogram")
+        _name_ingredients(self, "waveform", "spectrogram", several=True)
         _require(self, "mixup", 0 <= self.mixup <= 1, "use a probability in [0, 1]")
         _require(self, "freq_mask", 0 <= self.freq_mask <= 128, "use 0 to 128 mel bins")
         _require(self, "time_mask", self.time_mask >= 0, "use 0 or more frames")
@@ -207,8 +209,8 @@ class OptimizerConfig:
     """Optimizer: `adam` (PSLA's), `adamw`, `lamb`, `lion`, `muon`, `sgd`, or `module:callable` that returns an
     optax.GradientTransformation, each with options, such as `adamw(b2=0.98)`; see psla_jax.training.optimizer."""
     schedule: Ingredient = "step_decay"
-    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant`, `exponential`, or `module:callable`
-    that returns an optax schedule, each with options; all of these begin with the warm-up."""
+    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant` or `exponential` after the warm-up, or
+    `module:callable` that returns an optax schedule, each with options."""
     learning_rate: float = 1e-4
     """Learning rate after the warm-up."""
     epochs: int = 30

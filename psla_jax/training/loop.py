@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from psla_jax import ingredients
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import hop_frames, require_covering
@@ -51,7 +52,7 @@ from psla_jax.training.run_directory import CHECKPOINTS, LOG, SUMMARY, RunError
 from psla_jax.training.selection import best_epoch, is_complete, require_measurable, selecting_columns
 from psla_jax.training.step import State, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
-from psla_jax.training.trainer import make_trainer, require_usable
+from psla_jax.training.trainer import make_trainer, require_known, require_usable
 
 RESULT = "result.csv"
 SAVE = 64
@@ -67,7 +68,7 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
             :func:`psla_jax.training.trainer.make_trainer`.
 
     Returns:
-        The rows of the summary: best single model, weight average(s), checkpoint ensemble.
+        The rows of the summary: best single model, weight average(s), moving average, checkpoint ensemble.
 
     Raises:
         ValueError: a subclass of this package, for unusable settings or data, before the first training step.
@@ -85,6 +86,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     directory = Path(config.run_dir)
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
+        require_known(config)
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
         config = prepared(config, data)
 
@@ -426,7 +428,8 @@ class Run:
         )
         loss = _loss(config, self.artifacts.data)
         arrays = jnp.asarray(scores.scores), jnp.asarray(scores.labels)
-        return float(loss(*arrays, valid=jnp.ones(len(scores.scores))).mean())
+        valid = jnp.ones(len(scores.scores))
+        return float(ingredients.call(loss, *arrays, field=losses.LOSS_FIELD, valid=valid).mean())
 
     def _publish(self, rows: list[EpochRow]) -> None:
         """Writes ``result.csv``, and logs the epoch's metrics."""
