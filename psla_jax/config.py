@@ -35,15 +35,6 @@ def _require(config: object, name: str, valid: bool, remedy: str) -> None:
         raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
 
 
-def _specify(config: object, *names: str) -> None:
-    """Replaces callables in these fields by their import paths. Raises ConfigError, which names the field."""
-    for name in names:
-        try:
-            object.__setattr__(config, name, specification(getattr(config, name)))
-        except IngredientError as error:
-            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
-
-
 def _require_one_of(config: object, name: str, choices: object) -> None:
     options = get_args(choices)
     _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
@@ -100,7 +91,7 @@ class ModelConfig:
     """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
 
     def __post_init__(self) -> None:
-        _specify(self, "name", "pooling")
+        _name_ingredients(self, "name", "pooling")
         _require_one_of(self, "padding", Padding)
         _require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
         _require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
@@ -376,7 +367,7 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
-        _name_ingredients(self, "metrics", "log")
+        _name_ingredients(self, "metrics", "log", several=True)
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
