@@ -13,7 +13,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse, specification
+from psla_jax.config_distill import DistillConfig
+from psla_jax.config_fields import PREFIXES, ConfigError
+from psla_jax.config_fields import name_ingredients as _name_ingredients
+from psla_jax.config_fields import require as _require
+from psla_jax.config_fields import require_one_of as _require_one_of
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse
 
 Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
@@ -24,35 +29,6 @@ Threshold = Literal["mean", "median", "25", "10", "5"]
 Kind = Literal["type1", "type2", "type1_2"]
 """Labels that label enhancement adds: missing children, missing parents, or both (PSLA, section III-D)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names the field, its value and the remedy."""
-
-
-def _require(config: object, name: str, valid: bool, remedy: str) -> None:
-    """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
-    if not valid:
-        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
-
-
-def _require_one_of(config: object, name: str, choices: object) -> None:
-    options = get_args(choices)
-    _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
-
-
-def _name_ingredients(config: object, *names: str) -> None:
-    """Replaces callables in the fields `names`, each an ingredient or a sequence of them, by their import paths.
-
-    Raises ConfigError for those that cannot be imported, and for text that is no specification.
-    """
-    for name in names:
-        value = getattr(config, name)
-        try:
-            text = tuple(map(specification, value)) if isinstance(value, list | tuple) else specification(value)
-        except IngredientError as error:
-            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
-        object.__setattr__(config, name, text)
 
 
 @dataclass(frozen=True)
@@ -333,6 +309,7 @@ class RunConfig:
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint_every: int = 0
@@ -379,8 +356,7 @@ _SECTIONS: dict[str, Any] = {
     f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
 }
 """Class of every section."""
-_PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
-"""Prefix of the command-line names of a section's fields, by its class."""
+PREFIXES |= {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}

@@ -9,6 +9,7 @@ and in one's own training loop all other fields of a batch. All other parameters
 from __future__ import annotations
 
 import csv
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,13 @@ LOSSES: dict[str, Loss] = {
     "asymmetric": asymmetric,
 }
 """The losses by their names in a config."""
+
+
+def call(loss: Loss, scores: jax.Array, labels: jax.Array, fields: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns ``loss(scores, labels)`` with those of further `fields` of a batch that it takes by name."""
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(loss).parameters.values()):
+        return loss(scores, labels, **fields)
+    return ingredients.call(loss, scores, labels, field=LOSS_FIELD, **fields)
 
 
 def from_config(config: OptimizerConfig, weights: np.ndarray | None = None) -> Loss:
