@@ -13,9 +13,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse, specification
+from psla_jax.config_distill import DistillConfig
+from psla_jax.config_fields import PREFIXES, ConfigError
+from psla_jax.config_fields import name_ingredients as _name_ingredients
+from psla_jax.config_fields import require as _require
+from psla_jax.config_fields import require_one_of as _require_one_of
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse
 
-Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
@@ -24,35 +28,6 @@ Threshold = Literal["mean", "median", "25", "10", "5"]
 Kind = Literal["type1", "type2", "type1_2"]
 """Labels that label enhancement adds: missing children, missing parents, or both (PSLA, section III-D)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names the field, its value and the remedy."""
-
-
-def _require(config: object, name: str, valid: bool, remedy: str) -> None:
-    """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
-    if not valid:
-        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
-
-
-def _require_one_of(config: object, name: str, choices: object) -> None:
-    options = get_args(choices)
-    _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
-
-
-def _name_ingredients(config: object, *names: str) -> None:
-    """Replaces callables in the fields `names`, each an ingredient or a sequence of them, by their import paths.
-
-    Raises ConfigError for those that cannot be imported, and for text that is no specification.
-    """
-    for name in names:
-        value = getattr(config, name)
-        try:
-            text = tuple(map(specification, value)) if isinstance(value, list | tuple) else specification(value)
-        except IngredientError as error:
-            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
-        object.__setattr__(config, name, text)
 
 
 @dataclass(frozen=True)
@@ -76,10 +51,12 @@ class FrontendConfig:
 class ModelConfig:
     """Network: a backbone with a pooling head, or a custom NNX module."""
 
-    name: str = "efficientnet-b2"
-    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a custom module."""
-    pooling: Pooling = "attention"
-    """Pooling over output frames: `attention`, `mean` of the frame scores, or `linear` on mean features."""
+    name: Ingredient = "efficientnet-b2"
+    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a backbone or a whole
+    model of one's own."""
+    pooling: Ingredient = "attention"
+    """Pooling over output frames: `attention`, `mean` of the frame scores, `linear` on mean features, or
+    `package.module:callable` for a head of one's own."""
     heads: int = 4
     """Number of attention heads; ignored unless pooling is `attention`."""
     padding: Padding = "symmetric"
@@ -88,10 +65,15 @@ class ModelConfig:
     """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "pooling", Pooling)
+        _name_ingredients(self, "name", "pooling")
         _require_one_of(self, "padding", Padding)
         _require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
         _require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
+
+    @property
+    def custom_code(self) -> tuple[str, ...]:
+        """Import paths of the code outside this package that builds parts of the network; empty for built-in parts."""
+        return tuple(text for text in (self.name, self.pooling) if is_imported(text))
 
 
 @dataclass(frozen=True)
@@ -177,7 +159,7 @@ class SamplingConfig:
     `mixup`, `noise`, `patchout`, or `module:callable`, each with options; see psla_jax.sampling.spectrogram."""
 
     def __post_init__(self) -> None:
-        _name_ingredients(self, "waveform", "spectrogram")
+        _name_ingredients(self, "waveform", "spectrogram", several=True)
         _require(self, "mixup", 0 <= self.mixup <= 1, "use a probability in [0, 1]")
         _require(self, "freq_mask", 0 <= self.freq_mask <= 128, "use 0 to 128 mel bins")
         _require(self, "time_mask", self.time_mask >= 0, "use 0 or more frames")
@@ -192,8 +174,8 @@ class OptimizerConfig:
     """Optimizer: `adam` (PSLA's), `adamw`, `lamb`, `lion`, `muon`, `sgd`, or `module:callable` that returns an
     optax.GradientTransformation, each with options, such as `adamw(b2=0.98)`; see psla_jax.training.optimizer."""
     schedule: Ingredient = "step_decay"
-    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant`, `exponential`, or `module:callable`
-    that returns an optax schedule, each with options; all of these begin with the warm-up."""
+    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant` or `exponential` after the warm-up, or
+    `module:callable` that returns an optax schedule, each with options."""
     learning_rate: float = 1e-4
     """Learning rate after the warm-up."""
     epochs: int = 30
@@ -333,6 +315,7 @@ class RunConfig:
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint_every: int = 0
@@ -359,7 +342,7 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
-        _name_ingredients(self, "metrics", "log")
+        _name_ingredients(self, "metrics", "log", several=True)
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
@@ -391,8 +374,7 @@ _SECTIONS: dict[str, Any] = {
     f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
 }
 """Class of every section."""
-_PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
-"""Prefix of the command-line names of a section's fields, by its class."""
+PREFIXES |= {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}

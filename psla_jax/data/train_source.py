@@ -18,12 +18,15 @@ from psla_jax.config import ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile, DatafileError, read_open_vocabulary
 from psla_jax.data.datasets import locate
+from psla_jax.data.teacher import TeacherScores
 from psla_jax.sampling.balance import epoch_order
 from psla_jax.sampling.waveform import WAVEFORM_STEPS, Clips, Example
 
 STREAM = 2
 """Key that separates the draws of the augmentation from others with the same seed and epoch."""
 FIELD = "sampling.waveform"
+TRIALS = 8
+"""Number of generators with which every step is tried before training, because many apply with a probability."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ReaderClips:
             waveform = self.reader.waveform(clip)
         except AudioError:
             return None
-        return Example(waveform, {"labels": self.reader.datafile.multi_hot(clip)})
+        return Example(waveform, self.reader.targets(clip))
 
 
 @dataclass(frozen=True)
@@ -116,43 +119,61 @@ class TrainSource:
         if example is None:
             return self.reader.invalid_row(clip)
         example = self.augment(example, epoch, sample)
-        return self.reader.row(clip, example.waveform, example.targets["labels"], failed=example.failed)
+        return self.reader.row(clip, example.waveform, example.targets, failed=example.failed)
 
     def augment(self, example: Example, epoch: int, sample: int) -> Example:
         """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample)."""
         for position, step in enumerate(self._steps):
-            key = [STREAM, self.seed, epoch, sample]
-            example = step(example, np.random.default_rng([*key, position] if position else key))
+            key = [STREAM, self.seed, epoch, sample, *([position] if position else [])]
+            example = step(example, np.random.default_rng(key))
         return example
 
     def require_usable(self) -> None:
         """Raises IngredientError or ConfigError unless every step of the augmentation can be computed."""
         size = self.reader.num_samples
         waveform = np.sin(np.arange(size, dtype=np.float32))
-        labels = np.zeros(self.reader.datafile.num_classes, np.float32)
-        example = Example(waveform - waveform.mean(), {"labels": labels})
+        targets = self.reader.targets(0)
+        example = Example(waveform - waveform.mean(), targets)
         for text, step in zip(self.sampling.waveform, self._steps):
-            try:
-                result = step(example, np.random.default_rng(0))
-            except DatafileError as error:
-                raise ConfigError(f"{FIELD} is {text!r}: {error}") from error
-            except Exception as error:
-                raise ingredients.IngredientError(
-                    f"{FIELD} is {text!r}, which cannot be computed ({ingredients.reason(error)}): correct the step."
-                ) from error
-            waveform = getattr(result, "waveform", np.zeros(()))
-            if (waveform.ndim, waveform.dtype) != (1, np.float32) or result.targets["labels"].shape != labels.shape:
-                raise ingredients.IngredientError(
-                    f"{FIELD} is {text!r}, which does not return an Example with a float32 waveform (samples,) and "
-                    "labels (classes,): correct the step."
-                )
+            for seed in range(TRIALS):
+                try:
+                    usable = _is_like(step(example, np.random.default_rng(seed)), example)
+                except DatafileError as error:
+                    raise ConfigError(f"{FIELD} is {text!r}: {error}") from error
+                except Exception as error:
+                    raise ingredients.IngredientError(
+                        f"{FIELD} is {text!r}, which cannot be computed ({ingredients.reason(error)}): correct the "
+                        "step or its options."
+                    ) from error
+                if not usable:
+                    raise ingredients.IngredientError(
+                        f"{FIELD} is {text!r}, which does not return an Example with a waveform (samples,) and labels "
+                        "(classes,) in float32: correct the step."
+                    )
+
+
+def _is_like(result: object, example: Example) -> bool:
+    """Returns whether the result of a step is an example with a waveform, and with targets of the same shapes."""
+    if not (isinstance(result, Example) and set(result.targets) == set(example.targets)):
+        return False
+    pairs = [(np.shape(x), getattr(x, "dtype", None)) for x in (result.targets[name] for name in example.targets)]
+    same = all(pair == (target.shape, target.dtype) for pair, target in zip(pairs, example.targets.values()))
+    return same and (np.ndim(result.waveform), getattr(result.waveform, "dtype", None)) == (1, np.float32)
 
 
 def train_source(
-    datafile: Datafile, data: DataConfig, sampling: SamplingConfig, *, num_samples: int, epochs: int, seed: int
+    datafile: Datafile,
+    data: DataConfig,
+    sampling: SamplingConfig,
+    *,
+    num_samples: int,
+    epochs: int,
+    seed: int,
+    teacher: TeacherScores | None = None,
 ) -> TrainSource:
     """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
-    return TrainSource(ClipReader(datafile, num_samples, data.channel), data.batch_size, epochs, sampling, seed)
+    reader = ClipReader(datafile, num_samples, data.channel, teacher)
+    return TrainSource(reader, data.batch_size, epochs, sampling, seed)
 
 
 def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:

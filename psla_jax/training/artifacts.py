@@ -17,6 +17,7 @@ from psla_jax.aggregation.average import reestimate
 from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
+from psla_jax.data.teacher import TeacherScores
 from psla_jax.data.train_source import TrainSource, plain_source
 from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import score
@@ -41,6 +42,7 @@ class RunArtifacts:
         trainer: model structure, frontend and devices.
         model: model of the run's structure, with its initial weights.
         stop: ends a pass over the data when a signal was received.
+        teacher: scores of a teacher for the training set.
     """
 
     directory: Path
@@ -50,6 +52,7 @@ class RunArtifacts:
     model: nnx.Module
     logger: Logger
     stop: StopHandler
+    teacher: TeacherScores | None = None
     _noted: set[tuple[str, str]] = field(default_factory=set)
 
     @functools.cached_property
@@ -73,6 +76,11 @@ class RunArtifacts:
     def exclusive(self) -> bool:
         """Whether every clip has exactly one class, so that scores are normalised over the classes."""
         return is_exclusive(self.config.optimizer.loss)
+
+    @property
+    def reestimates(self) -> bool:
+        """Whether averaged weights get new batch statistics; a frozen backbone has the same ones in every epoch."""
+        return self.config.aggregation.reestimate and not self.config.pretraining.freeze
 
     def save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
         """Writes a model directory. A finished model also has safetensors weights and its scores of the test signal."""

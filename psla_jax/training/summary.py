@@ -91,8 +91,7 @@ def _averages(artifacts: RunArtifacts, trained: int) -> list[tuple[str, str]]:
     notes = {"epochs": list(range(first, last + 1))}
     if distributed.any_process(artifacts.notes(AVERAGE).get("epochs") != notes["epochs"]):
         artifacts.delete_scores(AVERAGE, PLAIN_AVERAGE)  # They are of an average of other epochs.
-    # A frozen backbone has the same batch statistics in every epoch.
-    if not config.aggregation.reestimate or config.pretraining.freeze:
+    if not artifacts.reestimates:
         artifacts.save_model(AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)
         return [(AVERAGE, label)]
     artifacts.save_model(PLAIN_AVERAGE, plain, {**notes, "statistics": "averaged"}, finished=True)
@@ -106,10 +105,13 @@ def _moving_average(artifacts: RunArtifacts) -> list[tuple[str, str]]:
     decay = artifacts.config.optimizer.ema
     if not decay:
         return []
-    artifacts.save_model(
-        EMA, artifacts.weights(EMA), {"epochs": artifacts.notes(EMA)["epochs"], "decay": decay}, finished=True
-    )
-    return [(EMA, f"moving average of the weights (decay {decay:g})")]
+    weights, label = artifacts.weights(EMA), f"moving average of the weights (decay {decay:g})"
+    notes = {"epochs": artifacts.notes(EMA)["epochs"], "decay": decay, "statistics": "averaged"}
+    if artifacts.reestimates:
+        weights, label = artifacts.reestimate_batch_stats(weights), f"{label}, statistics re-estimated"
+        notes["statistics"] = "re-estimated"
+    artifacts.save_model(EMA, weights, notes, finished=True)
+    return [(EMA, label)]
 
 
 def _ensembles(artifacts: RunArtifacts, epochs: int) -> dict[str, Scores]:

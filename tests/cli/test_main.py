@@ -421,7 +421,7 @@ def test_a_runs_finished_models_can_be_verified(trained, capsys):
 
 def test_export_needs_a_model_with_official_names(trained, tmp_path, capsys):
     custom = ["export", str(trained / "run"), str(tmp_path / "out.pth")]
-    assert "--trust" in complaint(capsys, custom)
+    assert "has tiny:build, which has no official names: export built-in models" in complaint(capsys, custom)
     assert list(tmp_path.iterdir()) == []
 
 
