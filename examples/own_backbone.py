@@ -11,6 +11,7 @@ A network of another project needs a few lines around it. This one trains the Co
 (its package in the index is empty, so get the source; psla_jax does not need it)::
 
     git clone https://github.com/jax-ml/bonsai
+    pip install jaxtyping tqdm pillow h5py etils safetensors
     PYTHONPATH=bonsai python examples/own_backbone.py --backbone "own_backbone:bonsai_convnext"
 """
 
@@ -105,10 +106,12 @@ def main(run_dir: str = "runs/own_backbone", epochs: int = 3, backbone: str = BA
     )
     psla_jax.train(config)
 
-    clips = json.loads(Path(locate("demo:evaluation")).read_text(encoding="utf-8"))["data"]
+    datafile = Path(locate("demo:evaluation"))
+    clip = json.loads(datafile.read_text(encoding="utf-8"))["data"][0]
+    recording = datafile.parent / clip["wav"]
     tagger = psla_jax.load(run_dir, trust=True)  # The model directory names code, which nothing else imports.
-    tags, timeline, embeddings = (call(clips[0]["wav"]) for call in (tagger.tag, tagger.timeline, tagger.embed))
-    print(f"labels {clips[0]['labels']}; tags {[(tag.name, round(tag.score, 2)) for tag in tags.top(3)]}")
+    tags, timeline, embeddings = (call(recording) for call in (tagger.tag, tagger.timeline, tagger.embed))
+    print(f"labels {clip['labels']}; tags {[(tag.name, round(tag.score, 2)) for tag in tags.top(3)]}")
     print(f"timeline {timeline.scores.shape}, embeddings {embeddings.frames.shape}")
 
     fine_tuned = dataclasses.replace(
