@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exporte
     from psla_jax.models.model_dir import ModelCard as ModelCard
     from psla_jax.models.model_dir import load_model as load_model
     from psla_jax.models.model_dir import save_model as save_model
+    from psla_jax.models.platforms import plain_layers as plain_layers
     from psla_jax.models.views import train_view as train_view
     from psla_jax.sampling import mixup as mixup
     from psla_jax.sampling.specaugment import spec_augment as spec_augment
@@ -62,6 +63,7 @@ _NAMES = {
     "evaluation.predict": "predict",
     "models.factory": "build_model",
     "models.model_dir": "ModelCard load_model save_model",
+    "models.platforms": "plain_layers",
     "models.views": "train_view",
     "sampling": "mixup",
     "sampling.specaugment": "spec_augment",

@@ -48,7 +48,6 @@ REFUSED = [
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
     ("frontend.mean", NAN, "use a finite number"),
-    ("model.pooling", "max", "choose one of mean, linear, attention"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
@@ -81,7 +80,14 @@ REFUSED = [
     ("optimizer.accumulate", 0, "use at least one microbatch"),
     ("optimizer.nonfinite", "ignore", "choose stop or skip"),
     ("optimizer.patience", -1, "use 0 or more epochs"),
-    ("optimizer.loss", "mse", "choose one of auto, bce, ce"),
+    ("optimizer.rates", ("effnet.*",), "give pattern=factor, factor >= 0"),
+    ("optimizer.rates", ("effnet.*=fast",), "give pattern=factor, factor >= 0"),
+    ("optimizer.rates", ("effnet.*=-1",), "give pattern=factor, factor >= 0"),
+    ("optimizer.clip", -1.0, "use a positive norm, or 0 for none"),
+    ("optimizer.clip", NAN, "use a positive norm, or 0 for none"),
+    ("optimizer.ema", 1.0, "use a decay in [0, 1), such as 0.999"),
+    ("optimizer.ema", -0.1, "use a decay in [0, 1), such as 0.999"),
+    ("optimizer.label_smoothing", 1.0, "use a share in [0, 1)"),
     ("optimizer.compute", "float16", "choose one of float32, bfloat16"),
     ("aggregation.first", 0, "epochs are counted from 1"),
     ("aggregation.last", 15, "use 16 (aggregation.first) or later, or 0 for the last epoch"),
@@ -134,14 +140,47 @@ CHANGED = RunConfig(
     frontend=FrontendConfig(500, -1.25, 0.1),
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
-    sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
-    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True, "skip", 2),
+    sampling=SamplingConfig(
+        balanced=False,
+        mixup=0.25,
+        freq_mask=3,
+        time_mask=5,
+        noise=True,
+        waveform=("gain(decibels=3)", "mixup"),
+        spectrogram=("patchout",),
+    ),
+    optimizer=OptimizerConfig(
+        name="adamw(b2=0.98)",
+        schedule="cosine",
+        learning_rate=3e-4,
+        epochs=6,
+        warmup_steps=10,
+        decay_start=2,
+        decay_every=3,
+        decay=0.1,
+        weight_decay=1e-6,
+        no_decay=("*.bias",),
+        rates=("effnet.*=0.1", "attention.*=2"),
+        clip=1.5,
+        ema=0.99,
+        loss="ce",
+        label_smoothing=0.1,
+        class_weights="sqrt",
+        accumulate=3,
+        compute="bfloat16",
+        remat=True,
+        nonfinite="skip",
+        patience=2,
+    ),
     aggregation=AggregationConfig(2, 4, False),
     distributed=DistributedConfig(4, 3, "first:1234", 30, 20),
     checkpoint_every=50,
     checkpoint_minutes=2.5,
     profile=3,
     bootstrap=20,
+    metrics=("lwlrap", "macro_f1(threshold=0.3)"),
+    select="lwlrap",
+    log=("tensorboard", "wandb(project='mine')"),
 )
 """A config in which no field has its default value."""
 
@@ -182,6 +221,16 @@ def test_a_value_at_the_edge_is_taken(name, value):
     assert getattr(make(name, value), name.rpartition(".")[2]) == value
 
 
+def test_ingredients_are_recorded_as_text_and_named_if_they_cannot_be():
+    assert RunConfig(metrics=[inspect.getsource, "lwlrap"]).metrics == ("inspect:getsource", "lwlrap")
+    with pytest.raises(
+        ConfigError, match=r"^metrics: .*<lambda>.* cannot be imported as .*: define it at the top level"
+    ):
+        RunConfig(metrics=(lambda scores, labels: 0.0,))
+    with pytest.raises(ConfigError, match=r"^log: 'wandb\(1\)' cannot be parsed: give a name or module:callable"):
+        RunConfig(log=("wandb(1)",))
+
+
 def test_fields_that_just_go_together_are_taken():
     RunConfig(optimizer=OptimizerConfig(epochs=20), aggregation=AggregationConfig(first=20, last=20))
     RunConfig(data=DataConfig(batch_size=10), optimizer=OptimizerConfig(accumulate=5))
@@ -204,7 +253,8 @@ def test_a_config_cannot_be_changed_and_a_changed_copy_is_checked_again():
 def test_flatten_gives_every_field_its_name_on_the_command_line():
     flat = flatten(CHANGED)
     names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
+    execution = {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
+    assert set(flat) == names | execution | {"metrics", "select", "log"}
     assert flat["optimizer.learning_rate"] == 3e-4
     assert flat["seed"] == 7
 
@@ -265,7 +315,7 @@ def test_only_fields_without_effect_on_the_results_are_free():
     execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
     recovery = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
     processes = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
-    end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap"}
+    end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     assert paths | execution | recovery | processes | end == FREE_FIELDS
 
 

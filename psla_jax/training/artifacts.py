@@ -18,6 +18,7 @@ from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
 from psla_jax.data.train_source import TrainSource, plain_source
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, read_card, save_model
@@ -57,6 +58,11 @@ class RunArtifacts:
         samples = self.trainer.frontend.num_samples
         held_out = self.data.held_out.items()
         return {kind: evaluation_source(data, self.config.data, num_samples=samples) for kind, data in held_out}
+
+    @functools.cached_property
+    def evaluators(self) -> Evaluators:
+        """Further metrics of the setting ``metrics``, for scores of any held-out set."""
+        return Evaluators.find(self.config.metrics, self.data.vocabulary, self.exclusive)
 
     @property
     def graphdef(self) -> nnx.GraphDef:

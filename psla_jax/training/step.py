@@ -104,10 +104,14 @@ def make_train_step(
         scores = views.apply(view, batch["spectrogram"], batch["valid"], nnx.Rngs(drop=key))
         fields = {name: value for name, value in batch.items() if name not in ("spectrogram", "labels")}
         per_clip = ingredients.call(loss, scores, batch["labels"], field="loss", **fields)
-        # Padding rows are masked out of the loss.
+        if per_clip.shape != batch["valid"].shape:
+            raise ValueError(
+                f"the loss has the shape {per_clip.shape}: return one value per clip, {batch['valid'].shape}."
+            )
         # Without a clip, as in the last microbatch of a short batch, there are no statistics to learn from.
         any_clip = batch["valid"].any()
         updated = jax.tree.map(lambda new, old: jnp.where(any_clip, new, old), split_model(view)[1], batch_stats)
+        # Padding rows are masked out of the loss.
         return jnp.sum(jnp.where(batch["valid"] > 0, per_clip, 0.0)) / total, updated
 
     def microbatch(params: Any, batch_stats: Any, batch: Batch, key: jax.Array, total: jax.Array) -> Any:
