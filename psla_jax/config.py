@@ -13,7 +13,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse, specification
+from psla_jax.config_distill import DistillConfig
+from psla_jax.config_fields import PREFIXES, ConfigError
+from psla_jax.config_fields import name_ingredients as _name_ingredients
+from psla_jax.config_fields import require as _require
+from psla_jax.config_fields import require_one_of as _require_one_of
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse
 
 Padding = Literal["symmetric", "static"]
 Channel = Literal["mean", "first"]
@@ -23,37 +28,6 @@ Threshold = Literal["mean", "median", "25", "10", "5"]
 Kind = Literal["type1", "type2", "type1_2"]
 """Labels that label enhancement adds: missing children, missing parents, or both (PSLA, section III-D)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names the field, its value and the remedy."""
-
-
-def _require(config: object, name: str, valid: bool, remedy: str) -> None:
-    """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
-    if not valid:
-        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
-
-
-def _require_one_of(config: object, name: str, choices: object) -> None:
-    options = get_args(choices)
-    _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
-
-
-def _name_ingredients(config: object, *names: str, several: bool = False) -> None:
-    """Replaces callables in the fields `names` by their import paths; with `several`, a field has a sequence of them.
-
-    Raises ConfigError for those that cannot be imported, and for text that is no specification.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if several and (isinstance(value, str) or callable(value)):
-            value = (value,)
-        try:
-            text = tuple(map(specification, value)) if several else specification(value)
-        except IngredientError as error:
-            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
-        object.__setattr__(config, name, text)
 
 
 @dataclass(frozen=True)
@@ -341,6 +315,7 @@ class RunConfig:
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint_every: int = 0
@@ -374,6 +349,8 @@ class RunConfig:
             _require(self.aggregation, name, getattr(self.aggregation, name) <= epochs, remedy)
         remedy = "name the set that decides when training ends with data.validation, or use 0"
         _require(self.optimizer, "patience", not self.optimizer.patience or bool(self.data.validation), remedy)
+        remedy = "name the set that selects the best epoch with data.validation, or leave it empty"
+        _require(self, "select", not self.select or bool(self.data.validation), remedy)
         remedy = f"use a divisor of data.batch_size, {batch_size}"
         _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
@@ -397,8 +374,7 @@ _SECTIONS: dict[str, Any] = {
     f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
 }
 """Class of every section."""
-_PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
-"""Prefix of the command-line names of a section's fields, by its class."""
+PREFIXES |= {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}

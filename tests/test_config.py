@@ -102,6 +102,7 @@ REFUSED = [
     ("checkpoint_every", -1, "use 0 or more steps"),
     ("profile", -1, "use 0 or more steps"),
     ("bootstrap", -1, "use 0 or more resamples"),
+    ("select", "lwlrap", "name the set that selects the best epoch with data.validation, or leave it empty"),
 ]
 
 AT_THE_EDGE = [

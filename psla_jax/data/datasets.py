@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class DataSets:
     """The sets to score by name, ``validation`` before ``evaluation``; at least one."""
     loss: str = "bce"
     """``optimizer.loss``, with ``auto`` resolved to ``bce`` or ``ce`` by the training datafile."""
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    """Identity of a teacher's scores of the training set; empty if there are none."""
 
     @property
     def primary(self) -> str:
@@ -54,7 +56,8 @@ class DataSets:
         """Hashes and sizes of the datafiles and the vocabulary, to detect whether the data of a run have changed."""
         vocabulary = hashlib.sha256(json.dumps(self.vocabulary.to_json()).encode()).hexdigest()
         sets = {name: {"sha256": data.sha256, "clips": len(data)} for name, data in self.all().items()}
-        return {"vocabulary": {"sha256": vocabulary, "classes": len(self.vocabulary)}, **sets}
+        teacher = {"teacher": dict(self.teacher)} if self.teacher else {}
+        return {"vocabulary": {"sha256": vocabulary, "classes": len(self.vocabulary)}, **sets, **teacher}
 
     def shared(self, directory: Path) -> DataSets:
         """Returns a copy whose arrays are memory-mapped from `directory`, so that loader processes share them."""
@@ -110,9 +113,9 @@ def load(config: DataConfig, loss: str, log: Callable[[str], None] | None = None
         ConfigError, VocabularyError, DatafileError: a required path is empty, or a file cannot be read.
         DataError: the training set has no label, or the loss is ``ce`` and a clip does not have exactly one label.
     """
-    for field in ("train", "labels"):
-        if not getattr(config, field):
-            raise ConfigError(f"data.{field} is empty: give a file with --data.{field} FILE.")
+    for required in ("train", "labels"):
+        if not getattr(config, required):
+            raise ConfigError(f"data.{required} is empty: give a file with --data.{required} FILE.")
     if not config.validation and not config.evaluation:
         raise ConfigError("data.validation and data.evaluation are both empty: give at least one of them.")
     vocabulary = Vocabulary.read(locate(config.labels, log))

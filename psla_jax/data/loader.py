@@ -12,6 +12,8 @@ Field           Shape                dtype   Content
 ``num_samples`` ``(batch,)``         int32   Number of samples of ``waveform`` before the padding, 0 to ``samples``.
 ``labels``      ``(batch, classes)`` float32 1 for the classes of the clip, else 0; a weighted mean of the labels of
                                              both clips, in [0, 1], for a row with mixup.
+``teacher``     ``(batch, classes)`` float32 Scores of a teacher (:mod:`psla_jax.data.teacher`), mixed like the labels;
+                                             only in training with ``distill.teacher``.
 ``valid``       ``(batch,)``         float32 1 for a clip; 0 for a row that loss and metrics must ignore: padding of
                                              the last batch of an epoch or for the devices, or an unreadable clip.
 ``clip``        ``(batch,)``         int64   Index of the (first) clip in the datafile; -1 for padding.
@@ -23,7 +25,7 @@ Field           Shape                dtype   Content
                                              left unmixed.
 =============== ==================== ======= ===========================================================================
 
-``waveform``, ``num_samples`` and ``labels`` are 0 in rows that are not valid. Mixup precedes the cut: the mix has the
+``waveform``, ``num_samples`` and the targets are 0 in rows that are not valid. Mixup precedes the cut: the mix has the
 length of the first clip and is zero-mean again.
 
 Sources support random access, and a training row is a pure function of (seed, epoch, sample). The batches therefore do
@@ -90,7 +92,7 @@ class EvaluationSource:
             waveform = self.reader.waveform(clip, reading)
         except AudioError:
             return self.reader.invalid_row(clip)
-        return self.reader.row(clip, waveform, self.reader.datafile.multi_hot(clip), flawed=reading.is_flawed)
+        return self.reader.row(clip, waveform, self.reader.targets(clip), flawed=reading.is_flawed)
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class WindowSource:
             return self.reader.invalid_row()
         start = starts[number] * OUTPUT_FRAME_SAMPLES
         samples = waveform[start : start + size]
-        labels, flawed = self.reader.datafile.multi_hot(clip), self._decoded.reading.is_flawed
-        return self.reader.row(window, samples - samples.mean(), labels, flawed=flawed)
+        targets, flawed = self.reader.targets(clip), self._decoded.reading.is_flawed
+        return self.reader.row(window, samples - samples.mean(), targets, flawed=flawed)
 
     def _recording(self, clip: int) -> np.ndarray:
         """Returns the whole waveform of a clip, which each thread keeps for the next window."""

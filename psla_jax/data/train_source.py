@@ -18,6 +18,7 @@ from psla_jax.config import ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile, DatafileError, read_open_vocabulary
 from psla_jax.data.datasets import locate
+from psla_jax.data.teacher import TeacherScores
 from psla_jax.sampling.balance import epoch_order
 from psla_jax.sampling.waveform import WAVEFORM_STEPS, Clips, Example
 
@@ -43,7 +44,7 @@ class ReaderClips:
             waveform = self.reader.waveform(clip)
         except AudioError:
             return None
-        return Example(waveform, {"labels": self.reader.datafile.multi_hot(clip)})
+        return Example(waveform, self.reader.targets(clip))
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class TrainSource:
         if example is None:
             return self.reader.invalid_row(clip)
         example = self.augment(example, epoch, sample)
-        return self.reader.row(clip, example.waveform, example.targets["labels"], failed=example.failed)
+        return self.reader.row(clip, example.waveform, example.targets, failed=example.failed)
 
     def augment(self, example: Example, epoch: int, sample: int) -> Example:
         """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample)."""
@@ -131,8 +132,8 @@ class TrainSource:
         """Raises IngredientError or ConfigError unless every step of the augmentation can be computed."""
         size = self.reader.num_samples
         waveform = np.sin(np.arange(size, dtype=np.float32))
-        labels = np.zeros(self.reader.datafile.num_classes, np.float32)
-        example = Example(waveform - waveform.mean(), {"labels": labels})
+        targets = self.reader.targets(0)
+        example = Example(waveform - waveform.mean(), targets)
         for text, step in zip(self.sampling.waveform, self._steps):
             for seed in range(TRIALS):
                 try:
@@ -161,10 +162,18 @@ def _is_like(result: object, example: Example) -> bool:
 
 
 def train_source(
-    datafile: Datafile, data: DataConfig, sampling: SamplingConfig, *, num_samples: int, epochs: int, seed: int
+    datafile: Datafile,
+    data: DataConfig,
+    sampling: SamplingConfig,
+    *,
+    num_samples: int,
+    epochs: int,
+    seed: int,
+    teacher: TeacherScores | None = None,
 ) -> TrainSource:
     """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
-    return TrainSource(ClipReader(datafile, num_samples, data.channel), data.batch_size, epochs, sampling, seed)
+    reader = ClipReader(datafile, num_samples, data.channel, teacher)
+    return TrainSource(reader, data.batch_size, epochs, sampling, seed)
 
 
 def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax import ingredients
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import hop_frames, require_covering
 from psla_jax.config import RunConfig, flatten, is_exclusive
-from psla_jax.data import datasets
+from psla_jax.data import datasets, teacher
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
 from psla_jax.data.loader import Batch, batches
 from psla_jax.data.train_source import train_source
@@ -46,6 +45,7 @@ from psla_jax.runtime.trackers import Trackers, require_available
 from psla_jax.training import losses, run_directory, short_runs
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
+from psla_jax.training.distillation import label_loss, run_loss, teacher_scores
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
 from psla_jax.training.optimizer import make_schedule
 from psla_jax.training.profiling import Profile
@@ -90,6 +90,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
         require_known(config)
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
         config = prepared(config, data)
+        data = dataclasses.replace(data, teacher=teacher.identity(config.distill))
 
     def require_compatible() -> list[str]:
         return distributed.on_primary(lambda: run_directory.require_compatible(directory, config, data), RunError)
@@ -131,20 +132,16 @@ def open_run(
     if config.model.custom_code:
         require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    trainer = make_trainer(config, model, steps, placement, loss=_loss(config, data), cache_programs=cache_programs)
+    loss = run_loss(config, data)
+    trainer = make_trainer(config, model, steps, placement, loss=loss, cache_programs=cache_programs)
     require_usable(trainer, len(data.vocabulary))
     logger = Logger(directory / LOG, silent=not distributed.is_primary())
     trackers = Trackers(config.log if distributed.is_primary() else (), directory, flatten(config), logger.info)
-    shared = data.shared(directory / ".index")
-    return Run(RunArtifacts(directory, config, shared, trainer, model, logger, stop), steps, trackers)
-
-
-def _loss(config: RunConfig, data: DataSets) -> losses.Loss:
-    """Returns the loss of a run, with the class weights that its training set gives."""
-    source, counts = config.optimizer.class_weights, data.train.class_counts()
-    return losses.from_config(
-        config.optimizer, losses.class_weights(source, counts, data.vocabulary) if source else None
+    data = data.shared(directory / ".index")
+    artifacts = RunArtifacts(
+        directory, config, data, trainer, model, logger, stop, teacher_scores(directory, config, data)
     )
+    return Run(artifacts, steps, trackers)
 
 
 @dataclass(frozen=True)
@@ -250,6 +247,8 @@ class Run:
             f"{self.config.model.name}: {count:,} parameters, {len(data.vocabulary)} classes; {len(data.train):,} "
             f"training clips; {len(devices)} x {devices[0].device_kind}{processes}; run {self.directory}"
         )
+        for note in self.artifacts.teacher.notes() if self.artifacts.teacher else []:
+            self.logger.info(note)
         for note in short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch):
             self.logger.info(note)
         if padding := self._num_padding_rows():
@@ -280,8 +279,10 @@ class Run:
 
     def _fit(self, checkpoints: RunCheckpoints, progress: Progress) -> None:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
-        settings = {"num_samples": trainer.frontend.num_samples, "epochs": self.epochs, "seed": config.seed}
-        source = train_source(data.train, config.data, config.sampling, **settings)
+        source = train_source(
+            data.train, config.data, config.sampling, num_samples=trainer.frontend.num_samples, epochs=self.epochs,
+            seed=config.seed, teacher=self.artifacts.teacher,
+        )  # fmt: skip
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)
@@ -427,10 +428,10 @@ class Run:
         config = dataclasses.replace(
             self.config, optimizer=dataclasses.replace(self.config.optimizer, label_smoothing=0.0)
         )
-        loss = _loss(config, self.artifacts.data)
+        loss = label_loss(config, self.artifacts.data)
         arrays = jnp.asarray(scores.scores), jnp.asarray(scores.labels)
         valid = jnp.ones(len(scores.scores))
-        return float(ingredients.call(loss, *arrays, field=losses.LOSS_FIELD, valid=valid).mean())
+        return float(losses.call(loss, *arrays, {"valid": valid}).mean())
 
     def _publish(self, rows: list[EpochRow]) -> None:
         """Writes ``result.csv``, and logs the epoch's metrics."""

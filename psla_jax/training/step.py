@@ -19,11 +19,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from psla_jax import ingredients
 from psla_jax.audio.frontend import Frontend
 from psla_jax.models import custom, views
 from psla_jax.models.state import split_model
 from psla_jax.sampling.spectrogram import Augment, Batch
+from psla_jax.training import losses
 from psla_jax.training.losses import Loss, binary_cross_entropy
 
 State = dict[str, Any]
@@ -103,11 +103,12 @@ def make_train_step(
         custom.attach_streams(view, key)
         scores = views.apply(view, batch["spectrogram"], batch["valid"], nnx.Rngs(drop=key))
         fields = {name: value for name, value in batch.items() if name not in ("spectrogram", "labels")}
-        per_clip = ingredients.call(loss, scores, batch["labels"], field="loss", **fields)
+        per_clip = losses.call(loss, scores, batch["labels"], fields)
         if per_clip.shape != batch["valid"].shape:
             raise ValueError(
                 f"the loss has the shape {per_clip.shape}: return one value per clip, {batch['valid'].shape}."
             )
+        # Padding rows are masked out of the loss.
         # Without a clip, as in the last microbatch of a short batch, there are no statistics to learn from.
         any_clip = batch["valid"].any()
         updated = jax.tree.map(lambda new, old: jnp.where(any_clip, new, old), split_model(view)[1], batch_stats)

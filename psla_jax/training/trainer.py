@@ -103,7 +103,7 @@ class Trainer:
 
     def _compile_cached(self, state: State, batch: Batch, seed: np.uint32, number: np.int32) -> Callable[..., Any]:
         config = self.config
-        sections = config.model, config.frontend, config.sampling, config.optimizer, config.pretraining
+        sections = config.model, config.frontend, config.sampling, config.optimizer, config.pretraining, config.distill
         return exported.compile_cached(
             self._step,
             (state, batch, seed, number),
@@ -236,4 +236,7 @@ def require_usable(trainer: Trainer, num_classes: int) -> None:
             f"{field}, which changes the shape of {wrong[0]} from {shapes[wrong[0]]} to {result[wrong[0]]}: a step may "
             "only change the number of frames."
         )
-    losses.require_usable(trainer.loss, num_classes, {"valid": batch["valid"]}, str(trainer.config.optimizer.loss))
+    fields = {"valid": batch["valid"]}
+    if trainer.config.distill.active:
+        fields["teacher"] = batch["labels"]
+    losses.require_usable(trainer.loss, num_classes, fields, str(trainer.config.optimizer.loss))
