@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from psla_jax.audio.decode import StrPath
 from psla_jax.config import ConfigError, DataConfig, is_exclusive
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.demo import dataset
@@ -67,6 +68,23 @@ class DataSets:
 def locate(path: str, log: Callable[[str], None] | None = None) -> str:
     """Returns `path`, or for ``demo:NAME`` the path of a file of the embedded demo set, synthesised on first use."""
     return dataset.locate(path.removeprefix(DEMO), on_start=log) if path.startswith(DEMO) else path
+
+
+def read_datafile(path: StrPath, labels: StrPath | Vocabulary) -> Datafile:
+    """Reads a datafile, or a set of the embedded demo data such as ``demo:train``.
+
+    Args:
+        path: the datafile.
+        labels: its classes: a vocabulary, a label file, or ``audioset``, ``fsd50k`` or ``demo``.
+
+    Raises:
+        ConfigError: `labels` is empty.
+        DatafileError, VocabularyError: a file cannot be read.
+    """
+    if not labels:
+        raise ConfigError(f"labels is empty: name the label file of {os.fspath(path)}, or pass a Vocabulary.")
+    vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary.read(locate(os.fspath(labels)))
+    return Datafile.read(locate(os.fspath(path)), vocabulary)
 
 
 def data_notes(data: Datafile, *, held_out: bool) -> list[str]:

@@ -40,21 +40,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 
-from psla_jax.audio.decode import AudioError, in_threads
+from psla_jax.audio.decode import AudioError, StrPath, in_threads
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.segments import read
 from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
-from psla_jax.config import DataConfig
+from psla_jax.config import Channel, ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.train_source import TrainSource
+from psla_jax.data.datasets import read_datafile
+from psla_jax.data.train_source import TrainSource, train_source
+from psla_jax.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # This module does not import JAX.
+    from psla_jax.audio.frontend import Frontend
 
 Batch = dict[str, np.ndarray]
 """One array per field, see the table at the top of this module."""
@@ -205,14 +210,19 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads))
     stream = dataset.to_iter_dataset(options)
     if workers:
-        from absl import flags
-
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl's own entry point parses.
-            flags.FLAGS.mark_as_parsed()
+        _allow_workers()
         # Python's resource tracker frees the shared memory of terminated workers; its warning is of no use.
         sys.warnoptions.append("ignore:resource_tracker")
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_init_worker)
     return _report_dead_workers(iter(stream))
+
+
+def _allow_workers() -> None:
+    """Marks absl's flags as parsed: Grain's worker processes read them, and only absl's own entry point parses them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def _report_dead_workers(stream: Iterator[Batch]) -> Generator[Batch]:
@@ -251,3 +261,60 @@ def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int)
     """
     reader = ClipReader(datafile, num_samples, data.channel)
     return WindowSource.of(reader, data.batch_size) if data.windows else EvaluationSource(reader, data.batch_size)
+
+
+def loader(
+    data: StrPath | Datafile,
+    frontend: Frontend | None = None,
+    *,
+    labels: StrPath | Vocabulary = "",
+    sampling: SamplingConfig | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+    batch_size: int | None = 100,
+    maps: Sequence[Callable[[Row], Row]] = (),
+    channel: Channel = "mean",
+    num_samples: int = 0,
+) -> grain.MapDataset[Batch]:
+    """Returns the batches of a datafile (see the top of this module) as a Grain dataset, for one's own training loop.
+
+    With `sampling`, these are the batches that ``psla train`` reads: balanced sampling, mixup and the other steps for
+    waveforms. Without it, every clip comes once, in the order of the datafile, as for evaluation. The dataset has
+    random access (``dataset[3]``) and a length, can be transformed further, and ``iter(dataset)`` reads ahead in
+    threads, with a state that Grain's checkpoints store. Worker processes, which use no device, read it by
+    ``dataset.to_iter_dataset().mp_prefetch(grain.MultiprocessingOptions(num_workers=4))``, in the same order.
+
+    Args:
+        data: a datafile, its path, or a set of the embedded demo data such as ``demo:train``.
+        frontend: the frontend, whose input length waveforms are cut or zero-padded to.
+        labels: the classes of a datafile that is given by its path: ``audioset``, ``fsd50k``, ``demo``, a label file or
+            a vocabulary.
+        sampling: balanced sampling and augmentation of waveforms. Its settings for spectrograms apply on the device,
+            see :func:`psla_jax.training.trainer.augmentation`.
+        epochs: number of epochs, one after the other; each is padded to whole batches.
+        seed: seed of the sampling; a training row is a function of (seed, epoch, sample).
+        batch_size: clips per batch; None for single rows, without padding, which ``.batch`` combines.
+        maps: functions from row to row, applied in this order before batching; they may add fields.
+        channel: conversion of multi-channel audio to mono, ``mean`` or ``first``.
+        num_samples: length of the waveforms, instead of that of a frontend.
+
+    Raises:
+        ConfigError: neither `frontend` nor `num_samples` is given, or no `labels` for a path.
+        DatafileError, VocabularyError: a file cannot be read.
+        IngredientError: a step of `sampling` cannot be used.
+    """
+    if (frontend is None) == (num_samples == 0):
+        raise ConfigError("the length of the waveforms is not given once: pass either a frontend or num_samples.")
+    datafile = data if isinstance(data, Datafile) else read_datafile(data, labels)
+    samples = num_samples if frontend is None else frontend.num_samples
+    config = DataConfig(batch_size=1 if batch_size is None else batch_size, channel=channel)
+    if sampling is None:
+        dataset = grain.MapDataset.source(evaluation_source(datafile, config, num_samples=samples)).repeat(epochs)
+    else:
+        source = train_source(datafile, config, sampling, num_samples=samples, epochs=epochs, seed=seed)
+        source.require_usable()
+        dataset = grain.MapDataset.source(source)
+    _allow_workers()
+    for transform in maps:
+        dataset = dataset.map(transform)
+    return dataset if batch_size is None else dataset.batch(batch_size)

@@ -67,7 +67,7 @@ class ModelCard:
     model: ModelConfig
     frontend: FrontendConfig
     vocabulary: Vocabulary
-    notes: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     golden: Mapping[str, Any] = field(default_factory=dict)
     exclusive: bool = False

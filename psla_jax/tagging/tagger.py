@@ -260,6 +260,15 @@ class Tagger:
         self.require_embeddings()
         return self._analyse_one(audio, sample_rate, FrameOutputs(embeddings=True), None).embeddings()
 
+    def embed_all(self, paths: Iterable[Audio], *, sample_rate: float | None = None) -> Iterator[Embeddings | Failure]:
+        """Yields the embeddings of several recordings in order, or a :class:`Failure`, as :meth:`tag_all` does.
+
+        Raises TaggerError as :meth:`embed`.
+        """
+        self.require_embeddings()
+        recordings = self.analyse(paths, FrameOutputs(embeddings=True), sample_rate=sample_rate)
+        return (each if isinstance(each, Failure) else each.embeddings() for each in recordings)
+
     def plot(
         self,
         audio: Audio,

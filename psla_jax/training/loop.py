@@ -39,6 +39,7 @@ from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler, Stopped
+from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.trackers import Trackers, require_available
 from psla_jax.training import losses, run_directory, short_runs
@@ -77,7 +78,7 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
         PeerError: another process of the run is gone or has failed.
         Stopped: the process received a signal, and has saved its work.
     """
-    with distributed.session(config.distributed):
+    with distributed.session(config.distributed), compilation_cache():
         return _train(config, cache_programs)
 
 
