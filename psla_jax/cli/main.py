@@ -46,6 +46,12 @@ GROUPS = {
             "crossval:crossval",
             True,
         ),
+        "teach": Command(
+            "CONFIG --models MODEL... --out D",
+            "Score the inputs of a training, to distill them.",
+            "teach:teach",
+            True,
+        ),
     },
     "evaluation and tagging": {
         "evaluate": Command(
