@@ -7,8 +7,8 @@ and ``classes`` the size of the vocabulary.
 =============== ==================== ======= ===========================================================================
 Field           Shape                dtype   Content
 =============== ==================== ======= ===========================================================================
-``waveform``    ``(batch, samples)`` float32 Mono audio at 16 kHz, full scale 1. The mean of the whole clip (at most
-                                             ten minutes) is subtracted, then its end is cut or zero-padded.
+``waveform``    ``(batch, samples)`` float32 Mono audio at the rate of the model, full scale 1. The mean of the whole
+                                             clip (at most ten minutes) is subtracted, then its end is cut or padded.
 ``num_samples`` ``(batch,)``         int32   Number of samples of ``waveform`` before the padding, 0 to ``samples``.
 ``labels``      ``(batch, classes)`` float32 1 for the classes of the clip, else 0; a weighted mean of the labels of
                                              both clips, in [0, 1], for a row with mixup.
@@ -18,6 +18,8 @@ Field           Shape                dtype   Content
 ``left_out``    ``(batch,)``         int32   Number of samples of the (first) clip that were cut off.
 ``flawed``      ``(batch,)``         int32   1 if the (first) clip is damaged, has channels that cancel each other, or
                                              samples far beyond full scale, else 0; only for evaluation.
+``narrow``      ``(batch,)``         int32   1 if the (first) clip has a lower sample rate than the model, and so lacks
+                                             the upper frequencies, else 0; only for evaluation.
 ``failed``      ``(batch,)``         int64   Index of the clip that could not be read for this row, else -1. It is the
                                              clip itself if ``valid`` is 0, else the mixup partner, and the row is then
                                              left unmixed.
@@ -46,10 +48,10 @@ from typing import Any
 import grain
 import numpy as np
 
-from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError, in_threads
+from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError, in_threads
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.segments import duration, read
-from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
+from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel, DataConfig, SamplingConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.sampling.balance import epoch_order
@@ -65,33 +67,39 @@ PREFETCHED_BATCHES = 4
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads clips of a datafile, mixed down by `channel`, and pads them to rows of `num_samples` samples at 16 kHz."""
+    """Reads clips of a datafile, mixed down by `channel`, at the rate of `grid`, padded to rows of `num_samples`."""
 
     datafile: Datafile
     num_samples: int
     channel: Channel
+    grid: Grid = field(default_factory=Grid)
 
     def waveform(self, clip: int, reading: Reading | None = None) -> np.ndarray:
         """Returns the zero-mean waveform of a clip, float32 ``(samples,)``, at most its first ten minutes.
 
         `reading` receives what is peculiar about it. Raises AudioError if the clip cannot be read.
         """
-        audio = self.datafile.audio(clip)
-        samples = read(audio, channel=self.channel, seconds=MAX_CLIP_SECONDS, reading=reading)
+        samples = self.read(clip, MAX_CLIP_SECONDS, reading)
         samples -= samples.mean()
         return samples
 
+    def read(self, clip: int, seconds: float, reading: Reading | None = None) -> np.ndarray:
+        """Returns at most the first `seconds` of the waveform of a clip; arguments and errors of :meth:`waveform`."""
+        rate = self.grid.rate
+        return read(self.datafile.audio(clip), channel=self.channel, seconds=seconds, reading=reading, sample_rate=rate)
+
     def num_clip_samples(self, clip: int) -> int:
-        """Returns the number of samples of a clip at 16 kHz, 0 if it cannot be read."""
+        """Returns the number of samples of a clip at the rate of the model, 0 if it cannot be read."""
         try:
-            return round(duration(self.datafile.audio(clip)) * SAMPLE_RATE)
+            return round(duration(self.datafile.audio(clip)) * self.grid.rate)
         except AudioError:
             return 0
 
     def row(
-        self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1, *, flawed: bool = False
+        self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1, *, reading: Reading | None = None
     ) -> Row:
-        """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
+        """Returns a valid row with the waveform cut or zero-padded to `num_samples`, and what `reading` showed."""
+        reading = reading or Reading()
         cut = waveform[: self.num_samples]
         padded = np.empty(self.num_samples, np.float32)
         padded[: len(cut)], padded[len(cut) :] = cut, 0.0
@@ -99,7 +107,8 @@ class ClipReader:
             "waveform": padded,
             "num_samples": np.int32(len(cut)),
             "left_out": np.int32(len(waveform) - len(cut)),
-            "flawed": np.int32(flawed),
+            "flawed": np.int32(reading.is_flawed),
+            "narrow": np.int32(0 < reading.rate < self.grid.rate),
             "labels": labels,
             "valid": np.float32(1.0),
             "clip": np.int64(clip),
@@ -137,7 +146,7 @@ class EvaluationSource:
             waveform = self.reader.waveform(clip, reading)
         except AudioError:
             return self.reader.invalid_row(clip)
-        return self.reader.row(clip, waveform, self.reader.datafile.multi_hot(clip), flawed=reading.is_flawed)
+        return self.reader.row(clip, waveform, self.reader.datafile.multi_hot(clip), reading=reading)
 
 
 @dataclass(frozen=True)
@@ -160,11 +169,11 @@ class WindowSource:
 
         Raises WindowError if a window is shorter than an output frame.
         """
-        size, clips = reader.num_samples, range(len(reader.datafile))
-        hop = hop_frames(size)
-        require_covering(size, hop)
+        size, grid, clips = reader.num_samples, reader.grid, range(len(reader.datafile))
+        hop = grid.hop_frames(size)
+        grid.require_covering(size, hop)
         lengths = in_threads(reader.num_clip_samples, clips, "Looking up durations", progress=False)
-        counts = [len(window_starts(length, size, hop)) for length in lengths]
+        counts = [len(grid.window_starts(length, size, hop)) for length in lengths]
         return cls(reader, batch_size, np.repeat(clips, counts))
 
     def __len__(self) -> int:
@@ -178,26 +187,26 @@ class WindowSource:
         window = int(item)
         if window >= len(self.clip_of_row):
             return self.reader.invalid_row()
-        clip, size = int(self.clip_of_row[window]), self.reader.num_samples
+        clip, size, grid = int(self.clip_of_row[window]), self.reader.num_samples, self.reader.grid
         try:
             waveform = self._recording(clip)
         except AudioError:
             return self.reader.invalid_row(window)
         # A header may state another length than what is read of a damaged file.
-        starts = window_starts(len(waveform), size, hop_frames(size))
+        starts = grid.window_starts(len(waveform), size, grid.hop_frames(size))
         number = window - int(np.searchsorted(self.clip_of_row, clip))
         if number >= len(starts):
             return self.reader.invalid_row()
-        start = starts[number] * OUTPUT_FRAME_SAMPLES
+        start = starts[number] * grid.output_samples
         samples = waveform[start : start + size]
-        labels, flawed = self.reader.datafile.multi_hot(clip), self._decoded.reading.is_flawed
-        return self.reader.row(window, samples - samples.mean(), labels, flawed=flawed)
+        labels = self.reader.datafile.multi_hot(clip)
+        return self.reader.row(window, samples - samples.mean(), labels, reading=self._decoded.reading)
 
     def _recording(self, clip: int) -> np.ndarray:
         """Returns the whole waveform of a clip, which each thread keeps for the next window."""
         if getattr(self._decoded, "clip", None) != clip:
-            audio, self._decoded.reading = self.reader.datafile.audio(clip), Reading()
-            waveform = read(audio, channel=self.reader.channel, reading=self._decoded.reading)
+            self._decoded.reading = Reading()
+            waveform = self.reader.read(clip, math.inf, self._decoded.reading)
             self._decoded.waveform, self._decoded.clip = waveform, clip
         return self._decoded.waveform
 
@@ -356,22 +365,34 @@ def _exit_after(parent: Any) -> None:
 
 
 def train_source(
-    datafile: Datafile, data: DataConfig, sampling: SamplingConfig, *, num_samples: int, epochs: int, seed: int
+    datafile: Datafile,
+    data: DataConfig,
+    sampling: SamplingConfig,
+    *,
+    num_samples: int,
+    epochs: int,
+    seed: int,
+    grid: Grid | None = None,
 ) -> TrainSource:
-    """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
-    return TrainSource(ClipReader(datafile, num_samples, data.channel), data.batch_size, epochs, sampling, seed)
+    """Returns the training source for a config; `num_samples` is the input length of the model, at `grid.rate`."""
+    reader = ClipReader(datafile, num_samples, data.channel, grid or Grid())
+    return TrainSource(reader, data.batch_size, epochs, sampling, seed)
 
 
-def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:
+def plain_source(
+    datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int, grid: Grid | None = None
+) -> TrainSource:
     """Returns one shuffled pass over the training set without balancing or augmentation, to re-estimate batch_stats."""
     plain = SamplingConfig(balanced=False, mixup=0.0, freq_mask=0, time_mask=0)
-    return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed)
+    return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed, grid=grid)
 
 
-def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int) -> HeldOutSource:
-    """Returns the evaluation source for a config; `num_samples` is the input length of the model at 16 kHz.
+def evaluation_source(
+    datafile: Datafile, data: DataConfig, *, num_samples: int, grid: Grid | None = None
+) -> HeldOutSource:
+    """Returns the evaluation source for a config; arguments as for :func:`train_source`.
 
     With ``data.windows``, its rows are windows, and durations are looked up.
     """
-    reader = ClipReader(datafile, num_samples, data.channel)
+    reader = ClipReader(datafile, num_samples, data.channel, grid or Grid())
     return WindowSource.of(reader, data.batch_size) if data.windows else EvaluationSource(reader, data.batch_size)

@@ -18,9 +18,6 @@ from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.layers import ModelError
 from psla_jax.models.state import split_model
 
-MELS = 128
-"""Mel bins of a spectrogram."""
-
 
 def build(name: str, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | AbstractRngs) -> nnx.Module:
     """Returns the module that the callable ``module:callable`` builds, in its evaluation view.
@@ -117,14 +114,14 @@ def attach_streams(view: nnx.Module, key: jax.Array) -> None:
         setattr(module, attribute, nnx.data(rngs.default if mark.single else rngs))
 
 
-def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: int) -> None:
+def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: int, mels: int = 128) -> None:
     """Raises ModelError if a training step cannot train the custom model `name`, or would train something else.
 
     Parameters and other variables must be float32 arrays and the same before and after a call, and a model maps
     spectrograms `(batch, frames, mels)` to scores `(batch, classes)` in [0, 1].
     """
     _require_float32(model, name)
-    spectrograms = jnp.sin(jnp.arange(2.0 * frames * MELS)).reshape(2, frames, MELS)
+    spectrograms = jnp.sin(jnp.arange(2.0 * frames * mels)).reshape(2, frames, mels)
     valid = jnp.ones(2)
 
     @jax.jit
