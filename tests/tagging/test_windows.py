@@ -11,6 +11,7 @@ from flax import nnx
 from tolerance import assert_close
 
 from psla_jax.audio.windows import Grid, WindowError
+from psla_jax.config import FrontendConfig
 from psla_jax.models.factory import build_model
 from psla_jax.tagging.windows import Cutter, OverlapAverage
 
@@ -60,6 +61,26 @@ def test_an_empty_recording_has_no_window():
 )
 def test_output_frames_cover_all_complete_spectrogram_frames(samples, frames):
     assert GRID.num_output_frames(samples) == frames
+
+
+@pytest.mark.parametrize("samples", [1, 400, 5519, 5520, 160_000, 169_200])
+def test_twice_the_sample_rate_has_the_same_frames_at_the_same_times(samples):
+    double = Grid.of(FrontendConfig(sample_rate=32_000))
+    assert (double.hop, double.window, double.output_seconds) == (320, 800, GRID.output_seconds)
+    assert double.num_output_frames(2 * samples) == GRID.num_output_frames(samples)
+    assert [double.frame_start(frame) for frame in range(9)] == [GRID.frame_start(frame) for frame in range(9)]
+    starts = GRID.window_starts(samples, SIZE, 2)
+    assert double.window_starts(2 * samples, 2 * SIZE, 2) == starts
+    cutter = Cutter(2 * SIZE, 2, double)
+    windows = [*cutter.push(np.zeros(2 * samples, np.float32)), *cutter.finish()]
+    assert [window.start for window in windows] == starts
+    assert sum(window.num_frames for window in windows[-1:]) == GRID.num_output_frames(len(windows[-1].samples) // 2)
+
+
+def test_the_hop_determines_the_output_frames():
+    grid = Grid.of(FrontendConfig(sample_rate=32_000, hop=12.5, window=32))
+    assert (grid.output_samples, grid.output_seconds) == (12_800, 0.4)
+    assert [grid.frame_start(frame) for frame in (0, 1, 2)] == pytest.approx([0, 0.216, 0.616])
 
 
 @pytest.mark.parametrize(("overlap", "hop"), [(0.0, 33), (0.5, 16), (0.9, 3), (0.95, 2)])
