@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exporte
     from psla_jax.models.factory import build_model as build_model
     from psla_jax.models.model_dir import load_model as load_model
     from psla_jax.models.model_dir import save_model as save_model
+    from psla_jax.models.platforms import plain_layers as plain_layers
     from psla_jax.models.views import train_view as train_view
     from psla_jax.sampling import mixup as mixup
     from psla_jax.sampling.specaugment import spec_augment as spec_augment
@@ -48,6 +49,7 @@ _NAMES = {
     "evaluation": "metrics",
     "models.factory": "build_model",
     "models.model_dir": "load_model save_model",
+    "models.platforms": "plain_layers",
     "models.views": "train_view",
     "sampling": "mixup",
     "sampling.specaugment": "spec_augment",

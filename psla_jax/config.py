@@ -18,9 +18,8 @@ from psla_jax.config_fields import PREFIXES, ConfigError
 from psla_jax.config_fields import name_ingredients as _name_ingredients
 from psla_jax.config_fields import require as _require
 from psla_jax.config_fields import require_one_of as _require_one_of
-from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse
 
-Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
@@ -52,10 +51,12 @@ class FrontendConfig:
 class ModelConfig:
     """Network: a backbone with a pooling head, or a custom NNX module."""
 
-    name: str = "efficientnet-b2"
-    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a custom module."""
-    pooling: Pooling = "attention"
-    """Pooling over output frames: `attention`, `mean` of the frame scores, or `linear` on mean features."""
+    name: Ingredient = "efficientnet-b2"
+    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a backbone or a whole
+    model of one's own."""
+    pooling: Ingredient = "attention"
+    """Pooling over output frames: `attention`, `mean` of the frame scores, `linear` on mean features, or
+    `package.module:callable` for a head of one's own."""
     heads: int = 4
     """Number of attention heads; ignored unless pooling is `attention`."""
     padding: Padding = "symmetric"
@@ -64,10 +65,15 @@ class ModelConfig:
     """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "pooling", Pooling)
+        _name_ingredients(self, "name", "pooling")
         _require_one_of(self, "padding", Padding)
         _require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
         _require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
+
+    @property
+    def custom_code(self) -> tuple[str, ...]:
+        """Import paths of the code outside this package that builds parts of the network; empty for built-in parts."""
+        return tuple(text for text in (self.name, self.pooling) if is_imported(text))
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class SamplingConfig:
     `mixup`, `noise`, `patchout`, or `module:callable`, each with options; see psla_jax.sampling.spectrogram."""
 
     def __post_init__(self) -> None:
-        _name_ingredients(self, "waveform", "spectrogram")
+        _name_ingredients(self, "waveform", "spectrogram", several=True)
         _require(self, "mixup", 0 <= self.mixup <= 1, "use a probability in [0, 1]")
         _require(self, "freq_mask", 0 <= self.freq_mask <= 128, "use 0 to 128 mel bins")
         _require(self, "time_mask", self.time_mask >= 0, "use 0 or more frames")
@@ -168,8 +174,8 @@ class OptimizerConfig:
     """Optimizer: `adam` (PSLA's), `adamw`, `lamb`, `lion`, `muon`, `sgd`, or `module:callable` that returns an
     optax.GradientTransformation, each with options, such as `adamw(b2=0.98)`; see psla_jax.training.optimizer."""
     schedule: Ingredient = "step_decay"
-    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant`, `exponential`, or `module:callable`
-    that returns an optax schedule, each with options; all of these begin with the warm-up."""
+    """Schedule of the learning rate: `step_decay` (PSLA's), `cosine`, `constant` or `exponential` after the warm-up, or
+    `module:callable` that returns an optax schedule, each with options."""
     learning_rate: float = 1e-4
     """Learning rate after the warm-up."""
     epochs: int = 30
@@ -320,6 +326,15 @@ class RunConfig:
     """Steps to record with JAX's profiler in the run directory; the idle time of the devices is logged."""
     bootstrap: int = 200
     """Number of bootstrap resamples for the 95% confidence interval of each final mAP; 0 disables it."""
+    metrics: tuple[Ingredient, ...] = ()
+    """Further metrics: `lwlrap`, `micro_f1`, `macro_f1(threshold=0.3)`, `accuracy`, `top_k(k=5)`, `micro_map`, or
+    `module:callable` of scores and labels."""
+    select: str = ""
+    """Column of result.csv that selects the best epoch, such as `lwlrap`, `mAUC` or `valid_loss` (the lowest); empty:
+    `mAP`, or `accuracy` with the loss `ce`."""
+    log: tuple[Ingredient, ...] = ("tensorboard",)
+    """Trackers of the curves: `tensorboard`, `wandb`, `mlflow`, with options as in `wandb(project='mine')`, or
+    `module:callable`."""
 
     def __post_init__(self) -> None:
         _require(self, "seed", self.seed >= 0, "use 0 or a positive number")
@@ -327,6 +342,7 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
+        _name_ingredients(self, "metrics", "log", several=True)
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
@@ -363,7 +379,7 @@ PREFIXES |= {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in 
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}
-    | {"aggregation.first", "aggregation.last", "bootstrap"}
+    | {"aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     | {"data.train", "data.labels", "data.validation", "data.evaluation"}
     | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}

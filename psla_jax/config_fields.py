@@ -31,15 +31,17 @@ def require_one_of(config: object, name: str, choices: object) -> None:
     require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
 
 
-def name_ingredients(config: object, *names: str) -> None:
-    """Replaces callables in the fields `names`, each an ingredient or a sequence of them, by their import paths.
+def name_ingredients(config: object, *names: str, several: bool = False) -> None:
+    """Replaces callables in the fields `names` by their import paths; with `several`, a field has a sequence of them.
 
     Raises ConfigError for those that cannot be imported, and for text that is no specification.
     """
     for name in names:
         value = getattr(config, name)
+        if several and (isinstance(value, str) or callable(value)):
+            value = (value,)
         try:
-            text = tuple(map(specification, value)) if isinstance(value, list | tuple) else specification(value)
+            text = tuple(map(specification, value)) if several else specification(value)
         except IngredientError as error:
             raise ConfigError(f"{field_name(config, name)}: {error}.") from error
         object.__setattr__(config, name, text)

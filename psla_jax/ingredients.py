@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    Ingredient = str | Callable[..., Any]
+if TYPE_CHECKING:  # A text or a callable is given, and a text is read.
+    Ingredient = Any
 else:  # Fields hold text; the command line parses it as such.
     Ingredient = str
 
@@ -65,10 +65,10 @@ def specification(ingredient: Ingredient) -> str:
             raise IngredientError(f"{ingredient!r} has positional arguments: give them as keywords")
     path = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__qualname__)}"
     try:
-        found = import_path(path)
+        importable = bool(parse(path)) and import_path(path) is function
     except IngredientError:
-        found = None
-    if found is not function:
+        importable = False
+    if not importable:
         raise IngredientError(f"{function!r} cannot be imported as {path}: define it at the top level of a module")
     values = [f"{name}={value!r}" for name, value in options.items()]
     text = f"{path}({', '.join(values)})" if values else path
@@ -91,6 +91,8 @@ def import_path(path: str) -> Any:
         return functools.reduce(getattr, names.split("."), importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise IngredientError(f"{path!r} cannot be imported ({error}): name it as module:callable") from error
+    except Exception as error:  # Code of the user.
+        raise IngredientError(f"{path!r} cannot be imported ({reason(error)}): correct the module") from error
 
 
 def is_imported(text: Ingredient) -> bool:
@@ -119,7 +121,7 @@ def find(text: Ingredient, registry: Mapping[str, Callable[..., Any]], field: st
             raise IngredientError(f"{name!r} is unknown: choose one of {', '.join(registry)}, or name module:callable")
         if not callable(function):
             raise IngredientError(f"{name!r} is a {type(function).__name__}: name a callable")
-        unknown = [option for option in options if not takes(function, option)]
+        unknown = [option for option in options if not _takes(function, option)]
         if unknown:
             known = ", ".join(_keywords(function)) or "none"
             raise IngredientError(f"{name} has no option {unknown[0]!r}: its parameters are {known}")
@@ -149,19 +151,37 @@ def bound(function: Callable[..., Any], num_arguments: int, *, field: str, **ava
     return functools.partial(function, **accepted) if accepted else function
 
 
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Returns whether an ingredient has a parameter of that name."""
+    return name in _keywords(function)
+
+
 def _accepted(function: Callable[..., Any], arguments: tuple, field: str, available: dict[str, Any]) -> dict[str, Any]:
     given = getattr(function, "keywords", {})
-    positional = list(inspect.signature(function).parameters)[: len(arguments)]
+    positional = list(_signature(function).parameters)[: len(arguments)]
     names = [name for name in _keywords(function) if name in available and name not in given and name not in positional]
     accepted = {name: available[name] for name in names}
     try:
-        inspect.signature(function).bind(*arguments, **accepted)
+        _signature(function).bind(*arguments, **accepted)
     except TypeError as error:
+        parameters, others = ", ".join(_signature(function).parameters), ", ".join(available)
         raise IngredientError(
-            f"{field}: {_name(function)}{inspect.signature(function)} cannot be called ({error}): it may take "
-            f"{', '.join(available) or 'no further parameters'}."
+            f"{field}: {_name(function)}({parameters}) cannot be called ({error}): it may take "
+            f"{others or 'no further parameters'}."
         ) from error
     return accepted
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a callable; of an NNX class that of its constructor, which its metaclass hides."""
+    kind = getattr(function, "func", function)
+    if not inspect.isclass(kind) or type(kind).__call__ is type.__call__:
+        try:
+            return inspect.signature(function)
+        except ValueError as error:  # Some functions that are not written in Python have none.
+            raise IngredientError(f"{_name(function)} has no signature: call it in a function of your own") from error
+    arguments, keywords = getattr(function, "args", ()), getattr(function, "keywords", {})
+    return inspect.signature(functools.partial(kind.__init__, None, *arguments, **keywords))  # type: ignore[misc]
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -171,7 +191,7 @@ def _name(function: Callable[..., Any]) -> str:
 
 def _keywords(function: Callable[..., Any]) -> list[str]:
     kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
+    return [name for name, parameter in _signature(function).parameters.items() if parameter.kind in kinds]
 
 
 def reason(error: Exception) -> str:
@@ -180,7 +200,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def takes(function: Callable[..., Any], option: str) -> bool:
+def _takes(function: Callable[..., Any], option: str) -> bool:
     """Returns whether a callable has a parameter of this name, or takes any keyword."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _signature(function).parameters.values()
     return option in _keywords(function) or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

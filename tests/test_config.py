@@ -29,6 +29,7 @@ from psla_jax.config import (
     from_json,
     to_json,
 )
+from psla_jax.config_distill import DistillConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SECTIONS = {
@@ -38,6 +39,7 @@ SECTIONS = {
     "pretraining": PretrainingConfig,
     "sampling": SamplingConfig,
     "optimizer": OptimizerConfig,
+    "distill": DistillConfig,
     "aggregation": AggregationConfig,
     "distributed": DistributedConfig,
 }
@@ -48,7 +50,6 @@ REFUSED = [
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
     ("frontend.mean", NAN, "use a finite number"),
-    ("model.pooling", "max", "choose one of mean, linear, attention"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
@@ -81,7 +82,14 @@ REFUSED = [
     ("optimizer.accumulate", 0, "use at least one microbatch"),
     ("optimizer.nonfinite", "ignore", "choose stop or skip"),
     ("optimizer.patience", -1, "use 0 or more epochs"),
-    ("optimizer.loss", "mse", "choose one of auto, bce, ce"),
+    ("optimizer.rates", ("effnet.*",), "give pattern=factor, factor >= 0"),
+    ("optimizer.rates", ("effnet.*=fast",), "give pattern=factor, factor >= 0"),
+    ("optimizer.rates", ("effnet.*=-1",), "give pattern=factor, factor >= 0"),
+    ("optimizer.clip", -1.0, "use a positive norm, or 0 for none"),
+    ("optimizer.clip", NAN, "use a positive norm, or 0 for none"),
+    ("optimizer.ema", 1.0, "use a decay in [0, 1), such as 0.999"),
+    ("optimizer.ema", -0.1, "use a decay in [0, 1), such as 0.999"),
+    ("optimizer.label_smoothing", 1.0, "use a share in [0, 1)"),
     ("optimizer.compute", "float16", "choose one of float32, bfloat16"),
     ("aggregation.first", 0, "epochs are counted from 1"),
     ("aggregation.last", 15, "use 16 (aggregation.first) or later, or 0 for the last epoch"),
@@ -92,6 +100,12 @@ REFUSED = [
     ("distributed.coordinator", "first", "use host:port"),
     ("checkpoint_minutes", -1.0, "use 0 or more"),
     ("checkpoint_minutes", NAN, "use 0 or more"),
+    ("distill.weight", 0.0, "use a weight in (0, 1]"),
+    ("distill.weight", 1.5, "use a weight in (0, 1]"),
+    ("distill.temperature", 0.0, "use a positive number"),
+    ("distill.clips", (), "name an array or a file"),
+    ("distill.segments", 0.01, "use 0.1 s or more, or 0"),
+    ("distill.consistency", -1.0, "use 0 or a positive weight"),
     ("seed", -1, "use 0 or a positive number"),
     ("checkpoint_every", -1, "use 0 or more steps"),
     ("profile", -1, "use 0 or more steps"),
@@ -118,6 +132,14 @@ ACROSS_SECTIONS = [
         "optimizer.patience is 3: name the set that decides when training ends with data.validation, or use 0.",
     ),
     (
+        {
+            "distill": DistillConfig(consistency=0.5),
+            "sampling": SamplingConfig(spectrogram=("specaugment", "mixup(rate=1)")),
+        },
+        "distill.consistency is 0.5: its two views would be mixes of different clips: mix waveforms, with "
+        "sampling.waveform mixup.",
+    ),
+    (
         {"data": DataConfig(batch_size=10), "optimizer": OptimizerConfig(accumulate=4)},
         "optimizer.accumulate is 4: use a divisor of data.batch_size, 10.",
     ),
@@ -134,16 +156,50 @@ CHANGED = RunConfig(
     frontend=FrontendConfig(500, -1.25, 0.1),
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
-    sampling=SamplingConfig(balanced=False, mixup=0.25, freq_mask=3, time_mask=5, noise=True),
-    optimizer=OptimizerConfig(3e-4, 6, 10, 2, 3, 0.1, 1e-6, "ce", 3, "bfloat16", True, "skip", 2),
+    sampling=SamplingConfig(
+        balanced=False,
+        mixup=0.25,
+        freq_mask=3,
+        time_mask=5,
+        noise=True,
+        waveform=("gain(decibels=3)", "mixup"),
+        spectrogram=("patchout",),
+    ),
+    optimizer=OptimizerConfig(
+        name="adamw(b2=0.98)",
+        schedule="cosine",
+        learning_rate=3e-4,
+        epochs=6,
+        warmup_steps=10,
+        decay_start=2,
+        decay_every=3,
+        decay=0.1,
+        weight_decay=1e-6,
+        no_decay=("*.bias",),
+        rates=("effnet.*=0.1", "attention.*=2"),
+        clip=1.5,
+        ema=0.99,
+        loss="ce",
+        label_smoothing=0.1,
+        class_weights="sqrt",
+        accumulate=3,
+        compute="bfloat16",
+        remat=True,
+        nonfinite="skip",
+        patience=2,
+    ),
+    distill=DistillConfig("t.npz", (), 0.5, 2.0, True, "x", ("a", "b.txt"), "audioset", 2.0, 0.5),
     aggregation=AggregationConfig(2, 4, False),
     distributed=DistributedConfig(4, 3, "first:1234", 30, 20),
     checkpoint_every=50,
     checkpoint_minutes=2.5,
     profile=3,
     bootstrap=20,
+    metrics=("lwlrap", "macro_f1(threshold=0.3)"),
+    select="lwlrap",
+    log=("tensorboard", "wandb(project='mine')"),
 )
-"""A config in which no field has its default value."""
+"""A config in which no field has its default value, except distill.model, which distill.teacher excludes."""
 
 
 def make(name: str, value: object) -> object:
@@ -172,14 +228,24 @@ def test_a_refusal_names_both_fields_that_do_not_go_together(sections, message):
 
 def test_every_validated_field_has_a_refused_value():
     prefixes = {RunConfig: "", ShareConfig: "distributed.", **{kind: f"{name}." for name, kind in SECTIONS.items()}}
-    calls = re.compile(r'_require\w*\(\s*self,\s*"(\w+)"')
+    calls = re.compile(r'require\w*\(\s*self,\s*"(\w+)"')
     validated = {prefix + name for kind, prefix in prefixes.items() for name in calls.findall(inspect.getsource(kind))}
-    assert validated == {name for name, _, _ in REFUSED}
+    assert validated - {"distill.model"} == {name for name, _, _ in REFUSED}
 
 
 @pytest.mark.parametrize(("name", "value"), AT_THE_EDGE)
 def test_a_value_at_the_edge_is_taken(name, value):
     assert getattr(make(name, value), name.rpartition(".")[2]) == value
+
+
+def test_ingredients_are_recorded_as_text_and_named_if_they_cannot_be():
+    assert RunConfig(metrics=[inspect.getsource, "lwlrap"]).metrics == ("inspect:getsource", "lwlrap")
+    with pytest.raises(
+        ConfigError, match=r"^metrics: .*<lambda>.* cannot be imported as .*: define it at the top level"
+    ):
+        RunConfig(metrics=(lambda scores, labels: 0.0,))
+    with pytest.raises(ConfigError, match=r"^log: 'wandb\(1\)' cannot be parsed: give a name or module:callable"):
+        RunConfig(log=("wandb(1)",))
 
 
 def test_fields_that_just_go_together_are_taken():
@@ -204,14 +270,15 @@ def test_a_config_cannot_be_changed_and_a_changed_copy_is_checked_again():
 def test_flatten_gives_every_field_its_name_on_the_command_line():
     flat = flatten(CHANGED)
     names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
+    execution = {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
+    assert set(flat) == names | execution | {"metrics", "select", "log"}
     assert flat["optimizer.learning_rate"] == 3e-4
     assert flat["seed"] == 7
 
 
 def test_json_brings_back_every_field():
     before, after = flatten(RunConfig()), flatten(CHANGED)
-    assert [name for name in after if after[name] == before[name]] == []
+    assert [name for name in after if after[name] == before[name]] == ["distill.model"]
     assert from_json(to_json(CHANGED)) == CHANGED
     assert from_json(to_json(RunConfig())) == RunConfig()
 
@@ -259,13 +326,13 @@ def test_a_difference_names_the_field_and_both_values():
 
 def test_only_fields_without_effect_on_the_results_are_free():
     reported = {line.partition(":")[0] for line in differences(RunConfig(), CHANGED)}
-    assert reported == set(flatten(CHANGED)) - FREE_FIELDS
+    assert reported == set(flatten(CHANGED)) - FREE_FIELDS - {"distill.model"}
     assert set(flatten(CHANGED)) >= FREE_FIELDS
     paths = {"data.train", "data.validation", "data.evaluation", "data.labels"}
     execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
     recovery = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
     processes = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
-    end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap"}
+    end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     assert paths | execution | recovery | processes | end == FREE_FIELDS
 
 

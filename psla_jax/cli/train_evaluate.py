@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-import runpy
+import re
 import sys
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 from tyro.conf import Positional
@@ -41,6 +43,8 @@ def train(arguments: list[str]) -> int:
 def read_config(name: str) -> RunConfig:
     """Executes a config file and returns the RunConfig that it assigns to ``config``.
 
+    The file becomes a module that can be imported by its stem, so that a config can name functions that it defines.
+
     Args:
         name: path of the file, or name of a config that comes with the package, such as ``demo``.
 
@@ -54,7 +58,7 @@ def read_config(name: str) -> RunConfig:
         )
     sys.path.insert(0, str(path.resolve().parent))  # A config may import modules beside it, such as a custom model.
     try:
-        config = runpy.run_path(str(path)).get("config")
+        config = _execute(path).get("config")
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except Exception as error:
@@ -62,6 +66,27 @@ def read_config(name: str) -> RunConfig:
     if not isinstance(config, RunConfig):
         raise UsageError(f"{path} is not a config file: it must assign a RunConfig to the name config.")
     return config
+
+
+def _execute(path: Path) -> dict[str, Any]:
+    """Executes a config file as a module, which loader processes import again, and returns its variables.
+
+    Its functions can only be imported if no other module has the name, except an earlier config.
+    """
+    name = path.stem
+    other = sys.modules.get(name)
+    replaceable = other is None or isinstance(getattr(other, "config", None), RunConfig)
+    if path.suffix != ".py" or not re.fullmatch(r"[\w-]+", name) or not replaceable:
+        name = f"<{path.name}>"
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module.__dict__
 
 
 def find_config(name: str) -> Path | None:
@@ -110,6 +135,8 @@ class Evaluate:
     """Write AP, AUC, positives and best F1 of every class to this CSV file; for several models, of their ensemble."""
     confusion: str = ""
     """Write the confusion matrix to this CSV file, if every clip has exactly one label."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics: lwlrap, micro_f1, macro_f1(threshold=0.3), accuracy, top_k(k=5), micro_map, module:callable."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Distributed evaluation; the options are those of psla train."""
 

@@ -26,6 +26,8 @@ from psla_jax.sampling.waveform import WAVEFORM_STEPS, Clips, Example
 STREAM = 2
 """Key that separates the draws of the augmentation from others with the same seed and epoch."""
 FIELD = "sampling.waveform"
+TRIALS = 8
+"""Number of generators with which every step is tried before training, because many apply with a probability."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ class TrainSource:
     def augment(self, example: Example, epoch: int, sample: int) -> Example:
         """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample)."""
         for position, step in enumerate(self._steps):
-            key = [STREAM, self.seed, epoch, sample]
-            example = step(example, np.random.default_rng([*key, position] if position else key))
+            key = [STREAM, self.seed, epoch, sample, *([position] if position else [])]
+            example = step(example, np.random.default_rng(key))
         return example
 
     def require_usable(self) -> None:
@@ -142,21 +144,30 @@ class TrainSource:
         targets = self.reader.targets(0)
         example = Example(waveform - waveform.mean(), targets)
         for text, step in zip(self.sampling.waveform, self._steps):
-            try:
-                result = step(example, np.random.default_rng(0))
-            except DatafileError as error:
-                raise ConfigError(f"{FIELD} is {text!r}: {error}") from error
-            except Exception as error:
-                raise ingredients.IngredientError(
-                    f"{FIELD} is {text!r}, which cannot be computed ({ingredients.reason(error)}): correct the step."
-                ) from error
-            waveform, returned = getattr(result, "waveform", np.zeros(())), getattr(result, "targets", {})
-            shapes = {name: getattr(returned.get(name), "shape", ()) for name in targets}
-            if (waveform.ndim, waveform.dtype) != (1, np.float32) or set(shapes.values()) != {targets["labels"].shape}:
-                raise ingredients.IngredientError(
-                    f"{FIELD} is {text!r}, which does not return an Example with a float32 waveform (samples,) and "
-                    f"{' and '.join(targets)} (classes,): correct the step."
-                )
+            for seed in range(TRIALS):
+                try:
+                    usable = _is_like(step(example, np.random.default_rng(seed)), example)
+                except DatafileError as error:
+                    raise ConfigError(f"{FIELD} is {text!r}: {error}") from error
+                except Exception as error:
+                    raise ingredients.IngredientError(
+                        f"{FIELD} is {text!r}, which cannot be computed ({ingredients.reason(error)}): correct the "
+                        "step or its options."
+                    ) from error
+                if not usable:
+                    raise ingredients.IngredientError(
+                        f"{FIELD} is {text!r}, which does not return an Example with a waveform (samples,) and labels "
+                        "(classes,) in float32: correct the step."
+                    )
+
+
+def _is_like(result: object, example: Example) -> bool:
+    """Returns whether the result of a step is an example with a waveform, and with targets of the same shapes."""
+    if not (isinstance(result, Example) and set(result.targets) == set(example.targets)):
+        return False
+    pairs = [(np.shape(x), getattr(x, "dtype", None)) for x in (result.targets[name] for name in example.targets)]
+    same = all(pair == (target.shape, target.dtype) for pair, target in zip(pairs, example.targets.values()))
+    return same and (np.ndim(result.waveform), getattr(result.waveform, "dtype", None)) == (1, np.float32)
 
 
 def train_source(

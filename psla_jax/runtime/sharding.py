@@ -42,6 +42,11 @@ class Placement:
         return cls.over(jax.devices())
 
     @property
+    def platform(self) -> str:
+        """Platform of the devices, for :func:`psla_jax.models.platforms.layers_for`: ``cpu``, ``gpu`` or ``tpu``."""
+        return self.mesh.devices.flat[0].platform
+
+    @property
     def replicated(self) -> NamedSharding:
         """Sharding of the state: one copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())

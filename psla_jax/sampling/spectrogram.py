@@ -31,8 +31,8 @@ def compose(*steps: Callable[[Batch, jax.Array], Batch]) -> Augment:
     """Returns a function that applies steps in this order; each has keys of its own, one per clip."""
 
     def augment(batch: Batch, key: jax.Array) -> Batch:
-        # At least two keys, because a longer list does not change the first ones.
-        for step, step_key in zip(steps, jax.random.split(key, max(2, len(steps)))):
+        # A longer list of steps, or a larger batch, does not change the first keys.
+        for step, step_key in zip(steps, jax.random.split(key, len(steps))):
             batch = step(batch, jax.random.split(step_key, len(batch["spectrogram"])))
         return batch
 
@@ -103,6 +103,8 @@ def patchout(batch: Batch, keys: jax.Array, *, share: float = 0.2) -> Batch:
     """
     x = batch["spectrogram"]
     kept = x.shape[1] - round(share * x.shape[1])
+    if not 0 < kept <= x.shape[1]:
+        raise ValueError(f"patchout with the share {share} leaves {kept} of {x.shape[1]} frames")
 
     def keep(clip: jax.Array, key: jax.Array) -> jax.Array:
         return clip[jnp.sort(jax.random.permutation(key, x.shape[1])[:kept])]

@@ -31,7 +31,7 @@ class Example:
     """A clip in training.
 
     Attributes:
-        waveform: float32 ``(samples,)`` with full scale 1 and a mean of 0.
+        waveform: float32 ``(samples,)`` with full scale 1; before the first step, its mean is 0.
         targets: float32 ``(classes,)`` by name, ``labels`` among them, in [0, 1]. A step that mixes clips mixes all.
         failed: index of a clip that could not be read, because of which a step left the example unchanged; else -1.
     """

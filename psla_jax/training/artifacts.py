@@ -19,7 +19,8 @@ from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
 from psla_jax.data.taught import TaughtScores
 from psla_jax.data.teacher import TeacherScores
-from psla_jax.data.train_source import TrainSource, plain_source
+from psla_jax.data.train_source import TrainSource, plain_source, train_source
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, read_card, save_model
@@ -64,6 +65,11 @@ class RunArtifacts:
         held_out = self.data.held_out.items()
         return {kind: evaluation_source(data, self.config.data, num_samples=samples) for kind, data in held_out}
 
+    @functools.cached_property
+    def evaluators(self) -> Evaluators:
+        """Further metrics of the setting ``metrics``, for scores of any held-out set."""
+        return Evaluators.find(self.config.metrics, self.data.vocabulary, self.exclusive)
+
     @property
     def graphdef(self) -> nnx.GraphDef:
         """Structure of the model that is scored: in float32 whatever ``optimizer.compute`` is, as in all commands."""
@@ -73,6 +79,11 @@ class RunArtifacts:
     def exclusive(self) -> bool:
         """Whether every clip has exactly one class, so that scores are normalised over the classes."""
         return is_exclusive(self.config.optimizer.loss)
+
+    @property
+    def reestimates(self) -> bool:
+        """Whether averaged weights get new batch statistics; a frozen backbone has the same ones in every epoch."""
+        return self.config.aggregation.reestimate and not self.config.pretraining.freeze
 
     def save_model(self, name: str, weights: Weights, notes: dict[str, Any], *, finished: bool = False) -> None:
         """Writes a model directory. A finished model also has safetensors weights and its scores of the test signal."""
@@ -140,6 +151,14 @@ class RunArtifacts:
                 self._noted.add((kind, note))
                 self.logger.info(f"{kind} set: {note}")
         return dataclasses.replace(scores, mids=self.data.vocabulary.mids)
+
+    def train_source(self) -> TrainSource:
+        """Returns the rows of the training, with those of its teacher."""
+        config, samples = self.config, self.trainer.frontend.num_samples
+        return train_source(
+            self.data.train, config.data, config.sampling, num_samples=samples, epochs=config.optimizer.epochs,
+            seed=config.seed, teacher=self.teacher, taught=self.taught,
+        )  # fmt: skip
 
     def reestimate_batch_stats(self, weights: Weights) -> Weights:
         """Returns the same parameters with batch statistics that one pass over the training set gives."""

@@ -9,6 +9,7 @@ and in one's own training loop all other fields of a batch. All other parameters
 from __future__ import annotations
 
 import csv
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,8 +52,9 @@ cross_entropy.exclusive = True  # type: ignore[attr-defined]
 def focal(
     scores: jax.Array, labels: jax.Array, class_weights: jax.Array | None = None, *, gamma: float = 2.0
 ) -> jax.Array:
-    """Returns the binary focal loss: each class's cross-entropy times ``|label - score| ** gamma``, averaged.
+    """Returns the binary focal loss, averaged over the classes: easy classes count less.
 
+    The term of a positive label is weighted by ``(1 - score) ** gamma``, that of a negative one by ``score ** gamma``.
     Source: Lin et al., Focal loss for dense object detection (ICCV 2017), without the factor alpha.
     """
     scores = jnp.clip(scores, EPSILON, 1.0 - EPSILON)
@@ -104,7 +106,7 @@ def call(loss: Loss, scores: jax.Array, labels: jax.Array, fields: Mapping[str, 
 
 
 def from_config(config: OptimizerConfig, weights: np.ndarray | None = None) -> Loss:
-    """Returns the loss of a run, ``loss(scores, labels, **fields of the batch)``.
+    """Returns the loss of a run, with class weights and label smoothing; it has the parameters of the named one.
 
     Args:
         config: its loss and label smoothing.
@@ -114,21 +116,21 @@ def from_config(config: OptimizerConfig, weights: np.ndarray | None = None) -> L
         ConfigError, IngredientError: there is no such loss, or it takes no class weights.
     """
     function = ingredients.find(config.loss, LOSSES, LOSS_FIELD)
-    constants = {} if weights is None else {"class_weights": weights}
-    if weights is not None and not ingredients.takes(function, "class_weights"):
-        raise ConfigError(
-            f"optimizer.class_weights is {config.class_weights!r}, but the loss {config.loss} takes no parameter "
-            "class_weights: use another loss, or leave class_weights empty."
-        )
+    if weights is not None:
+        if not ingredients.accepts(function, "class_weights"):
+            raise ConfigError(
+                f"optimizer.class_weights is {config.class_weights!r}, but the loss {config.loss} takes no parameter "
+                "class_weights: use another loss, or leave class_weights empty."
+            )
+        function = functools.partial(function, class_weights=weights)
     smoothing, exclusive = config.label_smoothing, is_exclusive(config.loss)
 
-    def loss(scores: jax.Array, labels: jax.Array, **fields: jax.Array) -> jax.Array:
-        if smoothing:
-            chance = 1.0 / labels.shape[1] if exclusive else 0.5
-            labels = labels * (1.0 - smoothing) + chance * smoothing
-        return ingredients.call(function, scores, labels, field=LOSS_FIELD, **fields, **constants)
+    @functools.wraps(function)
+    def smoothed(scores: jax.Array, labels: jax.Array, **fields: jax.Array) -> jax.Array:
+        chance = 1.0 / labels.shape[1] if exclusive else 0.5
+        return function(scores, labels * (1.0 - smoothing) + chance * smoothing, **fields)
 
-    return loss
+    return smoothed if smoothing else function
 
 
 def require_usable(loss: Loss, num_classes: int, fields: Mapping[str, Any], name: str) -> None:
@@ -136,11 +138,10 @@ def require_usable(loss: Loss, num_classes: int, fields: Mapping[str, Any], name
 
     `fields` are the other device fields of a batch by name, as arrays or ``jax.ShapeDtypeStruct`` with two clips.
     """
+    ingredients.bound(loss, 2, field=LOSS_FIELD, **fields)
     scores = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     try:
-        result = jax.eval_shape(lambda x, fields: loss(x, x, **fields), scores, dict(fields))
-    except ingredients.IngredientError:
-        raise
+        result = jax.eval_shape(lambda x, fields: call(loss, x, x, fields), scores, dict(fields))
     except Exception as error:
         raise ingredients.IngredientError(
             f"{LOSS_FIELD} is {name!r}, which cannot be computed ({ingredients.reason(error)}): correct the function."
@@ -179,8 +180,14 @@ def _read_weights(source: str, vocabulary: Vocabulary) -> list[float]:
         with open(source, newline="", encoding="utf-8") as file:
             by_mid = {row["mid"]: float(row["weight"]) for row in csv.DictReader(file)}
         weights = [by_mid[mid] for mid in vocabulary.mids]
-    except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"{field}, which lacks a number for {error}: give every class a row mid,weight.") from error
+    except KeyError as error:
+        raise ConfigError(
+            f"{field}, which lacks {error}: give every class a row below the header mid,weight."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{field}, which cannot be read ({error}): give every class a number as its weight."
+        ) from error
     if not (np.isfinite(weights).all() and min(weights) >= 0 < max(weights)):
         raise ConfigError(f"{field}, with weights from {min(weights)} to {max(weights)}: use finite ones of 0 or more.")
     return weights

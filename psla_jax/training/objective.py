@@ -72,6 +72,10 @@ class Objective:
         scores = views.apply(view, batch["spectrogram"], batch["valid"], nnx.Rngs(drop=key))
         fields = {name: value for name, value in batch.items() if name not in ("spectrogram", "labels")}
         per_row = losses.call(self.loss, scores, batch["labels"], fields)
+        if per_row.shape != batch["valid"].shape:
+            raise ValueError(
+                f"the loss has the shape {per_row.shape}: return one value per clip, {batch['valid'].shape}."
+            )
         if self.consistency is not None:  # The rows are pairs of views, and the loss of a clip is the mean of both.
             per_row = per_row / 2 + jnp.repeat(self.consistency(scores[::2], scores[1::2]) / 2, 2)
         # Padding rows are masked out of the loss.

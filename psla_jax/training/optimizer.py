@@ -1,16 +1,16 @@
 """Optimizers and learning-rate schedules.
 
-A schedule is made by a function that takes any of these parameters by name, and returns an ``optax.Schedule``: the
-fields of the config's section ``optimizer`` (``learning_rate``, ``warmup_steps``, ``epochs``, ...), ``steps_per_epoch``
-and ``steps``, the number of steps of the whole run. A function that makes an optimizer takes the same ones, except that
-``learning_rate`` is the schedule, and ``mask``: a function from a tree of parameters to a tree that is True where
-weights decay, or None if all do. All other parameters are options, as in ``adamw(b2=0.98)``. Optimizers and schedules
-of optax can be named directly, such as ``optax:adamw(nesterov=True)``.
+A schedule is made by a function that takes any of these parameters by name, and returns an ``optax.Schedule``:
+``learning_rate``, ``epochs``, ``warmup_steps``, ``decay_start``, ``decay_every`` and ``decay`` of the config's section
+``optimizer``, ``steps_per_epoch``, and ``steps``, the number of steps of the whole run. A function that makes an
+optimizer takes any of ``learning_rate``, which is the schedule, ``weight_decay``, ``mask`` (a function from a tree of
+parameters to a tree that is True where weights decay; given if some do not), ``steps_per_epoch`` and ``steps``. All
+other parameters are options, as in ``adamw(b2=0.98)``. Optimizers and schedules of optax can be named directly, such as
+``optax:adamw(nesterov=True)``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import math
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from psla_jax.ingredients import Ingredient
 
 BACKBONE, HEAD = "backbone", "head"
 """Parameter groups of a model whose backbone is frozen or has a learning rate of its own."""
+_SCHEDULE_FIELDS = ("learning_rate", "epochs", "warmup_steps", "decay_start", "decay_every", "decay")
 Mask = Callable[[Any], Any] | None
 
 
@@ -52,7 +53,7 @@ def step_decay(
 
 
 def cosine(learning_rate: float, steps: int, warmup_steps: int, *, final: float = 0.0) -> optax.Schedule:
-    """Returns half a cosine from the learning rate, at the end of the warm-up, to `final` times it at the last step."""
+    """Returns half a cosine from the learning rate, after the warm-up, to `final` times it at the end of the run."""
 
     def schedule(step: jax.Array | int) -> jax.Array:
         share = jnp.clip((jnp.asarray(step) - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
@@ -68,7 +69,7 @@ def constant(learning_rate: float, warmup_steps: int) -> optax.Schedule:
 
 
 def exponential(learning_rate: float, steps: int, warmup_steps: int, *, final: float = 0.01) -> optax.Schedule:
-    """Returns an exponential decay from the learning rate, after the warm-up, to `final` times it at the last step."""
+    """Returns an exponential decay from the learning rate, after the warm-up, to `final` times it at the end."""
 
     def schedule(step: jax.Array | int) -> jax.Array:
         share = jnp.clip((jnp.asarray(step) - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
@@ -120,10 +121,10 @@ def sgd(
 def muon(
     learning_rate: optax.Schedule, weight_decay: float, mask: Mask = None, **options: Any
 ) -> optax.GradientTransformation:
-    """Returns Muon for the kernels of dense and 1x1 convolutions and linear layers, and Adam for all other parameters.
+    """Returns Muon for the kernels of full and 1x1 convolutions and linear layers, and NAdam for all other parameters.
 
     A kernel ``(height, width, channels, features)`` is a matrix of features over all others; depthwise kernels, with
-    one channel, are not matrices. `options` are those of ``optax.contrib.muon``.
+    one channel, are not matrices. Only matrices decay. `options` are those of ``optax.contrib.muon``.
     """
 
     def dimensions(params: Any) -> Any:
@@ -158,14 +159,25 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the schedule of a run. Raises IngredientError if it cannot be made."""
-    field = "optimizer.schedule"
-    return _make(config.schedule, SCHEDULES, field, **_settings(config, steps_per_epoch))
+    """Returns the schedule of a run. Raises IngredientError if it cannot be made or computed."""
+    settings = {name: getattr(config, name) for name in _SCHEDULE_FIELDS}
+    schedule = _make(config.schedule, SCHEDULES, "optimizer.schedule", **settings, **_lengths(config, steps_per_epoch))
+    try:
+        rate = jax.eval_shape(lambda step: jnp.asarray(schedule(step)), jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        raise ingredients.IngredientError(
+            f"optimizer.schedule is {config.schedule!r}, whose result cannot be computed "
+            f"({ingredients.reason(error)}): return a function of the step."
+        ) from error
+    if rate.shape:
+        raise ingredients.IngredientError(
+            f"optimizer.schedule is {config.schedule!r}, which gives rates of the shape {rate.shape}: give one number."
+        )
+    return schedule
 
 
-def _settings(config: OptimizerConfig, steps_per_epoch: int) -> dict[str, Any]:
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {**fields, "steps_per_epoch": steps_per_epoch, "steps": config.epochs * steps_per_epoch}
+def _lengths(config: OptimizerConfig, steps_per_epoch: int) -> dict[str, int]:
+    return {"steps_per_epoch": steps_per_epoch, "steps": config.epochs * steps_per_epoch}
 
 
 def _make(text: Ingredient, registry: Any, field: str, **available: Any) -> Any:
@@ -188,7 +200,11 @@ def make_optimizer(
     `backbone` is the top-level name of the backbone's parameters where `pretraining` freezes it or gives it a learning
     rate of its own, and empty otherwise. Raises IngredientError if the optimizer or its schedule cannot be made.
     """
-    settings = _settings(config, steps_per_epoch) | {"learning_rate": make_schedule(config, steps_per_epoch)}
+    settings: dict[str, Any] = {
+        "learning_rate": make_schedule(config, steps_per_epoch),
+        "weight_decay": config.weight_decay,
+        **_lengths(config, steps_per_epoch),
+    }
     if config.no_decay:
         settings["mask"] = lambda params: _by_name(params, lambda name: not _matches(name, config.no_decay))
     transform = _make(config.name, OPTIMIZERS, "optimizer.name", **settings)
@@ -197,12 +213,17 @@ def make_optimizer(
             f"optimizer.name is {config.name!r}, which returns a {type(transform).__name__}: return an "
             "optax.GradientTransformation."
         )
-    if config.clip:
-        transform = optax.chain(optax.clip_by_global_norm(config.clip), transform)
     if config.rates:
         transform = optax.chain(transform, scale_by_name(config.rates))
-    if not backbone:
-        return transform
+    if backbone:
+        transform = _separate(transform, pretraining, backbone)
+    return optax.chain(optax.clip_by_global_norm(config.clip), transform) if config.clip else transform
+
+
+def _separate(
+    transform: optax.GradientTransformation, pretraining: PretrainingConfig, backbone: str
+) -> optax.GradientTransformation:
+    """Returns an optimizer that freezes the backbone, or scales its updates."""
     scaled = optax.chain(transform, optax.scale(pretraining.backbone_rate))
     of_backbone = optax.set_to_zero() if pretraining.freeze else scaled
 
@@ -239,4 +260,26 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _by_name(tree: Any, function: Callable[[str], Any]) -> Any:
     """Returns the tree of the function's values at the dotted name of every leaf, such as ``effnet._blocks.0.bias``."""
-    return jax.tree.map_with_path(lambda path, _: function(".".join(str(entry.key) for entry in path)), tree)
+    return jax.tree.map_with_path(
+        lambda path, _: function(jax.tree_util.keystr(path, simple=True, separator=".")), tree
+    )
+
+
+def require_usable(transform: optax.GradientTransformation, params: Any, name: Ingredient) -> None:
+    """Raises IngredientError unless an optimizer maps gradients of parameters to updates of the same shapes."""
+
+    def update(params: Any) -> Any:
+        return optax.apply_updates(params, transform.update(params, transform.init(params), params)[0])
+
+    try:
+        updated = jax.eval_shape(update, params)
+    except Exception as error:
+        raise ingredients.IngredientError(
+            f"optimizer.name is {name!r}, whose updates cannot be computed ({ingredients.reason(error)}): use a "
+            "transformation that needs gradients and parameters only."
+        ) from error
+    before, after = ([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (params, updated))
+    if before != after:
+        raise ingredients.IngredientError(
+            f"optimizer.name is {name!r}, whose updates change shapes or types of parameters: correct it."
+        )

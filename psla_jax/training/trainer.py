@@ -16,19 +16,22 @@ from flax import nnx
 from psla_jax import ingredients
 from psla_jax.audio.frontend import NUM_MELS, Frontend
 from psla_jax.config import ConfigError, RunConfig, SamplingConfig, is_exclusive
+from psla_jax.data.train_source import FIELD as WAVEFORM_FIELD
 from psla_jax.models import views
-from psla_jax.models.psla import PSLAModel
+from psla_jax.models.protocols import can_rematerialise
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
 from psla_jax.runtime.process import release_freed_memory
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.xla_options import training_options
 from psla_jax.sampling.spectrogram import SPECTROGRAM_STEPS, Augment, Batch, compose
+from psla_jax.sampling.waveform import WAVEFORM_STEPS
 from psla_jax.training import losses
 from psla_jax.training.distillation import agreement
 from psla_jax.training.losses import Loss, binary_cross_entropy
 from psla_jax.training.online_teacher import OnlineTeacher
 from psla_jax.training.optimizer import make_optimizer, unmatched
+from psla_jax.training.optimizer import require_usable as require_updates
 from psla_jax.training.step import State, Step, init_state, make_train_step
 
 
@@ -39,7 +42,8 @@ def step_key(seed: jax.Array, number: jax.Array) -> jax.Array:
 
 def augmentation(sampling: SamplingConfig, frontend: Frontend) -> Augment:
     """Returns the augmentation of spectrograms of a config. Raises IngredientError for an unusable step."""
-    fill = frontend.normalise(jnp.zeros(()))
+    with jax.ensure_compile_time_eval():  # A value, also while a step is traced that is traced again for other shapes.
+        fill = frontend.normalise(jnp.zeros(()))
     settings = {"freq_mask": sampling.freq_mask, "time_mask": sampling.time_mask, "std": frontend.std}
     field = "sampling.spectrogram"
     steps = [
@@ -47,6 +51,15 @@ def augmentation(sampling: SamplingConfig, frontend: Frontend) -> Augment:
         for text in (*sampling.spectrogram, *(["noise"] if sampling.noise else []))
     ]
     return compose(*steps)
+
+
+def require_known(config: RunConfig) -> None:
+    """Raises IngredientError if a name, an import path or an option cannot be found; needs no data and no model."""
+    losses.from_config(config.optimizer)
+    make_optimizer(config.optimizer, config.pretraining, 1, "")
+    augmentation(config.sampling, Frontend.from_config(config.frontend))
+    for text in config.sampling.waveform:
+        ingredients.find(text, WAVEFORM_STEPS, WAVEFORM_FIELD)
 
 
 @dataclass(frozen=True)
@@ -190,17 +203,21 @@ def make_trainer(
             blocks to rematerialise.
         ModelError: the config treats the backbone separately, and the model has none.
     """
-    if config.optimizer.remat and not isinstance(model, PSLAModel):
+    if config.optimizer.remat and not can_rematerialise(model):
         raise ConfigError(
             f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "
             "model instead."
         )
     separate = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = views.backbone_attribute(model) if separate else ""
-    optimizer = make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone)
+    optimizer, params = (
+        make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone),
+        split_model(model)[0],
+    )
     for name in ("no_decay", "rates"):
-        if unused := unmatched(getattr(config.optimizer, name), split_model(model)[0]):
+        if unused := unmatched(getattr(config.optimizer, name), params):
             raise ConfigError(f"optimizer.{name} has {unused[0]!r}, which matches no parameter: correct the pattern.")
+    require_updates(optimizer, params, config.optimizer.name)
     caching = (
         cache_programs
         and exported.enabled()
@@ -217,8 +234,8 @@ def make_trainer(
 def _has_imported_code(config: RunConfig) -> bool:
     """Returns whether the step contains code from outside this package, whose changes would go unnoticed."""
     optimizer, sampling = config.optimizer, config.sampling
-    texts = (config.model.name, optimizer.name, optimizer.schedule, optimizer.loss, *sampling.spectrogram)
-    return any(map(ingredients.is_imported, texts))
+    texts = (optimizer.name, optimizer.schedule, optimizer.loss, *sampling.spectrogram)
+    return bool(config.model.custom_code) or any(map(ingredients.is_imported, texts))
 
 
 def require_usable(trainer: Trainer, num_classes: int) -> None:

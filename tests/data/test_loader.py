@@ -14,18 +14,10 @@ from psla_jax.audio.decode import read, write_pcm16
 from psla_jax.config import DataConfig, SamplingConfig
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, Record
-from psla_jax.data.loader import (
-    Batch,
-    EvaluationSource,
-    LoaderError,
-    TrainSource,
-    batches,
-    evaluation_source,
-    plain_source,
-    train_source,
-)
+from psla_jax.data.loader import Batch, EvaluationSource, LoaderError, batches, evaluation_source
+from psla_jax.data.train_source import STREAM, TrainSource, plain_source, train_source
 from psla_jax.sampling.balance import epoch_order
-from psla_jax.sampling.mixup import draw_mix
+from psla_jax.sampling.mixup import Mix, draw_mix
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLASSES = Vocabulary(("a", "b", "c"), ("A", "B", "C"))
@@ -84,6 +76,11 @@ def training(
 
 def evaluation(data: Datafile, batch_size: int = 3) -> EvaluationSource:
     return evaluation_source(data, DataConfig(batch_size=batch_size), num_samples=SAMPLES)
+
+
+def drawn_mix(rate: float, row: int) -> Mix | None:
+    """The mix of a row, where every epoch has as many rows as clips."""
+    return draw_mix(np.random.default_rng([STREAM, SEED, *divmod(row, CLIPS)]), rate, CLIPS)
 
 
 def joined(stream) -> Batch:
@@ -193,15 +190,16 @@ def test_a_mixed_row_has_both_clips_and_a_share_of_each_label(data):
     rows = joined(batches(training(data, ALL_MIXED, batch_size=7, epochs=4)))
     lengths = set()
     for row, clip in enumerate(rows["clip"]):
-        mix = draw_mix(1.0, CLIPS, seed=SEED, epoch=row // CLIPS, sample=row % CLIPS)
-        whole = mix.weight * zero_mean(clip)
-        common = min(LENGTHS[clip], LENGTHS[mix.partner])
-        whole[:common] += (1 - mix.weight) * zero_mean(mix.partner)[:common]
+        mix = drawn_mix(1.0, row)
+        (partner,), (weight, _) = mix.partners, mix.weights
+        whole = weight * zero_mean(clip)
+        common = min(LENGTHS[clip], LENGTHS[partner])
+        whole[:common] += (1 - weight) * zero_mean(partner)[:common]
         np.testing.assert_allclose(rows["waveform"][row], padded(whole - whole.mean()), atol=1e-6)
-        labels = mix.weight * HOT[clip] + (1 - mix.weight) * HOT[mix.partner]
+        labels = weight * HOT[clip] + (1 - weight) * HOT[partner]
         np.testing.assert_allclose(rows["labels"][row], labels, atol=1e-6)
         assert rows["num_samples"][row] == min(LENGTHS[clip], SAMPLES)
-        lengths.add(np.sign(LENGTHS[mix.partner] - LENGTHS[clip]))
+        lengths.add(np.sign(LENGTHS[partner] - LENGTHS[clip]))
     assert lengths >= {-1, 1}
     assert len(np.unique(rows["labels"])) > 10
     assert 0 <= rows["labels"].min() <= rows["labels"].max() <= 1
@@ -209,10 +207,10 @@ def test_a_mixed_row_has_both_clips_and_a_share_of_each_label(data):
 
 def test_only_some_rows_are_mixed_at_half_the_rate(data):
     rows = joined(batches(training(data, SamplingConfig(balanced=False, mixup=0.5), batch_size=7, epochs=4)))
-    draws = [draw_mix(0.5, CLIPS, seed=SEED, epoch=row // CLIPS, sample=row % CLIPS) for row in range(4 * CLIPS)]
+    draws = [drawn_mix(0.5, row) for row in range(4 * CLIPS)]
     same = [np.allclose(rows["waveform"][r], padded(zero_mean(c)), atol=1e-6) for r, c in enumerate(rows["clip"])]
     for mix, clip, unchanged in zip(draws, rows["clip"], same, strict=True):
-        assert unchanged == (mix is None or mix.partner == clip)
+        assert unchanged == (mix is None or mix.partners == (clip,))
     assert 4 < sum(same) < 4 * CLIPS - 4
 
 
@@ -304,8 +302,8 @@ def test_an_unreadable_partner_leaves_the_clip_unmixed(data):
     before = joined(batches(source))
     break_file(data, 4)
     after = joined(batches(source))
-    partners = [draw_mix(1.0, CLIPS, seed=SEED, epoch=r // CLIPS, sample=r % CLIPS).partner for r in range(4 * CLIPS)]
-    unmixed = (np.array(partners) == 4) & (after["clip"] != 4)
+    partners = np.array([drawn_mix(1.0, row).partners[0] for row in range(4 * CLIPS)])
+    unmixed = (partners == 4) & (after["clip"] != 4)
     assert unmixed.any()
     for row in np.flatnonzero(unmixed):
         clip = after["clip"][row]

@@ -21,7 +21,7 @@ from psla_jax.models.layers import ModelError
 from psla_jax.models.model_dir import load_model
 from psla_jax.models.state import split_model
 from psla_jax.training import loop
-from psla_jax.training.step import Trainer
+from psla_jax.training.trainer import Trainer
 
 
 def test_dropout_and_bfloat16_train_and_every_score_is_computed_in_float32(

@@ -18,7 +18,6 @@ from jax.flatten_util import ravel_pytree
 from tolerance import assert_close
 from torch_reference import ReferenceTagger, make_reference, make_spectrograms
 
-from psla_jax.config import OptimizerConfig
 from psla_jax.models.factory import build_model
 from psla_jax.models.views import apply, eval_view, statistics_view, train_view
 from psla_jax.pretraining.state_dict import load_state_dict, to_state_dict
@@ -114,7 +113,7 @@ def train(model: nnx.Module, batches: Iterable[tuple[np.ndarray, np.ndarray, np.
     """
     graphdef, params, statistics = nnx.split(train_view(model), nnx.Param, nnx.BatchStat)
     vector, unravel = ravel_pytree(params)
-    adam = make_adam(OptimizerConfig(learning_rate=1e-3, warmup_steps=0), steps_per_epoch=100)
+    adam = make_adam(optax.constant_schedule(1e-3), weight_decay=5e-7)
     moments, losses = adam.init(vector), []
 
     @jax.jit
