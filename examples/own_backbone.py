@@ -1,6 +1,6 @@
 """One's own backbone: any Flax NNX module from spectrograms to features, trained on the embedded data set.
 
-    python examples/own_backbone.py --epochs 3
+    python examples/own_backbone.py
 
 A backbone is a module with the attribute ``num_features`` that maps spectrograms `(batch, frames, mels)` to features
 `(batch, output frames, num_features)`; its attribute ``stride`` says how many spectrogram frames an output frame stands
@@ -16,28 +16,16 @@ A network of another project needs a few lines around it. This one trains the Co
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import itertools
-import json
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tyro
 from flax import nnx
 
 import psla_jax
-from psla_jax.config import (
-    AggregationConfig,
-    DataConfig,
-    FrontendConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PretrainingConfig,
-    RunConfig,
-    SamplingConfig,
-)
-from psla_jax.data.datasets import locate
 
 BACKBONE = "own_backbone:ConvNet(width=16)"
 """Import path of the class below, with an option: ``config.json`` and the model directory record it."""
@@ -69,7 +57,7 @@ class BonsaiConvNeXt(nnx.Module):
 
     stride, offset = 32, 15.5  # It divides spectrograms into patches: the first one is centred at frame 15.5.
 
-    def __init__(self, network: nnx.Module) -> None:
+    def __init__(self, network: Any) -> None:
         self.embedding, self.stages, self.norm = network.embedding_layer, network.stages, network.norm
         self.num_features = network.config.stage_dims[-1]
 
@@ -90,41 +78,35 @@ def bonsai_convnext(*, rngs: nnx.Rngs) -> nnx.Module:
     return BonsaiConvNeXt(ConvNeXt(config, rngs=rngs))
 
 
-def main(run_dir: str = "runs/own_backbone", epochs: int = 3, backbone: str = BACKBONE) -> None:
-    """Trains a backbone, tags a recording with it, and trains another head on the frozen backbone."""
-    sets = {name: f"demo:{name}" for name in ("train", "validation", "evaluation", "labels")}
-    config = RunConfig(
+def main(run_dir: str = "runs/own_backbone", epochs: int = 3, backbone: str = BACKBONE) -> float:
+    """Trains a backbone, tags a recording with it, and trains another head on the frozen backbone; returns its mAP."""
+    demo = psla_jax.read_config("demo")
+    config = replace(
+        demo,
         run_dir=run_dir,
-        data=DataConfig(**sets, batch_size=12, workers=0),
-        frontend=FrontendConfig(target_length=96),
-        model=ModelConfig(backbone, "attention", heads=2),
-        sampling=SamplingConfig(freq_mask=24, time_mask=16),
-        optimizer=OptimizerConfig(learning_rate=2e-3, epochs=epochs, warmup_steps=0),
-        aggregation=AggregationConfig(first=epochs),
+        model=psla_jax.ModelConfig(backbone, "attention", heads=2),
+        optimizer=replace(demo.optimizer, epochs=epochs),
+        aggregation=psla_jax.AggregationConfig(first=epochs),
         bootstrap=0,
     )
     psla_jax.train(config)
 
-    clips = json.loads(Path(locate("demo:evaluation")).read_text(encoding="utf-8"))["data"]
+    clip = psla_jax.read_datafile("demo:evaluation", "demo").audio(0)
     tagger = psla_jax.load(run_dir, trust=True)  # The model directory names code, which nothing else imports.
-    tags, timeline, embeddings = (call(clips[0]["wav"]) for call in (tagger.tag, tagger.timeline, tagger.embed))
-    print(f"labels {clips[0]['labels']}; tags {[(tag.name, round(tag.score, 2)) for tag in tags.top(3)]}")
+    tags, timeline, embeddings = tagger.tag(clip), tagger.timeline(clip), tagger.embed(clip)
+    print("tags:", ", ".join(f"{tag.name} {tag.score:.2f}" for tag in tags.top(3)))
     print(f"timeline {timeline.scores.shape}, embeddings {embeddings.frames.shape}")
 
-    fine_tuned = dataclasses.replace(
+    fine_tuned = replace(
         config,
         run_dir=f"{run_dir}-head",
-        model=ModelConfig(backbone, "mean"),
-        pretraining=PretrainingConfig(source=run_dir, freeze=True),
+        model=psla_jax.ModelConfig(backbone, "mean"),
+        pretraining=psla_jax.PretrainingConfig(source=run_dir, freeze=True),
     )
-    best = psla_jax.train(fine_tuned)[0]
+    best, *_ = psla_jax.train(fine_tuned)
     print(f"another head on the frozen backbone: evaluation mAP {best.sets['evaluation'].mAP:.3f}")
+    return best.sets["evaluation"].mAP
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", default="runs/own_backbone")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--backbone", default=BACKBONE)
-    options = parser.parse_args()
-    main(options.run_dir, options.epochs, options.backbone)
+    tyro.cli(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
+from psla_jax.audio.frontend import Frontend
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
+from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.xla_options import inference_options
 
-ShardRows = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+ShardRows = Callable[[dict[str, np.ndarray]], Mapping[str, Any]]
 """Splits arrays over the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_rows`."""
 
-HOST_FIELDS = ("labels", "valid", "left_out", "flawed")
+HOST_FIELDS = ("labels", "valid", "left_out", "flawed", "narrow")
 """Batch fields that are returned with the scores."""
 
 
@@ -38,6 +39,30 @@ def _score_batch(
     spectrograms = frontend(batch["waveform"], batch["num_samples"], zero_mean=False)
     scores = model(spectrograms).astype(jnp.float32)
     return normalise(scores) if exclusive else scores
+
+
+def predict(
+    model: nnx.Module,
+    frontend: Frontend,
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    exclusive: bool = False,
+    clip_id: Callable[[int], str] = str,
+) -> Scores:
+    """Returns scores and labels of the clips of a data set; ``predict(...).metrics().mAP`` is their mAP.
+
+    Args:
+        model: the model, in its evaluation view.
+        frontend: converts waveforms to spectrograms.
+        batches: the data set, as from :func:`psla_jax.data.loader.loader` without sampling.
+        exclusive: normalise the scores over the classes, for models trained with cross-entropy.
+        clip_id: as for :func:`score`; by default the index of the clip in the datafile.
+
+    Raises:
+        ScoresError: no clip is readable.
+    """
+    weights = nnx.graphdef(model), *split_model(model)
+    return score(weights, frontend, batches, lambda rows: rows, clip_id, exclusive=exclusive)
 
 
 def score(
@@ -89,9 +114,10 @@ def score(
             "(relative ones start at its own folder), or run psla check on it."
         )
     readable = np.array([clip_id(int(i)) for i in clip[valid]], dtype=str)
-    left_out = fields["left_out"][valid].astype(np.float32) / SAMPLE_RATE
-    flawed = tuple(readable[fields["flawed"][valid] > 0].tolist())
-    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped, left_out=left_out, flawed=flawed)
+    left_out = fields["left_out"][valid].astype(np.float32) / frontend.sample_rate
+    flawed, narrow = (tuple(readable[fields[name][valid] > 0].tolist()) for name in ("flawed", "narrow"))
+    arrays = readable, fields["scores"][valid], fields["labels"][valid]
+    return Scores(*arrays, skipped, left_out=left_out, flawed=flawed, narrow=narrow)
 
 
 def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mean: bool) -> dict[str, np.ndarray]:
@@ -110,6 +136,7 @@ def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mea
         "valid": np.minimum.reduceat(valid, first),
         "left_out": np.zeros(len(clips), np.int32),
         "flawed": fields["flawed"][rows][first],
+        "narrow": fields["narrow"][rows][first],
     }
 
 

@@ -742,3 +742,15 @@ def test_without_trackers_no_events_are_written_and_a_missing_one_ends_a_run_bef
     with pytest.raises(ValueError, match=r"log is 'trackers:Missing': 'trackers:Missing' cannot be imported"):
         loop.train(missing)
     assert not (tmp_path / "other").exists()
+
+
+def test_a_training_from_python_caches_its_programs_and_leaves_jax_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
+    monkeypatch.setattr(loop, "_train", lambda config, cache_programs: [jax.config.jax_compilation_cache_dir])
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert loop.train(sounds.config(tmp_path, tmp_path / "run")) == [str(tmp_path / "xla")]
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

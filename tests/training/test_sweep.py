@@ -209,7 +209,7 @@ WRONG = {
     "--set optimizer.epochs 3 0": "optimizer.epochs is 0",
     "--set metrics lwlrap measures:failing": "metrics=measures:failing: metrics: failing cannot be computed",
     "--set optimizer.loss bce hinge": "hinge",
-    "--set model.name tiny:build tiny:missing": "name=tiny:missing: the model 'tiny:missing' cannot be imported",
+    "--set model.name tiny:build tiny:missing": "name=tiny:missing: model.name is 'tiny:missing': 'tiny:missing'",
     "--set data.train nowhere.json": "nowhere.json",
     "--seeds 0": "--seeds is 0: use at least one seed",
     "--share 4/4": "--share is '4/4': give INDEX/COUNT",
