@@ -26,7 +26,6 @@ from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data import datasets
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
 from psla_jax.data.loader import Batch, batches
-from psla_jax.data.train_source import train_source
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
@@ -271,11 +270,7 @@ class Run:
 
     def _fit(self, checkpoints: RunCheckpoints, progress: Progress) -> None:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
-        source = train_source(
-            data.train, config.data, config.sampling, num_samples=trainer.frontend.num_samples, epochs=self.epochs,
-            seed=config.seed, grid=Grid.of(trainer.frontend), teacher=self.artifacts.teacher,
-            taught=self.artifacts.taught,
-        )  # fmt: skip
+        source = self.artifacts.train_source()
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)

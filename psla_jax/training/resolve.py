@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from psla_jax.config import RunConfig, Statistic, from_json
-from psla_jax.data import datasets, segmented
+from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError, DataSets
 from psla_jax.data.validate.feature_stats import log_mel_statistics
 from psla_jax.data.validate.measure import evenly_spaced
@@ -30,8 +30,7 @@ DECIMALS = 4
 def load_data(config: RunConfig, log: Callable[[str], None]) -> DataSets:
     """Loads the data sets of a run, with the training set in the segments and with the teacher of its distillation."""
     data = datasets.load(config.data, str(config.optimizer.loss), log)
-    train = segmented.cut(data.train, config.distill.segments)
-    return dataclasses.replace(data, train=train, teacher=teachers.identity(config.distill))
+    return teachers.attached(data, config.distill)
 
 
 def with_loss(config: RunConfig, data: DataSets) -> RunConfig:

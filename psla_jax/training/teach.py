@@ -79,7 +79,7 @@ def _teach(config: RunConfig, models: Sequence[str], directory: Path, top: int) 
     distributed.on_primary(lambda: datasets.check_clips(train_only, config.data, logger.info), DataError)
     frontend, exclusive = Frontend.from_config(config.frontend), is_exclusive(config.optimizer.loss)
     teacher = load_teacher(
-        models, frontend, data.vocabulary, exclusive=exclusive, trusted=config.model.name, field=FIELD
+        models, frontend, data.vocabulary, exclusive=exclusive, trusted=config.model.custom_code, field=FIELD
     )
     for note in teacher.notes:
         logger.info(note)
