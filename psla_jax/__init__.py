@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exported.
     from psla_jax.aggregation.evaluate_models import evaluate as evaluate
     from psla_jax.audio.frontend import Frontend as Frontend
+    from psla_jax.cli.train_evaluate import read_config as read_config
     from psla_jax.config import AggregationConfig as AggregationConfig
     from psla_jax.config import DataConfig as DataConfig
     from psla_jax.config import DistributedConfig as DistributedConfig
@@ -20,10 +21,16 @@ if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exporte
     from psla_jax.config import PretrainingConfig as PretrainingConfig
     from psla_jax.config import RunConfig as RunConfig
     from psla_jax.config import SamplingConfig as SamplingConfig
+    from psla_jax.data.datasets import read_datafile as read_datafile
+    from psla_jax.data.folds import write_folds as write_folds
+    from psla_jax.data.loader import loader as loader
     from psla_jax.evaluation import metrics as metrics
+    from psla_jax.evaluation.predict import predict as predict
     from psla_jax.models.factory import build_model as build_model
+    from psla_jax.models.model_dir import ModelCard as ModelCard
     from psla_jax.models.model_dir import load_model as load_model
     from psla_jax.models.model_dir import save_model as save_model
+    from psla_jax.models.platforms import plain_layers as plain_layers
     from psla_jax.models.views import train_view as train_view
     from psla_jax.sampling import mixup as mixup
     from psla_jax.sampling.specaugment import spec_augment as spec_augment
@@ -33,6 +40,9 @@ if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exporte
     from psla_jax.training import losses as losses
     from psla_jax.training.crossval import crossval as crossval
     from psla_jax.training.loop import train as train
+    from psla_jax.training.step import init_state as init_state
+    from psla_jax.training.step import make_train_step as make_train_step
+    from psla_jax.training.trainer import augmentation as augmentation
     from psla_jax.vocabulary.ontology import Ontology as Ontology
     from psla_jax.vocabulary.vocabulary import Vocabulary as Vocabulary
 
@@ -43,11 +53,17 @@ __version__ = "0.1.0"
 _NAMES = {
     "aggregation.evaluate_models": "evaluate",
     "audio.frontend": "Frontend",
+    "cli.train_evaluate": "read_config",
     "config": "AggregationConfig DataConfig DistributedConfig FrontendConfig ModelConfig OptimizerConfig "
     "PretrainingConfig RunConfig SamplingConfig",
+    "data.datasets": "read_datafile",
+    "data.folds": "write_folds",
+    "data.loader": "loader",
     "evaluation": "metrics",
+    "evaluation.predict": "predict",
     "models.factory": "build_model",
-    "models.model_dir": "load_model save_model",
+    "models.model_dir": "ModelCard load_model save_model",
+    "models.platforms": "plain_layers",
     "models.views": "train_view",
     "sampling": "mixup",
     "sampling.specaugment": "spec_augment",
@@ -56,6 +72,8 @@ _NAMES = {
     "training": "losses",
     "training.crossval": "crossval",
     "training.loop": "train",
+    "training.step": "init_state make_train_step",
+    "training.trainer": "augmentation",
     "vocabulary.ontology": "Ontology",
     "vocabulary.vocabulary": "Vocabulary",
 }

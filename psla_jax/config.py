@@ -13,9 +13,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse, specification
+from psla_jax.config_distill import DistillConfig
+from psla_jax.config_fields import PREFIXES, ConfigError
+from psla_jax.config_fields import name_ingredients as _name_ingredients
+from psla_jax.config_fields import require as _require
+from psla_jax.config_fields import require_one_of as _require_one_of
+from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse
 
-Pooling = Literal["mean", "linear", "attention"]
 Padding = Literal["symmetric", "static"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
@@ -24,37 +28,6 @@ Threshold = Literal["mean", "median", "25", "10", "5"]
 Kind = Literal["type1", "type2", "type1_2"]
 """Labels that label enhancement adds: missing children, missing parents, or both (PSLA, section III-D)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names the field, its value and the remedy."""
-
-
-def _require(config: object, name: str, valid: bool, remedy: str) -> None:
-    """Raises ConfigError, with the command-line name of the field `name` of `config`, unless its value is valid."""
-    if not valid:
-        raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name} is {getattr(config, name)!r}: {remedy}.")
-
-
-def _require_one_of(config: object, name: str, choices: object) -> None:
-    options = get_args(choices)
-    _require(config, name, getattr(config, name) in options, "choose one of " + ", ".join(map(str, options)))
-
-
-def _name_ingredients(config: object, *names: str, several: bool = False) -> None:
-    """Replaces callables in the fields `names` by their import paths; with `several`, a field has a sequence of them.
-
-    Raises ConfigError for those that cannot be imported, and for text that is no specification.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if several and (isinstance(value, str) or callable(value)):
-            value = (value,)
-        try:
-            text = tuple(map(specification, value)) if several else specification(value)
-        except IngredientError as error:
-            raise ConfigError(f"{_PREFIXES.get(type(config), '')}{name}: {error}.") from error
-        object.__setattr__(config, name, text)
 
 
 @dataclass(frozen=True)
@@ -78,10 +51,12 @@ class FrontendConfig:
 class ModelConfig:
     """Network: a backbone with a pooling head, or a custom NNX module."""
 
-    name: str = "efficientnet-b2"
-    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a custom module."""
-    pooling: Pooling = "attention"
-    """Pooling over output frames: `attention`, `mean` of the frame scores, or `linear` on mean features."""
+    name: Ingredient = "efficientnet-b2"
+    """`efficientnet-b0` to `-b7`, `resnet50`, `mobilenet-v2`, or `package.module:callable` for a backbone or a whole
+    model of one's own."""
+    pooling: Ingredient = "attention"
+    """Pooling over output frames: `attention`, `mean` of the frame scores, `linear` on mean features, or
+    `package.module:callable` for a head of one's own."""
     heads: int = 4
     """Number of attention heads; ignored unless pooling is `attention`."""
     padding: Padding = "symmetric"
@@ -90,10 +65,15 @@ class ModelConfig:
     """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
 
     def __post_init__(self) -> None:
-        _require_one_of(self, "pooling", Pooling)
+        _name_ingredients(self, "name", "pooling")
         _require_one_of(self, "padding", Padding)
         _require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
         _require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
+
+    @property
+    def custom_code(self) -> tuple[str, ...]:
+        """Import paths of the code outside this package that builds parts of the network; empty for built-in parts."""
+        return tuple(text for text in (self.name, self.pooling) if is_imported(text))
 
 
 @dataclass(frozen=True)
@@ -335,6 +315,7 @@ class RunConfig:
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint_every: int = 0
@@ -345,6 +326,15 @@ class RunConfig:
     """Steps to record with JAX's profiler in the run directory; the idle time of the devices is logged."""
     bootstrap: int = 200
     """Number of bootstrap resamples for the 95% confidence interval of each final mAP; 0 disables it."""
+    metrics: tuple[Ingredient, ...] = ()
+    """Further metrics: `lwlrap`, `micro_f1`, `macro_f1(threshold=0.3)`, `accuracy`, `top_k(k=5)`, `micro_map`, or
+    `module:callable` of scores and labels."""
+    select: str = ""
+    """Column of result.csv that selects the best epoch, such as `lwlrap`, `mAUC` or `valid_loss` (the lowest); empty:
+    `mAP`, or `accuracy` with the loss `ce`."""
+    log: tuple[Ingredient, ...] = ("tensorboard",)
+    """Trackers of the curves: `tensorboard`, `wandb`, `mlflow`, with options as in `wandb(project='mine')`, or
+    `module:callable`."""
 
     def __post_init__(self) -> None:
         _require(self, "seed", self.seed >= 0, "use 0 or a positive number")
@@ -352,14 +342,20 @@ class RunConfig:
         _require(self, "checkpoint_minutes", 0 <= self.checkpoint_minutes < math.inf, "use 0 or more")
         _require(self, "profile", self.profile >= 0, "use 0 or more steps")
         _require(self, "bootstrap", self.bootstrap >= 0, "use 0 or more resamples")
+        _name_ingredients(self, "metrics", "log", several=True)
         epochs, batch_size, frames = self.optimizer.epochs, self.data.batch_size, self.frontend.target_length
         remedy = f"the run ends after epoch {epochs} (optimizer.epochs); average epochs up to that one"
         for name in ("first", "last"):
             _require(self.aggregation, name, getattr(self.aggregation, name) <= epochs, remedy)
         remedy = "name the set that decides when training ends with data.validation, or use 0"
         _require(self.optimizer, "patience", not self.optimizer.patience or bool(self.data.validation), remedy)
+        remedy = "name the set that selects the best epoch with data.validation, or leave it empty"
+        _require(self, "select", not self.select or bool(self.data.validation), remedy)
         remedy = f"use a divisor of data.batch_size, {batch_size}"
         _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
+        mixed = bool(self.distill.consistency) and any(parse(s)[0] == "mixup" for s in self.sampling.spectrogram)
+        remedy = "its two views would be mixes of different clips: mix waveforms, with sampling.waveform mixup"
+        _require(self.distill, "consistency", not mixed, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
         _require(self.sampling, "time_mask", self.sampling.time_mask <= frames, remedy)
 
@@ -381,12 +377,11 @@ _SECTIONS: dict[str, Any] = {
     f.name: f.default_factory for f in dataclasses.fields(RunConfig) if f.default_factory is not dataclasses.MISSING
 }
 """Class of every section."""
-_PREFIXES = {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
-"""Prefix of the command-line names of a section's fields, by its class."""
+PREFIXES |= {ShareConfig: "distributed."} | {kind: f"{name}." for name, kind in _SECTIONS.items()}
 
 FREE_FIELDS = frozenset(
     {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "optimizer.nonfinite", "optimizer.patience"}
-    | {"aggregation.first", "aggregation.last", "bootstrap"}
+    | {"aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     | {"data.train", "data.labels", "data.validation", "data.evaluation"}
     | {"data.workers", "data.preflight", "data.unreadable", "data.edited"}
     | {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}

@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    Ingredient = str | Callable[..., Any]
+if TYPE_CHECKING:  # A text or a callable is given, and a text is read.
+    Ingredient = Any
 else:  # Fields hold text; the command line parses it as such.
     Ingredient = str
 
@@ -122,7 +122,7 @@ def find(text: Ingredient, registry: Mapping[str, Callable[..., Any]], field: st
         if not callable(function):
             raise IngredientError(f"{name!r} is a {type(function).__name__}: name a callable")
         known = ", ".join(_keywords(function)) or "none"
-        unknown = [option for option in options if not takes(function, option)]
+        unknown = [option for option in options if not _takes(function, option)]
         if unknown:
             raise IngredientError(f"{name} has no option {unknown[0]!r}: its parameters are {known}")
     except IngredientError as error:
@@ -151,11 +151,9 @@ def bound(function: Callable[..., Any], num_arguments: int, *, field: str, **ava
     return functools.partial(function, **accepted) if accepted else function
 
 
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    try:
-        return inspect.signature(function)
-    except ValueError as error:  # Some functions that are not written in Python have none.
-        raise IngredientError(f"{_name(function)} has no signature: call it in a function of your own") from error
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Returns whether an ingredient has a parameter of that name."""
+    return name in _keywords(function)
 
 
 def _accepted(function: Callable[..., Any], arguments: tuple, field: str, available: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +172,18 @@ def _accepted(function: Callable[..., Any], arguments: tuple, field: str, availa
     return accepted
 
 
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a callable; of an NNX class that of its constructor, which its metaclass hides."""
+    kind = getattr(function, "func", function)
+    if not inspect.isclass(kind) or type(kind).__call__ is type.__call__:
+        try:
+            return inspect.signature(function)
+        except ValueError as error:  # Some functions that are not written in Python have none.
+            raise IngredientError(f"{_name(function)} has no signature: call it in a function of your own") from error
+    arguments, keywords = getattr(function, "args", ()), getattr(function, "keywords", {})
+    return inspect.signature(functools.partial(kind.__init__, None, *arguments, **keywords))  # type: ignore[misc]
+
+
 def _name(function: Callable[..., Any]) -> str:
     inner = getattr(function, "func", function)
     return getattr(inner, "__qualname__", type(inner).__qualname__)
@@ -190,7 +200,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def takes(function: Callable[..., Any], option: str) -> bool:
+def _takes(function: Callable[..., Any], option: str) -> bool:
     """Returns whether a callable has a parameter of this name, or takes any keyword."""
     parameters = _signature(function).parameters.values()
     return option in _keywords(function) or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

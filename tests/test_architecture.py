@@ -22,6 +22,8 @@ MAX_FILE, MAX_FUNCTION = 450, 60
 
 LAYERS = (
     ("ingredients",),
+    ("config_fields",),
+    ("config_distill",),
     ("config",),
     ("runtime", "sampling"),
     ("audio", "vocabulary"),
@@ -43,9 +45,11 @@ DEFERRED_LIBRARIES = {
     "absl",
     "array_record",
     "fcntl",
+    "h5py",
     "jax",
     "librosa",
     "matplotlib",
+    "mlflow",
     "orbax",
     "pandas",
     "platformdirs",
@@ -55,6 +59,7 @@ DEFERRED_LIBRARIES = {
     "sounddevice",
     "tensorboardX",
     "torch",
+    "wandb",
 }
 """Libraries imported inside functions: optional, tied to a platform or to a download, or slow and rarely needed."""
 DISTRIBUTIONS = {
@@ -197,7 +202,7 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    names = ("cuda", "convert", "listen", "pandas", "plot")
+    names = ("cuda", "convert", "hdf5", "listen", "mlflow", "pandas", "plot", "wandb")
     optional = needed.union(*(distributions(extras[name]) for name in names))
     for found in imports(module):
         name = library(found.target)

@@ -48,7 +48,6 @@ REFUSED = [
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
     ("frontend.mean", NAN, "use a finite number"),
-    ("model.pooling", "max", "choose one of mean, linear, attention"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
@@ -103,6 +102,7 @@ REFUSED = [
     ("checkpoint_every", -1, "use 0 or more steps"),
     ("profile", -1, "use 0 or more steps"),
     ("bootstrap", -1, "use 0 or more resamples"),
+    ("select", "lwlrap", "name the set that selects the best epoch with data.validation, or leave it empty"),
 ]
 
 AT_THE_EDGE = [
@@ -179,6 +179,9 @@ CHANGED = RunConfig(
     checkpoint_minutes=2.5,
     profile=3,
     bootstrap=20,
+    metrics=("lwlrap", "macro_f1(threshold=0.3)"),
+    select="lwlrap",
+    log=("tensorboard", "wandb(project='mine')"),
 )
 """A config in which no field has its default value."""
 
@@ -219,6 +222,16 @@ def test_a_value_at_the_edge_is_taken(name, value):
     assert getattr(make(name, value), name.rpartition(".")[2]) == value
 
 
+def test_ingredients_are_recorded_as_text_and_named_if_they_cannot_be():
+    assert RunConfig(metrics=[inspect.getsource, "lwlrap"]).metrics == ("inspect:getsource", "lwlrap")
+    with pytest.raises(
+        ConfigError, match=r"^metrics: .*<lambda>.* cannot be imported as .*: define it at the top level"
+    ):
+        RunConfig(metrics=(lambda scores, labels: 0.0,))
+    with pytest.raises(ConfigError, match=r"^log: 'wandb\(1\)' cannot be parsed: give a name or module:callable"):
+        RunConfig(log=("wandb(1)",))
+
+
 def test_fields_that_just_go_together_are_taken():
     RunConfig(optimizer=OptimizerConfig(epochs=20), aggregation=AggregationConfig(first=20, last=20))
     RunConfig(data=DataConfig(batch_size=10), optimizer=OptimizerConfig(accumulate=5))
@@ -241,7 +254,8 @@ def test_a_config_cannot_be_changed_and_a_changed_copy_is_checked_again():
 def test_flatten_gives_every_field_its_name_on_the_command_line():
     flat = flatten(CHANGED)
     names = {f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)}
-    assert set(flat) == names | {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
+    execution = {"run_dir", "seed", "checkpoint_every", "checkpoint_minutes", "profile", "bootstrap"}
+    assert set(flat) == names | execution | {"metrics", "select", "log"}
     assert flat["optimizer.learning_rate"] == 3e-4
     assert flat["seed"] == 7
 
@@ -302,7 +316,7 @@ def test_only_fields_without_effect_on_the_results_are_free():
     execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
     recovery = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
     processes = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
-    end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap"}
+    end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap", "select", "log"}
     assert paths | execution | recovery | processes | end == FREE_FIELDS
 
 

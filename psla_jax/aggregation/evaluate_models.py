@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,14 +15,18 @@ from flax import nnx
 
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.config import Channel, DataConfig, DistributedConfig
+from psla_jax.config_distill import DistillConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import DataError, data_notes, locate, require_single_labels
 from psla_jax.data.loader import batches, evaluation_source
+from psla_jax.data.segmented import cut
 from psla_jax.evaluation import per_class, score_cache
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.metrics import Metrics, bootstrap
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores, ScoresError
-from psla_jax.evaluation.tables import coverage, ensemble_lines
+from psla_jax.evaluation.tables import Measured, coverage, ensemble_lines
+from psla_jax.ingredients import Ingredient, specification
 from psla_jax.models.model_dir import find_model, load_model, read_card
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
@@ -48,6 +52,8 @@ class Request:
     save: str = ""
     per_class: str = ""
     confusion: str = ""
+    metrics: tuple[str, ...] = ()
+    segments: float = 0.0
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
@@ -57,6 +63,9 @@ class EvaluationResult:
 
     models: tuple[Metrics, ...]
     ensemble: Metrics
+    further_models: tuple[Mapping[str, float], ...] = ()
+    """Values of the further metrics that were asked for, by name, for every model."""
+    further_ensemble: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -73,6 +82,8 @@ def evaluate(
     save: str | os.PathLike[str] = "",
     per_class: str | os.PathLike[str] = "",
     confusion: str | os.PathLike[str] = "",
+    metrics: Sequence[Ingredient] = (),
+    segments: float = 0.0,
 ) -> EvaluationResult:
     """Evaluates one or several models and their ensemble on a data set, and prints the reference's summary.
 
@@ -90,6 +101,8 @@ def evaluate(
         save: ``.npz`` file to write the scores (of several models, their mean) to.
         per_class: CSV file to write the results of every class to, of the model or the ensemble.
         confusion: CSV file to write the confusion matrix to, if every clip has exactly one label.
+        metrics: further metrics, as the setting of a training, see :mod:`psla_jax.evaluation.evaluators`.
+        segments: seconds of the segments to score instead of whole clips, see :func:`psla_jax.data.segmented.cut`.
 
     Raises:
         ValueError: an error class of this package; the message names the model or file and the remedy.
@@ -98,7 +111,9 @@ def evaluate(
     names = tuple(os.fspath(path) for path in paths)
     request = Request(names, os.fspath(data), os.fspath(labels), batch_size, channel, windows, bootstrap)
     request = replace(request, save=os.fspath(save), per_class=os.fspath(per_class), confusion=os.fspath(confusion))
-    return evaluate_request(replace(request, trust=trust, keep_scores=keep_scores))
+    named = tuple(specification(metric) for metric in metrics)
+    request = replace(request, trust=trust, keep_scores=keep_scores, metrics=named, segments=segments)
+    return evaluate_request(request)
 
 
 def evaluate_request(request: Request) -> EvaluationResult:
@@ -123,35 +138,42 @@ def _evaluate(request: Request) -> EvaluationResult:
     if request.labels:
         vocabulary = Vocabulary.read(locate(request.labels, logger.info))
     orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
-    data = Datafile.read(locate(request.data, logger.info), vocabulary)
+    DistillConfig(segments=request.segments)  # Raises ConfigError for a segment that is too short.
+    data = cut(Datafile.read(locate(request.data, logger.info), vocabulary), request.segments)
+    if request.segments:
+        logger.info(f"{request.data}: {len(data):,} segments of {request.segments:g} s with the labels of their clips")
     if request.confusion:
         reason, remedy = "a confusion matrix needs one per clip", "omit --confusion, or use --per-class"
         require_single_labels(data, reason, remedy)
+    evaluators = Evaluators.find(request.metrics, vocabulary, all(card.exclusive for card in cards.values()))
+    evaluators.require_defined(data)
     for note in data_notes(data, held_out=True):
         logger.info(note)
-    running, members = RunningEnsemble(), []
+    running, members = RunningEnsemble(), list[Measured]()
     for path in request.models:
         compute = functools.partial(_compute_scores, path, orders[path], data, request, placement, logger)
         if request.keep_scores:
             note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
-            settings = (request.channel or cards[path].channel, f"windows {request.windows}")
+            settings = [request.channel or cards[path].channel, f"windows {request.windows}"]
+            settings += [f"segments {request.segments}"] if request.segments else []
             scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit, logger.info)
         else:
             scores = compute()
         for note in scores.notes():
             logger.info(f"{path}: {note}")
         running.add(scores)
-        members.append(scores.metrics())
+        members.append((scores.metrics(), evaluators(scores)))
     combined = running.mean()
-    ensemble = combined.metrics()
+    ensemble, further = combined.metrics(), evaluators(combined)
     try:
-        _log_summary(request, members, ensemble, combined, logger)
+        _log_summary(request, members, (ensemble, further), combined, logger)
     finally:  # The results are kept even if they cannot be printed.
         if distributed.is_primary():
             _write_files(request, replace(combined, mids=vocabulary.mids), ensemble, vocabulary)
     _log_files(request, logger)
-    return EvaluationResult(tuple(members), ensemble)
+    models, further_models = zip(*members)
+    return EvaluationResult(models, ensemble, further_models, further)
 
 
 def _write_files(request: Request, scores: Scores, metrics: Metrics, vocabulary: Vocabulary) -> None:
@@ -206,11 +228,11 @@ def class_order(own: Vocabulary, requested: Vocabulary, path: str) -> np.ndarray
     return np.array([own.index(mid) for mid in requested.mids])
 
 
-def _log_summary(request: Request, members: list[Metrics], ensemble: Metrics, scores: Scores, logger: Logger) -> None:
+def _log_summary(request: Request, members: list[Measured], ensemble: Measured, scores: Scores, logger: Logger) -> None:
     """Logs the metrics, and the confidence interval of the ensemble, whose scores are `scores`."""
     for line in ensemble_lines([str(Path(path)) for path in request.models], members, ensemble):
         logger.info(line)
-    logger.info(coverage(request.data, ensemble))
+    logger.info(coverage(request.data, ensemble[0]))
     if request.bootstrap and distributed.is_primary():
         interval = bootstrap(scores.scores, scores.labels, resamples=request.bootstrap)
         logger.info(f"95% interval of the last mAP (bootstrap over clips): {interval.low:.4f} to {interval.high:.4f}")

@@ -46,6 +46,18 @@ GROUPS = {
             "crossval:crossval",
             True,
         ),
+        "sweep": Command(
+            "CONFIG --set FIELD V1 V2 [...]",
+            "Train combinations of settings, with several seeds.",
+            "sweep:sweep",
+            True,
+        ),
+        "teach": Command(
+            "CONFIG --models MODEL... --out D",
+            "Score the inputs of a training, to distill them.",
+            "teach:teach",
+            True,
+        ),
     },
     "evaluation and tagging": {
         "evaluate": Command(

@@ -121,6 +121,8 @@ class Evaluate:
     windows: bool = False
     """Score clips that are longer than the input of a model by overlapping windows, as psla tag does, instead of their
     beginning only."""
+    segments: float = 0.0
+    """Score the successive segments of every clip, of so many seconds, instead of the clip, for --distill.segments."""
     bootstrap: int = 200
     """Number of resamples for the confidence intervals; 0 disables them."""
     trust: bool = False
@@ -133,6 +135,8 @@ class Evaluate:
     """Write AP, AUC, positives and best F1 of every class to this CSV file; for several models, of their ensemble."""
     confusion: str = ""
     """Write the confusion matrix to this CSV file, if every clip has exactly one label."""
+    metrics: tuple[str, ...] = ()
+    """Further metrics: lwlrap, micro_f1, macro_f1(threshold=0.3), accuracy, top_k(k=5), micro_map, module:callable."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """Distributed evaluation; the options are those of psla train."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from psla_jax.audio.reading import Reading
 from psla_jax.audio.segments import duration, read
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
+from psla_jax.data.teacher import TeacherScores
 
 Row = dict[str, Any]
 """One row of a batch: the same fields without the leading dimension."""
@@ -24,6 +26,8 @@ class ClipReader:
     datafile: Datafile
     num_samples: int
     channel: Channel
+    teacher: TeacherScores | None = None
+    """Scores of a teacher, which are further targets of the clips."""
 
     def waveform(self, clip: int, reading: Reading | None = None) -> np.ndarray:
         """Returns the zero-mean waveform of a clip, float32 ``(samples,)``, at most its first ten minutes.
@@ -42,8 +46,19 @@ class ClipReader:
         except AudioError:
             return 0
 
+    def targets(self, clip: int) -> dict[str, np.ndarray]:
+        """Returns the targets of a clip, float32 ``(classes,)`` each: ``labels``, and ``teacher`` if there is one."""
+        labels = {"labels": self.datafile.multi_hot(clip)}
+        return labels if self.teacher is None else {**labels, "teacher": self.teacher[clip]}
+
     def row(
-        self, clip: int, waveform: np.ndarray, labels: np.ndarray, failed: int = -1, *, flawed: bool = False
+        self,
+        clip: int,
+        waveform: np.ndarray,
+        targets: Mapping[str, np.ndarray],
+        failed: int = -1,
+        *,
+        flawed: bool = False,
     ) -> Row:
         """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
         cut = waveform[: self.num_samples]
@@ -54,7 +69,7 @@ class ClipReader:
             "num_samples": np.int32(len(cut)),
             "left_out": np.int32(len(waveform) - len(cut)),
             "flawed": np.int32(flawed),
-            "labels": labels,
+            **targets,
             "valid": np.float32(1.0),
             "clip": np.int64(clip),
             "failed": np.int64(failed),
@@ -62,5 +77,7 @@ class ClipReader:
 
     def invalid_row(self, clip: int = -1) -> Row:
         """Returns a row with ``valid`` 0: padding, or the unreadable clip `clip`."""
-        row = self.row(clip, np.zeros(0, np.float32), np.zeros(self.datafile.num_classes, np.float32), failed=clip)
+        names = ["labels"] if self.teacher is None else ["labels", "teacher"]
+        targets = {name: np.zeros(self.datafile.num_classes, np.float32) for name in names}
+        row = self.row(clip, np.zeros(0, np.float32), targets, failed=clip)
         return {**row, "valid": np.float32(0.0)}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from psla_jax.audio.decode import StrPath
 from psla_jax.config import ConfigError, DataConfig, is_exclusive
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.demo import dataset
@@ -39,6 +40,8 @@ class DataSets:
     """The sets to score by name, ``validation`` before ``evaluation``; at least one."""
     loss: str = "bce"
     """``optimizer.loss``, with ``auto`` resolved to ``bce`` or ``ce`` by the training datafile."""
+    teacher: Mapping[str, Any] = field(default_factory=dict)
+    """Identity of a teacher's scores of the training set; empty if there are none."""
 
     @property
     def primary(self) -> str:
@@ -53,7 +56,8 @@ class DataSets:
         """Hashes and sizes of the datafiles and the vocabulary, to detect whether the data of a run have changed."""
         vocabulary = hashlib.sha256(json.dumps(self.vocabulary.to_json()).encode()).hexdigest()
         sets = {name: {"sha256": data.sha256, "clips": len(data)} for name, data in self.all().items()}
-        return {"vocabulary": {"sha256": vocabulary, "classes": len(self.vocabulary)}, **sets}
+        teacher = {"teacher": dict(self.teacher)} if self.teacher else {}
+        return {"vocabulary": {"sha256": vocabulary, "classes": len(self.vocabulary)}, **sets, **teacher}
 
     def shared(self, directory: Path) -> DataSets:
         """Returns a copy whose arrays are memory-mapped from `directory`, so that loader processes share them."""
@@ -64,6 +68,23 @@ class DataSets:
 def locate(path: str, log: Callable[[str], None] | None = None) -> str:
     """Returns `path`, or for ``demo:NAME`` the path of a file of the embedded demo set, synthesised on first use."""
     return dataset.locate(path.removeprefix(DEMO), on_start=log) if path.startswith(DEMO) else path
+
+
+def read_datafile(path: StrPath, labels: StrPath | Vocabulary) -> Datafile:
+    """Reads a datafile, or a set of the embedded demo data such as ``demo:train``.
+
+    Args:
+        path: the datafile.
+        labels: its classes: a vocabulary, a label file, or ``audioset``, ``fsd50k`` or ``demo``.
+
+    Raises:
+        ConfigError: `labels` is empty.
+        DatafileError, VocabularyError: a file cannot be read.
+    """
+    if not labels:
+        raise ConfigError(f"labels is empty: name the label file of {os.fspath(path)}, or pass a Vocabulary.")
+    vocabulary = labels if isinstance(labels, Vocabulary) else Vocabulary.read(locate(os.fspath(labels)))
+    return Datafile.read(locate(os.fspath(path)), vocabulary)
 
 
 def data_notes(data: Datafile, *, held_out: bool) -> list[str]:
@@ -92,9 +113,9 @@ def load(config: DataConfig, loss: str, log: Callable[[str], None] | None = None
         ConfigError, VocabularyError, DatafileError: a required path is empty, or a file cannot be read.
         DataError: the training set has no label, or the loss is ``ce`` and a clip does not have exactly one label.
     """
-    for field in ("train", "labels"):
-        if not getattr(config, field):
-            raise ConfigError(f"data.{field} is empty: give a file with --data.{field} FILE.")
+    for required in ("train", "labels"):
+        if not getattr(config, required):
+            raise ConfigError(f"data.{required} is empty: give a file with --data.{required} FILE.")
     if not config.validation and not config.evaluation:
         raise ConfigError("data.validation and data.evaluation are both empty: give at least one of them.")
     vocabulary = Vocabulary.read(locate(config.labels, log))

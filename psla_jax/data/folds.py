@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from psla_jax.audio.decode import StrPath
+from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, Record
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
@@ -84,6 +86,38 @@ def records(data: Datafile, vocabulary: Vocabulary, clips: Iterable[int]) -> Ite
     """Yields clips of a datafile with absolute paths, for :func:`psla_jax.data.datafile.write`."""
     for clip in clips:
         yield Record(data.wav(clip), [vocabulary.mids[i] for i in data.labels(clip)], *data.time(clip))
+
+
+def write_folds(
+    data: Datafile,
+    vocabulary: Vocabulary,
+    folder: StrPath,
+    folds: int = 5,
+    *,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> list[str]:
+    """Divides a data set into stratified folds, writes them to ``fold_1.json`` and so on, and returns their paths.
+
+    Args:
+        data: the data set.
+        vocabulary: its classes.
+        folder: folder of the files, which is created; files of these names are replaced.
+        folds: number of folds.
+        seed: random seed.
+        groups: as for :func:`assign_folds`.
+
+    Raises:
+        FoldError: as :func:`assign_folds`.
+    """
+    labels = [data.labels(clip).tolist() for clip in range(len(data))]
+    fold_of_clip = assign_folds(labels, folds, num_classes=data.num_classes, seed=seed, groups=groups)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = [str(Path(folder) / f"fold_{fold + 1}.json") for fold in range(folds)]
+    for fold, path in enumerate(paths):
+        clips = records(data, vocabulary, np.flatnonzero(fold_of_clip == fold).tolist())
+        datafile.write(path, clips, exclusive=data.exclusive)
+    return paths
 
 
 def fold_files(folder: Path) -> list[Path]:

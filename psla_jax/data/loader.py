@@ -12,6 +12,10 @@ Field           Shape                dtype   Content
 ``num_samples`` ``(batch,)``         int32   Number of samples of ``waveform`` before the padding, 0 to ``samples``.
 ``labels``      ``(batch, classes)`` float32 1 for the classes of the clip, else 0; a weighted mean of the labels of
                                              both clips, in [0, 1], for a row with mixup.
+``teacher``     ``(batch, classes)`` float32 Scores of a teacher (:mod:`psla_jax.data.teacher`), mixed like the labels;
+                                             only in training with ``distill.teacher``.
+``taught``      ``(batch, classes)`` float32 Instead, a teacher's scores of the augmented row
+                                             (:mod:`psla_jax.data.taught`), which are not mixed.
 ``valid``       ``(batch,)``         float32 1 for a clip; 0 for a row that loss and metrics must ignore: padding of
                                              the last batch of an epoch or for the devices, or an unreadable clip.
 ``clip``        ``(batch,)``         int64   Index of the (first) clip in the datafile; -1 for padding.
@@ -23,7 +27,7 @@ Field           Shape                dtype   Content
                                              left unmixed.
 =============== ==================== ======= ===========================================================================
 
-``waveform``, ``num_samples`` and ``labels`` are 0 in rows that are not valid. Mixup precedes the cut: the mix has the
+``waveform``, ``num_samples`` and the targets are 0 in rows that are not valid. Mixup precedes the cut: the mix has the
 length of the first clip and is zero-mean again.
 
 Sources support random access, and a training row is a pure function of (seed, epoch, sample). The batches therefore do
@@ -38,21 +42,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 
-from psla_jax.audio.decode import AudioError, in_threads
+from psla_jax.audio.decode import AudioError, StrPath, in_threads
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.segments import read
 from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
-from psla_jax.config import DataConfig
+from psla_jax.config import Channel, ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile
-from psla_jax.data.train_source import TrainSource
+from psla_jax.data.datasets import read_datafile
+from psla_jax.data.train_source import TrainSource, train_source
+from psla_jax.vocabulary.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # This module does not import JAX.
+    from psla_jax.audio.frontend import Frontend
 
 Batch = dict[str, np.ndarray]
 """One array per field, see the table at the top of this module."""
@@ -68,6 +77,10 @@ class EvaluationSource:
     batch_size: int
     clip_of_row = None
     """As for :class:`WindowSource`: the field ``clip`` is the index of the clip itself."""
+
+    def invalid_row(self) -> Row:
+        """Returns a row of padding."""
+        return self.reader.invalid_row()
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -85,7 +98,7 @@ class EvaluationSource:
             waveform = self.reader.waveform(clip, reading)
         except AudioError:
             return self.reader.invalid_row(clip)
-        return self.reader.row(clip, waveform, self.reader.datafile.multi_hot(clip), flawed=reading.is_flawed)
+        return self.reader.row(clip, waveform, self.reader.targets(clip), flawed=reading.is_flawed)
 
 
 @dataclass(frozen=True)
@@ -138,8 +151,12 @@ class WindowSource:
             return self.reader.invalid_row()
         start = starts[number] * OUTPUT_FRAME_SAMPLES
         samples = waveform[start : start + size]
-        labels, flawed = self.reader.datafile.multi_hot(clip), self._decoded.reading.is_flawed
-        return self.reader.row(window, samples - samples.mean(), labels, flawed=flawed)
+        targets, flawed = self.reader.targets(clip), self._decoded.reading.is_flawed
+        return self.reader.row(window, samples - samples.mean(), targets, flawed=flawed)
+
+    def invalid_row(self) -> Row:
+        """Returns a row of padding."""
+        return self.reader.invalid_row()
 
     def _recording(self, clip: int) -> np.ndarray:
         """Returns the whole waveform of a clip, which each thread keeps for the next window."""
@@ -167,7 +184,7 @@ class RowSubset:
         batch, position = divmod(int(item), len(self.rows))
         row = self.rows[position]
         if row >= self.source.batch_size:
-            return self.source.reader.invalid_row()
+            return self.source.invalid_row()
         return self.source[batch * self.source.batch_size + row]
 
 
@@ -203,14 +220,19 @@ def batches(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads))
     stream = dataset.to_iter_dataset(options)
     if workers:
-        from absl import flags
-
-        if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl's own entry point parses.
-            flags.FLAGS.mark_as_parsed()
+        _allow_workers()
         # Python's resource tracker frees the shared memory of terminated workers; its warning is of no use.
         sys.warnoptions.append("ignore:resource_tracker")
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_init_worker)
     return _report_dead_workers(iter(stream))
+
+
+def _allow_workers() -> None:
+    """Marks absl's flags as parsed: Grain's worker processes read them, and only absl's own entry point parses them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def _report_dead_workers(stream: Iterator[Batch]) -> Generator[Batch]:
@@ -249,3 +271,60 @@ def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int)
     """
     reader = ClipReader(datafile, num_samples, data.channel)
     return WindowSource.of(reader, data.batch_size) if data.windows else EvaluationSource(reader, data.batch_size)
+
+
+def loader(
+    data: StrPath | Datafile,
+    frontend: Frontend | None = None,
+    *,
+    labels: StrPath | Vocabulary = "",
+    sampling: SamplingConfig | None = None,
+    epochs: int = 1,
+    seed: int = 0,
+    batch_size: int | None = 100,
+    maps: Sequence[Callable[[Row], Row]] = (),
+    channel: Channel = "mean",
+    num_samples: int = 0,
+) -> grain.MapDataset[Batch]:
+    """Returns the batches of a datafile (see the top of this module) as a Grain dataset, for one's own training loop.
+
+    With `sampling`, these are the batches that ``psla train`` reads: balanced sampling, mixup and the other steps for
+    waveforms. Without it, every clip comes once, in the order of the datafile, as for evaluation. The dataset has
+    random access (``dataset[3]``) and a length, can be transformed further, and ``iter(dataset)`` reads ahead in
+    threads, with a state that Grain's checkpoints store. Worker processes, which use no device, read it by
+    ``dataset.to_iter_dataset().mp_prefetch(grain.MultiprocessingOptions(num_workers=4))``, in the same order.
+
+    Args:
+        data: a datafile, its path, or a set of the embedded demo data such as ``demo:train``.
+        frontend: the frontend, whose input length waveforms are cut or zero-padded to.
+        labels: the classes of a datafile that is given by its path: ``audioset``, ``fsd50k``, ``demo``, a label file or
+            a vocabulary.
+        sampling: balanced sampling and augmentation of waveforms. Its settings for spectrograms apply on the device,
+            see :func:`psla_jax.training.trainer.augmentation`.
+        epochs: number of epochs, one after the other; each is padded to whole batches.
+        seed: seed of the sampling; a training row is a function of (seed, epoch, sample).
+        batch_size: clips per batch; None for single rows, without padding, which ``.batch`` combines.
+        maps: functions from row to row, applied in this order before batching; they may add fields.
+        channel: conversion of multi-channel audio to mono, ``mean`` or ``first``.
+        num_samples: length of the waveforms, instead of that of a frontend.
+
+    Raises:
+        ConfigError: neither `frontend` nor `num_samples` is given, or no `labels` for a path.
+        DatafileError, VocabularyError: a file cannot be read.
+        IngredientError: a step of `sampling` cannot be used.
+    """
+    if (frontend is None) == (num_samples == 0):
+        raise ConfigError("the length of the waveforms is not given once: pass either a frontend or num_samples.")
+    datafile = data if isinstance(data, Datafile) else read_datafile(data, labels)
+    samples = num_samples if frontend is None else frontend.num_samples
+    config = DataConfig(batch_size=1 if batch_size is None else batch_size, channel=channel)
+    if sampling is None:
+        dataset = grain.MapDataset.source(evaluation_source(datafile, config, num_samples=samples)).repeat(epochs)
+    else:
+        source = train_source(datafile, config, sampling, num_samples=samples, epochs=epochs, seed=seed)
+        source.require_usable()
+        dataset = grain.MapDataset.source(source)
+    _allow_workers()
+    for transform in maps:
+        dataset = dataset.map(transform)
+    return dataset if batch_size is None else dataset.batch(batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,10 +14,11 @@ from flax import nnx
 from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
+from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.xla_options import inference_options
 
-ShardRows = Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+ShardRows = Callable[[dict[str, np.ndarray]], Mapping[str, Any]]
 """Splits arrays over the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_rows`."""
 
 HOST_FIELDS = ("labels", "valid", "left_out", "flawed")
@@ -38,6 +39,30 @@ def _score_batch(
     spectrograms = frontend(batch["waveform"], batch["num_samples"], zero_mean=False)
     scores = model(spectrograms).astype(jnp.float32)
     return normalise(scores) if exclusive else scores
+
+
+def predict(
+    model: nnx.Module,
+    frontend: Frontend,
+    batches: Iterable[dict[str, np.ndarray]],
+    *,
+    exclusive: bool = False,
+    clip_id: Callable[[int], str] = str,
+) -> Scores:
+    """Returns scores and labels of the clips of a data set; ``predict(...).metrics().mAP`` is their mAP.
+
+    Args:
+        model: the model, in its evaluation view.
+        frontend: converts waveforms to spectrograms.
+        batches: the data set, as from :func:`psla_jax.data.loader.loader` without sampling.
+        exclusive: normalise the scores over the classes, for models trained with cross-entropy.
+        clip_id: as for :func:`score`; by default the index of the clip in the datafile.
+
+    Raises:
+        ScoresError: no clip is readable.
+    """
+    weights = nnx.graphdef(model), *split_model(model)
+    return score(weights, frontend, batches, lambda rows: rows, clip_id, exclusive=exclusive)
 
 
 def score(

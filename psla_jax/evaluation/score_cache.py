@@ -38,7 +38,7 @@ def cached(
     custom models are not cached, because their code may change.
     """
     card = read_card(model)
-    if ":" in card.model.name:
+    if card.model.custom_code:
         return compute()
     path = cache_directory() / "scores" / f"{_key(fingerprint(model, card), vocabulary, data, settings)}.npz"
     scores = None

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psla_jax.models.padding import Pads, pad_images, tap_slices
+from psla_jax.models.platforms import platform
 
 FEW_CORES = 4
 """Largest number of cores on which large images are computed clip by clip."""
@@ -28,15 +29,14 @@ MAX_ROWS = 8
 
 
 def on_cpu() -> bool:
-    """Returns whether JAX computes on a CPU.
+    """Returns whether layers are traced for a CPU (:func:`psla_jax.models.platforms.layers_for`).
 
     Evaluated when a program is traced: :func:`jax.lax.platform_dependent` would trace both forms of every layer, which
     is a quarter of the time that tracing the training step of B2 takes.
     """
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
 
 
-@functools.cache
 def per_clip_is_faster() -> bool:
     """Returns whether large images are computed clip by clip, so that activations stay in the CPU's cache.
 

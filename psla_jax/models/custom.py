@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,57 +14,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from psla_jax import ingredients
 from psla_jax.models import views
-from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.layers import ModelError
+from psla_jax.models.protocols import Parts, parts
 from psla_jax.models.state import split_model
 
 MELS = 128
 """Mel bins of a spectrogram."""
 
 
-def build(name: str, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | AbstractRngs) -> nnx.Module:
-    """Returns the module that the callable ``module:callable`` builds, in its evaluation view.
-
-    It is called with ``num_classes`` and ``rngs``, and with ``dtype`` if it has such a parameter. Random streams that
-    the module stores, such as those of ``nnx.Dropout(rate, rngs=rngs)``, are detached (:func:`detach_streams`).
+def build(make: Callable[..., Any], name: str, dtype: DTypeLike, settings: Mapping[str, Any]) -> Any:
+    """Returns the NNX module that a callable builds from those of `settings` and ``dtype`` that its parameters name.
 
     Raises:
-        ModelError: the callable cannot be imported or called, or it takes no ``dtype`` and `dtype` is not float32.
+        IngredientError: the callable requires a parameter that is not available.
+        ModelError: it fails or builds something else, or it takes no ``dtype`` and `dtype` is not float32.
     """
-    make = _import(name)
-    arguments: dict[str, Any] = {"num_classes": num_classes, "rngs": rngs}
-    if _takes_dtype(make):
-        arguments["dtype"] = dtype
-    elif jnp.dtype(dtype) != jnp.float32:
+    if not ingredients.accepts(make, "dtype") and jnp.dtype(dtype) != jnp.float32:
         raise ModelError(
             f"the custom model {name!r} takes no argument dtype, so it cannot compute in {jnp.dtype(dtype)}: add the "
             "argument, or use --optimizer.compute float32."
         )
     try:
-        model = make(**arguments)
+        model = ingredients.call(make, field="model.name", dtype=dtype, **settings)
     except TypeError as error:
-        raise ModelError(
-            f"the model {name!r} cannot be built ({error}): it is called with {' and '.join(arguments)}."
-        ) from error
+        raise ModelError(f"the model {name!r} cannot be built ({error}): correct its constructor.") from error
     if not isinstance(model, nnx.Module):
         raise ModelError(f"the model {name!r} builds a {type(model).__name__}: return an nnx.Module.")
-    detach_streams(model, name)
-    return views.eval_view(model)
-
-
-def _takes_dtype(make: Any) -> bool:
-    """Returns whether a callable has a parameter ``dtype``; the signature of an NNX class is that of its metaclass."""
-    make = getattr(make, "func", make)  # that of a functools.partial
-    return "dtype" in inspect.signature(make.__init__ if inspect.isclass(make) else make).parameters
-
-
-def _import(name: str) -> Callable[..., nnx.Module]:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"the model {name!r} cannot be imported ({error}): name it as module:callable.") from error
+    return model
 
 
 @dataclass(frozen=True)
@@ -121,11 +100,13 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
     """Raises ModelError if a training step cannot train the custom model `name`, or would train something else.
 
     Parameters and other variables must be float32 arrays and the same before and after a call, and a model maps
-    spectrograms `(batch, frames, mels)` to scores `(batch, classes)` in [0, 1].
+    spectrograms `(batch, frames, mels)` to scores `(batch, classes)` in [0, 1]. A backbone and a head must be as
+    :mod:`psla_jax.models.protocols` says.
     """
     _require_float32(model, name)
     spectrograms = jnp.sin(jnp.arange(2.0 * frames * MELS)).reshape(2, frames, MELS)
-    valid = jnp.ones(2)
+    valid, found = jnp.ones(2), parts(model)
+    graphdef, weights = nnx.graphdef(model), split_model(model)
 
     @jax.jit
     def evaluate(params: Any, batch_stats: Any) -> jax.Array:
@@ -137,15 +118,12 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
         views.apply(view, spectrograms, valid, nnx.Rngs(drop=0))
         return split_model(view)[1]
 
-    graphdef, weights = nnx.graphdef(model), split_model(model)
-    try:
+    with _calling(name, spectrograms):
+        features: Any = None if found is None else _features(graphdef, weights, spectrograms)
+    if found is not None:
+        _require_features(found, features, name, spectrograms)
+    with _calling(name, spectrograms):
         scores, after = evaluate(*weights), jax.eval_shape(train, *weights)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelError(
-            f"the model {name!r} cannot be called with spectrograms of the shape {spectrograms.shape} "
-            f"({type(error).__name__}: {reason:.200}): correct its __call__."
-        ) from error
     if scores.shape != (2, num_classes):
         raise ModelError(
             f"the model {name!r} maps spectrograms of the shape {spectrograms.shape} to scores of the shape "
@@ -156,6 +134,8 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
             f"the model {name!r} returns scores from {scores.min():.3g} to {scores.max():.3g}: return probabilities in "
             "[0, 1], for example by jax.nn.sigmoid."
         )
+    if found is not None:
+        _require_head(found, features, scores, name)
     if _layout(after) != _layout(weights[1]):
         raise ModelError(
             f"a call of the model {name!r} in training changes the number, shapes or types of its variables: create "
@@ -163,10 +143,61 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
         )
 
 
+@contextlib.contextmanager
+def _calling(name: str, spectrograms: jax.Array) -> Iterator[None]:
+    """Converts exceptions of a model's own code to ModelError."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ModelError(
+            f"the model {name!r} cannot be called with spectrograms of the shape {spectrograms.shape} "
+            f"({type(error).__name__}: {reason:.200}): correct its __call__."
+        ) from error
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(graphdef: Any, weights: Any, spectrograms: jax.Array) -> jax.Array:
+    found = parts(nnx.merge(graphdef, *weights))
+    assert found is not None
+    return found.features(spectrograms)
+
+
+def _require_features(found: Parts, features: Any, name: str, spectrograms: jax.Array) -> None:
+    """Raises ModelError unless features have about one frame per stride, and the number of channels."""
+    frames, channels = spectrograms.shape[1] / found.stride, found.backbone.num_features
+    if features.ndim != 3 or features.shape[2] != channels or abs(features.shape[1] - frames) > 1:
+        raise ModelError(
+            f"the backbone of {name!r} maps spectrograms of the shape {spectrograms.shape} to features of the "
+            f"shape {features.shape} instead of {(2, math.ceil(frames), channels)}: correct its attributes stride "
+            f"({found.stride}, spectrogram frames per output frame) and num_features ({channels})."
+        )
+
+
+def _require_head(found: Parts, features: jax.Array, scores: jax.Array, name: str) -> None:
+    """Raises ModelError unless the head gives the scores of the whole model, and frame scores of their classes."""
+    difference = float(jnp.abs(found.scores(features) - scores).max())
+    if not difference <= 1e-3:
+        raise ModelError(
+            f"the model {name!r} has a backbone and a head, but their scores differ from its own by {difference:.2g}: "
+            "return head(backbone(spectrograms)), or rename the attribute backbone."
+        )
+    outputs = found.head.frame_outputs(features, None) if found.has_frames else ()
+    shapes, expected = [field.shape for field in outputs if field is not None], (*features.shape[:2], scores.shape[1])
+    if any(shape != expected for shape in shapes):
+        raise ModelError(
+            f"frame_outputs of the head of {name!r} returns arrays of the shapes {shapes}: return scores (and "
+            f"attention) of every frame and class, {expected}."
+        )
+
+
 def ignores_padding(model: nnx.Module) -> bool:
-    """Returns whether rows without a clip change no result: the call takes ``valid``, or has no ``nnx.BatchNorm``."""
-    takes_valid = "valid" in inspect.signature(type(model).__call__).parameters
-    return takes_valid or not any(isinstance(module, nnx.BatchNorm) for _, module in nnx.iter_modules(model))
+    """Returns whether rows without a clip change no result: calls take ``valid``, or there is no ``nnx.BatchNorm``."""
+    return all(ingredients.accepts(part, "valid") or not _has_flax_norm(part) for part in parts(model) or [model])
+
+
+def _has_flax_norm(module: nnx.Module) -> bool:
+    return any(isinstance(inner, nnx.BatchNorm) for _, inner in nnx.iter_modules(module))
 
 
 def _require_float32(model: nnx.Module, name: str) -> None:

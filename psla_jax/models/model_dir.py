@@ -67,7 +67,7 @@ class ModelCard:
     model: ModelConfig
     frontend: FrontendConfig
     vocabulary: Vocabulary
-    notes: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
     golden: Mapping[str, Any] = field(default_factory=dict)
     exclusive: bool = False
@@ -200,7 +200,7 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
 
     Args:
         path: the directory.
-        trust: import the code of a custom model (``module:callable``). Without it, no directory can run code.
+        trust: import the code of a custom model or head (``module:callable``). Without it, no directory can run code.
 
     Raises:
         CheckpointError: naming the path and the problem.
@@ -209,19 +209,19 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
     require_own_devices()
     directory = find_model(Path(path))
     card = read_card(directory)
-    if ":" in card.model.name and not trust:
+    if card.model.custom_code and not trust:
         raise CheckpointError(
-            f"{directory} is a model of custom code, {card.model.name}: load it with trust=True (--trust) if you trust "
-            "that code."
+            f"{directory} is a model of custom code, {', '.join(card.model.custom_code)}: load it with trust=True "
+            "(--trust) if you trust that code."
         )
-    abstract_model = _abstract(card.model, len(card.vocabulary))
-    weights = load_weights(directory, *split_model(abstract_model))
-    return Model(card, nnx.merge(nnx.graphdef(abstract_model), *weights))
+    network = abstract_model(card.model, len(card.vocabulary))
+    weights = load_weights(directory, *split_model(network))
+    return Model(card, nnx.merge(nnx.graphdef(network), *weights))
 
 
-def _abstract(config: ModelConfig, num_classes: int) -> nnx.Module:
+def abstract_model(config: ModelConfig, num_classes: int) -> nnx.Module:
     """Builds a float32 model without drawing weights."""
-    if ":" in config.name:
+    if config.custom_code:
         return nnx.eval_shape(lambda: factory.from_config(config, num_classes, jnp.float32, nnx.Rngs(0)))
     return factory.from_config(config, num_classes, jnp.float32, AbstractRngs())
 
@@ -229,7 +229,7 @@ def _abstract(config: ModelConfig, num_classes: int) -> nnx.Module:
 @functools.lru_cache
 def float32_graphdef(config: ModelConfig, num_classes: int) -> nnx.GraphDef:
     """Returns the graph definition of a model that computes in float32, whatever it was trained in."""
-    return nnx.graphdef(_abstract(config, num_classes))
+    return nnx.graphdef(abstract_model(config, num_classes))
 
 
 def load_weights(directory: Path, params: Any, batch_stats: Any, sharding: Sharding | None = None) -> tuple[Any, Any]:

@@ -7,13 +7,15 @@ count. Heads with per-frame scores have a method ``frame_outputs``. Attributes h
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from psla_jax import ingredients
 from psla_jax.models.initializers import fan_in_uniform, uniform
 from psla_jax.models.layers import Conv, ModelError
 
@@ -66,8 +68,9 @@ class FrameOutputs(NamedTuple):
 
     scores: jax.Array
     """Classification scores of the frame, summed over the heads with their weights."""
-    attention: jax.Array
-    """Weight of the frame in the clip's score of the class, as a multiple of an even weight; mean over the heads."""
+    attention: jax.Array | None = None
+    """Weight of the frame in the clip's score of the class, as a multiple of an even weight; mean over the heads. None
+    if the head knows no weights."""
 
 
 class MeanPooling(nnx.Module):
@@ -99,6 +102,8 @@ class LinearPooling(nnx.Module):
 class Attention(nnx.Module):
     """One attention head: the mean of the frames' scores, weighted by the attention of each class to each frame."""
 
+    has_attention = True
+
     def __init__(self, channels: int, classes: int, *, rngs: nnx.Rngs) -> None:
         self.att = _Linear(channels, classes, reference_init=True, rngs=rngs)
         self.cla = _Linear(channels, classes, reference_init=True, rngs=rngs)
@@ -116,6 +121,8 @@ class MultiHeadAttention(nnx.Module):
 
     The weights are unconstrained, so scores may lie slightly outside [0, 1].
     """
+
+    has_attention = True
 
     def __init__(self, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.att = nnx.List([_Linear(channels, classes, reference_init=False, rngs=rngs) for _ in range(heads)])
@@ -136,23 +143,32 @@ class MultiHeadAttention(nnx.Module):
         return FrameOutputs(jnp.tensordot(self.head_weight[...], jnp.stack(scores), axes=1), attention)
 
 
-Pooling = MeanPooling | LinearPooling | Attention | MultiHeadAttention
-
-
-def build_pooling(pooling: str, channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> Pooling:
-    """Returns a pooling head: ``mean``, ``linear``, or ``attention`` with the given number of heads.
-
-    Raises:
-        ModelError: if the name is unknown, or `heads` is less than one.
-    """
-    if pooling == "mean":
-        return MeanPooling(channels, classes, rngs=rngs)
-    if pooling == "linear":
-        return LinearPooling(channels, classes, rngs=rngs)
-    if pooling != "attention":
-        raise ModelError(f"pooling is {pooling!r}: choose mean, linear or attention.")
+def attention_heads(channels: int, classes: int, heads: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """Returns attention pooling. Raises ModelError if `heads` is less than one."""
     if heads < 1:
         raise ModelError(f"heads is {heads}: use at least one, or pooling 'mean' for none.")
     if heads == 1:
         return Attention(channels, classes, rngs=rngs)
     return MultiHeadAttention(channels, classes, heads, rngs=rngs)
+
+
+POOLINGS: dict[str, Callable[..., nnx.Module]] = {
+    "mean": MeanPooling,
+    "linear": LinearPooling,
+    "attention": attention_heads,
+}
+"""Pooling heads by name."""
+
+
+def build_pooling(pooling: str, channels: int, classes: int, heads: int, *, rngs: Any) -> nnx.Module:
+    """Returns a pooling head: a name in :data:`POOLINGS` or ``module:callable``, optionally with options.
+
+    The callable is called with those of ``channels``, ``classes``, ``heads`` and ``rngs`` that its parameters name.
+
+    Raises:
+        IngredientError: the name is unknown, or the callable cannot be imported or called.
+        ModelError: `heads` is less than one.
+    """
+    field = "model.pooling"
+    build = ingredients.find(pooling, POOLINGS, field)
+    return ingredients.call(build, field=field, channels=channels, classes=classes, heads=heads, rngs=rngs)

@@ -14,7 +14,7 @@ from flax import nnx
 from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
 from psla_jax.config import FrontendConfig
 from psla_jax.models.model_dir import Model, ModelCard
-from psla_jax.models.psla import PSLAModel
+from psla_jax.models.protocols import parts
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 SECONDS = 4.37
@@ -56,8 +56,7 @@ def self_test_scores(network: nnx.Module, frontend: FrontendConfig) -> np.ndarra
     with jax.default_matmul_precision("highest"):
         x = jnp.asarray(self_test_spectrogram(frontend))
         # Backbone and head are compiled separately: models with the same backbone share its compiled program.
-        parts = [network.backbone, network.head] if isinstance(network, PSLAModel) else [network]
-        for part in parts:
+        for part in parts(network) or [network]:
             x = _call(part, x)
     return np.asarray(x[0], np.float32)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from psla_jax.models.layers import BatchNorm, ModelError
+from psla_jax import ingredients
+from psla_jax.models.layers import ModelError
 
 
 def train_view(model: nnx.Module, *, frozen: bool = False, remat: bool = False) -> nnx.Module:
@@ -25,13 +26,13 @@ def train_view(model: nnx.Module, *, frozen: bool = False, remat: bool = False) 
 
 
 def backbone_attribute(model: nnx.Module) -> str:
-    """Returns the name of the attribute with a model's backbone: ``effnet`` or ``model``, also of a custom model.
+    """Returns the name of the attribute with a model's backbone: ``effnet``, ``model`` or ``backbone``.
 
     Raises:
-        ModelError: if the model has neither.
+        ModelError: if the model has none of them.
     """
-    for name in ("effnet", "model"):
-        if hasattr(model, name):
+    for name in ("effnet", "model", "backbone"):
+        if name in vars(model):
             return name
     raise ModelError(
         f"{type(model).__name__} has no backbone that could be frozen or trained at a separate learning rate: give it "
@@ -48,13 +49,17 @@ def statistics_view(model: nnx.Module) -> nnx.Module:
     """Returns a deterministic view whose call sets the running statistics to those of its batch."""
     view = nnx.view(model, deterministic=True, use_running_average=False, raise_if_not_found=False)
     for _, module in nnx.iter_modules(view):
-        if isinstance(module, BatchNorm | nnx.BatchNorm):
-            module.momentum = 0.0
+        if has_running_statistics(module):
+            setattr(module, "momentum", 0.0)  # noqa: B010 - a module of any class
     return view
+
+
+def has_running_statistics(module: Any) -> bool:
+    """Returns whether a module is a batch normalisation, whose ``momentum`` is the decay of running statistics."""
+    return hasattr(module, "momentum") and hasattr(module, "use_running_average")
 
 
 def apply(model: nnx.Module, spectrograms: jax.Array, valid: jax.Array, rngs: nnx.Rngs) -> jax.Array:
     """Returns a model's scores in float32, passing ``valid`` and ``rngs`` if its call has such parameters."""
-    parameters = inspect.signature(type(model).__call__).parameters
-    arguments = {name: value for name, value in (("valid", valid), ("rngs", rngs)) if name in parameters}
-    return model(spectrograms, **arguments).astype(jnp.float32)
+    scores = ingredients.call(model, spectrograms, field="model.name", valid=valid, rngs=rngs)
+    return scores.astype(jnp.float32)

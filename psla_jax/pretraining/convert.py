@@ -13,9 +13,16 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.config import FrontendConfig, ModelConfig, Padding
-from psla_jax.models.factory import from_config
-from psla_jax.models.model_dir import ModelCard, load_model, require_replaceable, save_model
-from psla_jax.models.psla import PSLAModel
+from psla_jax.models.factory import BACKBONES, from_config
+from psla_jax.models.model_dir import (
+    ModelCard,
+    find_model,
+    load_model,
+    read_card,
+    require_replaceable,
+    save_model,
+)
+from psla_jax.models.pooling import POOLINGS
 from psla_jax.models.self_test import TOLERANCE, self_test_record, self_test_scores, self_test_spectrogram
 from psla_jax.models.state import split_model
 from psla_jax.pretraining import torch_file
@@ -145,10 +152,12 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
     labels = path.parent / f"{path.stem}.labels.csv"
     for file in (path, labels):
         _check_overwrite(file, overwrite)
+    config = read_card(find_model(Path(model))).model
+    for name, official in ((config.name, BACKBONES), (config.pooling, POOLINGS)):
+        if name not in official:
+            raise PretrainingError(f"{model} has {name}, which has no official names: export built-in models.")
     loaded = load_model(model)
-    config, frontend = loaded.card.model, loaded.card.frontend
-    if not isinstance(loaded.network, PSLAModel):
-        raise PretrainingError(f"{model} is {config.name}, which has no official names: export a PSLA model.")
+    frontend = loaded.card.frontend
     arrays = to_state_dict(loaded.network)
     difference = _compare_with_torch(arrays, config, frontend, self_test_scores(loaded.network, frontend))
     prefix = PREFIX if data_parallel else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psla_jax.config import ModelConfig, Padding, Pooling
+from psla_jax.config import ModelConfig, Padding
 from psla_jax.models.efficientnet import HEAD, SCALES, round_channels, scaled_blocks
 from psla_jax.pretraining.state_dict import PretrainingError, without_wrappers
 
@@ -78,7 +78,7 @@ def _torchvision(shapes: Shapes, prefix: str) -> str:
     return "mobilenet-v2" if f"{prefix}features.18.0.weight" in shapes else ""
 
 
-def _head(shapes: Shapes) -> tuple[Pooling, int, int]:
+def _head(shapes: Shapes) -> tuple[str, int, int]:
     """Returns the pooling, the number of heads and the number of classes."""
     heads = len([name for name in shapes if re.fullmatch(r"attention\.cla\.\d+\.weight", name)])
     if heads:

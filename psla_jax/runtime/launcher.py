@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from psla_jax.config import ShareConfig
+from psla_jax.config import ConfigError, ShareConfig
 
 
 def several() -> bool:
@@ -17,6 +17,24 @@ def several() -> bool:
 def share(config: ShareConfig) -> tuple[int, int]:
     """Returns the index of this process and the number of processes, for work that needs no connection between them."""
     return (config.index, config.processes) if config.processes > 1 else _from_environment()
+
+
+def array_share() -> tuple[int, int]:
+    """Returns the index of this task and the number of tasks of a Slurm array; (0, 1) elsewhere.
+
+    Raises ConfigError if the tasks are not numbered regularly.
+    """
+    if not {"SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"} <= set(os.environ):
+        return 0, 1
+    task, count = int(os.environ["SLURM_ARRAY_TASK_ID"]), int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+    first, step = (int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", value)) for name, value in (("MIN", 0), ("STEP", 1)))
+    index, rest = divmod(task - first, step)
+    if rest or not 0 <= index < count:
+        raise ConfigError(
+            f"SLURM_ARRAY_TASK_ID is {task}, which is none of {count} tasks numbered regularly from {first}: use an "
+            f"array such as --array=0-{count - 1}, or name the share of each task with --share INDEX/COUNT."
+        )
+    return index, count
 
 
 def use_own_accelerator(config: ShareConfig) -> None:

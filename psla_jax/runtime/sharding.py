@@ -16,7 +16,7 @@ from psla_jax.runtime.fork import require_own_devices
 
 CONTROL = "control"
 """Batch field with each process's control code: 0, or a request to save or stop. The step returns the largest one."""
-DEVICE_FIELDS = ("waveform", "num_samples", "labels", "valid", CONTROL)
+DEVICE_FIELDS = ("waveform", "num_samples", "labels", "teacher", "taught", "valid", CONTROL)
 """Batch fields that the step needs on the devices; the other ones identify clips and stay on the host."""
 
 
@@ -40,6 +40,11 @@ class Placement:
         """Returns the placement on a mesh of all devices of all processes; raises ForkError in a forked process."""
         require_own_devices()
         return cls.over(jax.devices())
+
+    @property
+    def platform(self) -> str:
+        """Platform of the devices, for :func:`psla_jax.models.platforms.layers_for`: ``cpu``, ``gpu`` or ``tpu``."""
+        return self.mesh.devices.flat[0].platform
 
     @property
     def replicated(self) -> NamedSharding:

@@ -70,7 +70,7 @@ def mixup(
         mixup: probability that the example is mixed.
         alpha: parameter of the distribution of the weights.
         most: largest number of clips in a mix.
-        union: labels are those of all clips together, instead of their weighted mean.
+        union: targets are those of all clips together, their maximum, instead of their weighted mean.
     """
     mix = draw_mix(rng, mixup, len(clips), alpha=alpha, most=most)
     if mix is None:
@@ -82,12 +82,11 @@ def mixup(
             return dataclasses.replace(example, failed=partner)
         members.append(clip)
     waveform = mix_waveforms([member.waveform for member in members], mix.weights)
+    of_members = {name: [member.targets[name] for member in members] for name in example.targets}
     targets = {
-        name: _mix_targets([member.targets[name] for member in members], mix.weights) for name in example.targets
+        name: np.maximum.reduce(values) if union else _mix_targets(values, mix.weights)
+        for name, values in of_members.items()
     }
-    if union:
-        labels = np.maximum.reduce([member.targets["labels"] for member in members])
-        targets["labels"] = labels
     return dataclasses.replace(example, waveform=waveform, targets=targets)
 
 

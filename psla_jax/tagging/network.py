@@ -17,13 +17,14 @@ from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
 from psla_jax.models.cpu_kernels import per_clip_is_faster
 from psla_jax.models.exclusive import normalise
 from psla_jax.models.model_dir import Model
-from psla_jax.models.pooling import EPSILON, Attention, LinearPooling, MultiHeadAttention, mean_over_frames
-from psla_jax.models.psla import PSLAModel
+from psla_jax.models.pooling import EPSILON, mean_over_frames
+from psla_jax.models.protocols import Parts, parts
 from psla_jax.runtime import exported
 from psla_jax.runtime.fork import require_own_devices
 from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.xla_options import inference_options
 from psla_jax.tagging.defaults import Policy
+from psla_jax.tagging.frame_grid import is_on_grid, overlaps, to_grid
 from psla_jax.tagging.windows import OUTPUT_STRIDE
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
@@ -61,17 +62,27 @@ def _analyse(
     distribution = normalise if exclusive else (lambda scores: scores)
     network = nnx.merge(graphdef, *weights)
     spectrograms = frontend(waveforms, lengths, zero_mean=False)
-    if not isinstance(network, PSLAModel):
+    found = parts(network)
+    if found is None:
         return ModelOutput(distribution(network(spectrograms).astype(jnp.float32)))
-    features = network.backbone(spectrograms)
-    sound_mask = _sound_mask(lengths, features.shape[1])
+    features = found.features(spectrograms)
+    sound_mask = _sound_mask(lengths, features.shape[1], found.stride)
     mask = sound_mask if masked else None
-    scores = distribution(network.head(features, mask))
-    if isinstance(network.head, LinearPooling):
-        return ModelOutput(scores, features=features)
-    frames, attention = network.head.frame_outputs(features, mask)
-    gated = _gate_by_attention(distribution(frames), attention, sound_mask)
-    return ModelOutput(scores, gated, attention, features)
+    scores = distribution(found.scores(features, mask).astype(jnp.float32))
+    frames = attention = None
+    if found.has_frames:
+        frames, attention = found.head.frame_outputs(features, mask)
+        frames = distribution(frames)
+        if attention is not None:
+            frames = _gate_by_attention(frames, attention, sound_mask)
+    output = ModelOutput(scores, frames, attention, features)
+    return output if is_on_grid(found) else _on_grid(output, found, sound_mask, frontend.target_length)
+
+
+def _on_grid(output: ModelOutput, found: Parts, sound_mask: jax.Array, target_length: int) -> ModelOutput:
+    """Returns the output with the frames of the timeline."""
+    shared = overlaps(found, sound_mask.shape[1], -(-target_length // OUTPUT_STRIDE))
+    return ModelOutput(output.scores, *(None if f is None else to_grid(f, sound_mask, shared) for f in output[1:]))
 
 
 def _gate_by_attention(scores: jax.Array, attention: jax.Array, mask: jax.Array) -> jax.Array:
@@ -84,10 +95,10 @@ def _gate_by_attention(scores: jax.Array, attention: jax.Array, mask: jax.Array)
     return scores * jnp.minimum(1.0, attention / jnp.maximum(average, EPSILON))
 
 
-def _sound_mask(lengths: jax.Array, num_frames: int) -> jax.Array:
+def _sound_mask(lengths: jax.Array, num_frames: int, stride: float) -> jax.Array:
     """1 for the output frames that contain sound, at least one per window; `(batch, frames)`."""
     frames = jnp.where(lengths < FRAME_LENGTH, 0, 1 + (lengths - FRAME_LENGTH) // FRAME_SHIFT)
-    return (jnp.arange(num_frames) < jnp.maximum(1, -(-frames // OUTPUT_STRIDE))[:, None]).astype(jnp.float32)
+    return (jnp.arange(num_frames) < jnp.maximum(1, -(-frames // stride))[:, None]).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,10 @@ class CompiledModel:
         return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats))
 
     @functools.cached_property
+    def _network_parts(self) -> Parts | None:
+        return parts(self.model.network)
+
+    @functools.cached_property
     def frontend(self) -> Frontend:
         """The model's frontend, from waveforms to spectrograms."""
         return self.model.frontend
@@ -120,20 +135,22 @@ class CompiledModel:
     @property
     def has_frames(self) -> bool:
         """Whether the head scores every output frame."""
-        network = self.model.network
-        return isinstance(network, PSLAModel) and not isinstance(network.head, LinearPooling)
+        return self._network_parts is not None and self._network_parts.has_frames
 
     @property
     def has_attention(self) -> bool:
         """Whether the head weights output frames by attention."""
-        network = self.model.network
-        return isinstance(network, PSLAModel) and isinstance(network.head, Attention | MultiHeadAttention)
+        return self._network_parts is not None and self._network_parts.has_attention
 
     @property
     def num_features(self) -> int:
         """Number of channels of an embedding; 0 if the model provides none."""
-        network = self.model.network
-        return network.backbone.num_features if isinstance(network, PSLAModel) else 0
+        return self._network_parts.backbone.num_features if self._network_parts else 0
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the head can pool over the output frames with sound only."""
+        return self._network_parts is not None and self._network_parts.takes_mask
 
     @property
     def num_frames(self) -> int:
@@ -167,7 +184,7 @@ class CompiledModel:
     @property
     def _filled(self) -> ModelOutput:
         """The fields of this model's output that are not None."""
-        features = 0 if isinstance(self.model.network, PSLAModel) else None
+        features = 0 if self._network_parts else None
         return ModelOutput(0, 0, 0, features) if self.has_frames else ModelOutput(0, features=features)
 
     def _arguments(self, size: int) -> tuple[Any, Any, Any]:
@@ -184,7 +201,7 @@ class CompiledModel:
         card, arguments = self.model.card, self._arguments(size)
         static = self._parts[0], self.frontend, self.policy == "mask", card.exclusive
         with compilation_cache():
-            if self.cache_programs and exported.enabled() and ":" not in card.model.name:
+            if self.cache_programs and exported.enabled() and not card.model.custom_code:
                 announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
                 key = "tag", card.model, card.frontend, self.policy, card.exclusive
                 compiled = exported.compile_cached(

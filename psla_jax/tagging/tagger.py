@@ -138,7 +138,7 @@ class Tagger:
         vocabulary: classes, in the order of all scores.
         options: see :class:`Options`.
         calibration: maps the model's scores to probabilities and decisions; None for uncalibrated models.
-        notes: a sentence for each peculiarity of the calibration.
+        notes: a sentence for each peculiarity of the calibration, and for models without the policy mask.
     """
 
     def __init__(
@@ -164,6 +164,9 @@ class Tagger:
             CompiledModel(model, policy, size, lambda text: self.on_compile(text), self.options.cache_programs)
             for _, model in models
         ]
+        if self.options.policy == "mask":
+            maskless = [path for (path, _), model in zip(models, self._models) if not model.takes_mask]
+            self.notes += tuple(f"{path} has no head that takes a mask: --policy mask is as pad" for path in maskless)
         self.cutters()  # Raises WindowError for an invalid overlap.
 
     def __repr__(self) -> str:
@@ -257,6 +260,15 @@ class Tagger:
         self.require_embeddings()
         return self._analyse_one(audio, sample_rate, FrameOutputs(embeddings=True), None).embeddings()
 
+    def embed_all(self, paths: Iterable[Audio], *, sample_rate: float | None = None) -> Iterator[Embeddings | Failure]:
+        """Yields the embeddings of several recordings in order, or a :class:`Failure`, as :meth:`tag_all` does.
+
+        Raises TaggerError as :meth:`embed`.
+        """
+        self.require_embeddings()
+        recordings = self.analyse(paths, FrameOutputs(embeddings=True), sample_rate=sample_rate)
+        return (each if isinstance(each, Failure) else each.embeddings() for each in recordings)
+
     def plot(
         self,
         audio: Audio,
@@ -292,7 +304,7 @@ class Tagger:
         if len(self._models) > 1:
             raise TaggerError("the models of an ensemble do not share an embedding space: name one model.")
         if not self._models[0].num_features:
-            raise TaggerError("a custom model provides no embeddings: name another model.")
+            raise TaggerError("a whole custom model provides no embeddings: give it a backbone, or name another model.")
 
     def tag_all(
         self,

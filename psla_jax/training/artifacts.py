@@ -17,7 +17,10 @@ from psla_jax.aggregation.average import reestimate
 from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
+from psla_jax.data.taught import TaughtScores
+from psla_jax.data.teacher import TeacherScores
 from psla_jax.data.train_source import TrainSource, plain_source
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import DESCRIPTION, ModelCard, float32_graphdef, load_weights, read_card, save_model
@@ -40,6 +43,8 @@ class RunArtifacts:
         trainer: model structure, frontend and devices.
         model: model of the run's structure, with its initial weights.
         stop: ends a pass over the data when a signal was received.
+        teacher: scores of a teacher for the training set.
+        taught: scores of a teacher for the augmented rows of the training.
     """
 
     directory: Path
@@ -49,6 +54,8 @@ class RunArtifacts:
     model: nnx.Module
     logger: Logger
     stop: StopHandler
+    teacher: TeacherScores | None = None
+    taught: TaughtScores | None = None
     _noted: set[tuple[str, str]] = field(default_factory=set)
 
     @functools.cached_property
@@ -57,6 +64,11 @@ class RunArtifacts:
         samples = self.trainer.frontend.num_samples
         held_out = self.data.held_out.items()
         return {kind: evaluation_source(data, self.config.data, num_samples=samples) for kind, data in held_out}
+
+    @functools.cached_property
+    def evaluators(self) -> Evaluators:
+        """Further metrics of the setting ``metrics``, for scores of any held-out set."""
+        return Evaluators.find(self.config.metrics, self.data.vocabulary, self.exclusive)
 
     @property
     def graphdef(self) -> nnx.GraphDef:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from psla_jax.evaluation.tables import ACCURACY, ModelSummary
 from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger
 from psla_jax.training import loop
+from psla_jax.training.estimates import Estimate
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 SUFFIX = "-crossval"
@@ -58,24 +58,6 @@ class FoldedData:
         others = [fold for number, fold in enumerate(self.folds) if number != held_out]
         clips = itertools.chain.from_iterable(records(fold, self.vocabulary, range(len(fold))) for fold in others)
         return datafile.write(path, clips, exclusive=others[0].exclusive)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean of a metric over the folds, and its sample standard deviation; NaN where the metric is undefined."""
-
-    mean: float
-    std: float
-
-    def __str__(self) -> str:
-        spread = "" if math.isnan(self.std) else f" +- {self.std:.4f}"
-        return f"{self.mean:.4f}{spread}"
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Returns the mean and standard deviation of at least two values."""
-        finite = all(map(math.isfinite, values))
-        return cls(sum(values) / len(values), statistics.stdev(values) if finite else math.nan)
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax import ingredients
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import hop_frames, require_covering
-from psla_jax.config import RunConfig, is_exclusive
-from psla_jax.data import datasets
+from psla_jax.config import RunConfig, flatten, is_exclusive
+from psla_jax.data import datasets, segmented
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
 from psla_jax.data.loader import Batch, batches
 from psla_jax.data.train_source import train_source
@@ -38,17 +37,19 @@ from psla_jax.models.model_dir import EMA
 from psla_jax.models.state import split_model
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
-from psla_jax.runtime.logging import Logger, TensorBoardWriter
+from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler, Stopped
+from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.sharding import CONTROL, Placement
-from psla_jax.training import losses, run_directory, short_runs
+from psla_jax.runtime.trackers import Trackers, require_available
+from psla_jax.training import losses, run_directory, short_runs, teachers
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
 from psla_jax.training.optimizer import make_schedule
 from psla_jax.training.profiling import Profile
-from psla_jax.training.run_directory import CHECKPOINTS, LOG, RunError
-from psla_jax.training.selection import best_epoch, is_complete
+from psla_jax.training.run_directory import CHECKPOINTS, LOG, SUMMARY, RunError
+from psla_jax.training.selection import best_epoch, is_complete, require_measurable, selecting_columns
 from psla_jax.training.step import State, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
 from psla_jax.training.trainer import make_trainer, require_known, require_usable
@@ -76,7 +77,7 @@ def train(config: RunConfig, *, cache_programs: bool = False) -> list[ModelSumma
         PeerError: another process of the run is gone or has failed.
         Stopped: the process received a signal, and has saved its work.
     """
-    with distributed.session(config.distributed):
+    with distributed.session(config.distributed), compilation_cache():
         return _train(config, cache_programs)
 
 
@@ -87,8 +88,9 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     with distributed.agree():
         require_known(config)
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
-    # The run directory records the loss itself, not "auto".
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
+        config = prepared(config, data)
+        train = segmented.cut(data.train, config.distill.segments)
+        data = dataclasses.replace(data, train=train, teacher=teachers.identity(config.distill))
 
     def require_compatible() -> list[str]:
         return distributed.on_primary(lambda: run_directory.require_compatible(directory, config, data), RunError)
@@ -106,8 +108,16 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
             ]
             for note in notes:
                 run.logger.info(note)
-            run.fit()
-            return run.summarise()
+            with run.trackers:
+                run.fit()
+                return run.summarise()
+
+
+def prepared(config: RunConfig, data: DataSets) -> RunConfig:
+    """Returns the config as a run records it, with the loss itself; raises if metrics or trackers do not fit."""
+    require_measurable(config, data)
+    require_available(config.log)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
 
 
 def open_run(
@@ -119,21 +129,19 @@ def open_run(
         require_covering(samples, hop_frames(samples))
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
-    if ":" in config.model.name:
+    if config.model.custom_code:
         require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    trainer = make_trainer(config, model, steps, placement, loss=_loss(config, data), cache_programs=cache_programs)
+    trainer = make_trainer(
+        config, model, steps, placement, loss=teachers.run_loss(config, data),
+        teacher=teachers.online_teacher(config, data), cache_programs=cache_programs,
+    )  # fmt: skip
     require_usable(trainer, len(data.vocabulary))
     logger = Logger(directory / LOG, silent=not distributed.is_primary())
-    return Run(RunArtifacts(directory, config, data.shared(directory / ".index"), trainer, model, logger, stop), steps)
-
-
-def _loss(config: RunConfig, data: DataSets) -> losses.Loss:
-    """Returns the loss of a run, with the class weights that its training set gives."""
-    source, counts = config.optimizer.class_weights, data.train.class_counts()
-    return losses.from_config(
-        config.optimizer, losses.class_weights(source, counts, data.vocabulary) if source else None
-    )
+    trackers = Trackers(config.log if distributed.is_primary() else (), directory, flatten(config), logger.info)
+    data = data.shared(directory / ".index")
+    scores = teachers.stored_scores(directory, config, data), teachers.taught_scores(config, data, placement)
+    return Run(RunArtifacts(directory, config, data, trainer, model, logger, stop, *scores), steps, trackers)
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,7 @@ class Run:
 
     artifacts: RunArtifacts
     steps_per_epoch: int
+    trackers: Trackers
 
     @property
     def config(self) -> RunConfig:
@@ -174,7 +183,12 @@ class Run:
 
     def summarise(self) -> list[ModelSummary]:
         """Averages, ensembles and scores the epochs."""
-        return summarise(self.artifacts, read_rows(self.directory / RESULT))
+        rows = read_rows(self.directory / RESULT)
+        if not (self.directory / SUMMARY).is_file():
+            self.trackers.open(len(rows) * self.steps_per_epoch, len(rows))
+        measured = summarise(self.artifacts, rows)
+        self.trackers.results(tables.results(measured))
+        return measured
 
     def fit(self) -> None:
         """Trains the missing epochs; with ``optimizer.patience``, up to the one at which training stops early."""
@@ -183,6 +197,7 @@ class Run:
             if not self._is_trained(checkpoints):
                 progress = self._resume(checkpoints)
                 self._log_start(progress.step)
+                self.trackers.open(progress.step, len(progress.rows))
                 self._fit(checkpoints, progress)
         except BaseException:
             try:
@@ -194,7 +209,7 @@ class Run:
         distributed.barrier("trained")
         rows = read_rows(self.directory / RESULT)
         if len(rows) < self.epochs:
-            best = best_epoch(rows, self.config.optimizer)
+            best = best_epoch(rows, self.config)
             self.logger.info(
                 f"training ended early, after epoch {len(rows)} of {self.epochs}: epoch {best} is still the best "
                 f"(optimizer.patience is {self.config.optimizer.patience})"
@@ -205,11 +220,11 @@ class Run:
         table = self.directory / RESULT
         rows = read_rows(table) if table.is_file() else []
         last = checkpoints.steps()[:1] == [len(rows) * self.steps_per_epoch]
-        return not distributed.any_process(not (last and is_complete(rows, self.config.optimizer)))
+        return not distributed.any_process(not (last and is_complete(rows, self.config)))
 
     def _ends_after(self, rows: list[EpochRow]) -> bool:
         """Returns whether training ends after these epochs, as the primary process decides."""
-        return distributed.on_primary(lambda: is_complete(rows, self.config.optimizer), RunError)
+        return distributed.on_primary(lambda: is_complete(rows, self.config), RunError)
 
     def _resume(self, checkpoints: RunCheckpoints) -> Progress:
         """Returns the progress in the latest checkpoint, or that of a new run."""
@@ -232,7 +247,8 @@ class Run:
             f"{self.config.model.name}: {count:,} parameters, {len(data.vocabulary)} classes; {len(data.train):,} "
             f"training clips; {len(devices)} x {devices[0].device_kind}{processes}; run {self.directory}"
         )
-        for note in short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch):
+        notes = teachers.notes(self.artifacts.trainer.teacher, self.artifacts.teacher)
+        for note in [*notes, *short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch)]:
             self.logger.info(note)
         if padding := self._num_padding_rows():
             self.logger.info(
@@ -242,7 +258,8 @@ class Run:
             )
         if is_exclusive(self.config.optimizer.loss):
             name = "cross-entropy" if self.config.optimizer.loss == "ce" else self.config.optimizer.loss
-            chosen = ", and the best epoch is the most accurate" if data.primary == VALIDATION else ""
+            by_accuracy = data.primary == VALIDATION and selecting_columns(self.config)[0] == ACCURACY
+            chosen = ", and the best epoch is the most accurate" if by_accuracy else ""
             self.logger.info(f"every clip has exactly one label: the loss is {name}{chosen}")
         if step:
             self.logger.info(f"resuming in epoch {step // self.steps_per_epoch + 1}, after step {step}")
@@ -253,7 +270,7 @@ class Run:
 
     def _num_padding_rows(self) -> int:
         """Returns the number of rows without a clip in an epoch; 0 if the model ignores them."""
-        if ":" not in self.config.model.name or ignores_padding(self.artifacts.model):
+        if not self.config.model.custom_code or ignores_padding(self.artifacts.model):
             return 0
         placement, accumulate = self.artifacts.trainer.placement, self.config.optimizer.accumulate
         rows = placement.padded_size(self.config.data.batch_size, accumulate) * self.steps_per_epoch
@@ -261,8 +278,10 @@ class Run:
 
     def _fit(self, checkpoints: RunCheckpoints, progress: Progress) -> None:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
-        settings = {"num_samples": trainer.frontend.num_samples, "epochs": self.epochs, "seed": config.seed}
-        source = train_source(data.train, config.data, config.sampling, **settings)
+        source = train_source(
+            data.train, config.data, config.sampling, num_samples=trainer.frontend.num_samples, epochs=self.epochs,
+            seed=config.seed, teacher=self.artifacts.teacher, taught=self.artifacts.taught,
+        )  # fmt: skip
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)
@@ -270,28 +289,23 @@ class Run:
         ensemble = RunningEnsemble()
         for epoch in range(1, len(progress.rows) + 1):
             ensemble.add(self.artifacts.scores(data.primary, epoch_name(epoch)))
-        events = self.directory if distributed.is_primary() else None
-        with (
-            contextlib.closing(stream),
-            TensorBoardWriter(events, len(progress.rows), self.logger.info) as epoch_curves,
-            TensorBoardWriter(events and events / "steps", first_step + 1, self.logger.info) as step_curves,
-        ):
+        with contextlib.closing(stream):
             while not self._ends_after(progress.rows):
-                monitor = self._monitor(progress, step_curves)
+                monitor = self._monitor(progress)
                 progress = self._train_epoch(checkpoints, progress, stream, monitor, profile)
                 resumed = progress.step == first_step
-                rows = [*progress.rows, self._end_epoch(checkpoints, progress, ensemble, epoch_curves, resumed)]
-                self._publish(rows, epoch_curves)
+                rows = [*progress.rows, self._end_epoch(checkpoints, progress, ensemble, resumed)]
+                self._publish(rows)
                 state = {**progress.state, "progress": trainer.placement.replicate(zero_progress())}
                 progress = Progress(state, rows, progress.step, set())
 
-    def _monitor(self, progress: Progress, curves: TensorBoardWriter) -> TrainingMonitor:
+    def _monitor(self, progress: Progress) -> TrainingMonitor:
         return TrainingMonitor(
             self.artifacts.data.train,
             progress.failed,
             skip=self.config.optimizer.nonfinite == "skip",
             log=self.logger.info,
-            curves=lambda scalars, step: curves.scalars({f"train/{k}": v for k, v in scalars.items()}, step),
+            curves=self.trackers.steps,
             steps=self.steps_per_epoch,
         )
 
@@ -371,7 +385,6 @@ class Run:
         checkpoints: RunCheckpoints,
         progress: Progress,
         ensemble: RunningEnsemble,
-        curves: TensorBoardWriter,
         resumed: bool,
     ) -> EpochRow:
         """Scores the primary set, saves scores and model, and returns the epoch's row of ``result.csv``.
@@ -388,11 +401,7 @@ class Run:
             artifacts.save_scores(kind, name, scores)
         ensemble.add(scores)
         metrics, ensemble_metrics = scores.metrics(), ensemble.mean().metrics()
-        curves.histogram(f"{kind}/AP_per_class", metrics.per_class_ap, epoch)
-        curves.histogram(f"{kind}/AUC_per_class", metrics.per_class_auc, epoch)
         sums = jax.device_get(state["progress"])
-        counts = {"train/skipped_steps": float(sums["skipped"]), "train/clips_set_aside": len(progress.failed)}
-        curves.scalars(counts, epoch)
         rate = make_schedule(self.config.optimizer, self.steps_per_epoch)(epoch * self.steps_per_epoch - 1)
         loss = self._held_out_loss(scores)
         if not resumed or distributed.any_process(not artifacts.has_model(name)):
@@ -404,29 +413,36 @@ class Run:
             sums["loss"] / max(sums["count"], 1.0), loss, ensemble_metrics.mAP, ensemble_metrics.mAUC, rate,
         )  # fmt: skip
         row: dict[str, Any] = {name: float(value) for name, value in zip(EPOCH_COLUMNS, values)} | {"epoch": epoch}
-        return row if math.isnan(metrics.accuracy) else row | {ACCURACY: metrics.accuracy}
+        single = {} if math.isnan(metrics.accuracy) else {ACCURACY: metrics.accuracy}
+        row |= single | artifacts.evaluators(scores)
+        counts = {"train/skipped_steps": float(sums["skipped"]), "train/clips_set_aside": len(progress.failed)}
+        histograms = {f"{kind}/AP_per_class": metrics.per_class_ap, f"{kind}/AUC_per_class": metrics.per_class_auc}
+        self.trackers.epoch(
+            counts | {f"{kind}/{name}": value for name, value in row.items() if name != "epoch"}, histograms, epoch
+        )
+        return row
 
     def _held_out_loss(self, scores: Scores) -> float:
         """Returns the mean loss of held-out clips, without label smoothing."""
         config = dataclasses.replace(
             self.config, optimizer=dataclasses.replace(self.config.optimizer, label_smoothing=0.0)
         )
-        loss = _loss(config, self.artifacts.data)
+        loss = teachers.label_loss(config, self.artifacts.data)
         arrays = jnp.asarray(scores.scores), jnp.asarray(scores.labels)
         valid = jnp.ones(len(scores.scores))
-        return float(ingredients.call(loss, *arrays, field=losses.LOSS_FIELD, valid=valid).mean())
+        return float(losses.call(loss, *arrays, {"valid": valid}).mean())
 
-    def _publish(self, rows: list[EpochRow], curves: TensorBoardWriter) -> None:
-        """Writes ``result.csv`` and the epoch's curves, and logs the epoch's metrics."""
+    def _publish(self, rows: list[EpochRow]) -> None:
+        """Writes ``result.csv``, and logs the epoch's metrics."""
         row, columns, kind = rows[-1], epoch_columns(rows), self.artifacts.data.primary
         if distributed.is_primary():
             tables.write_csv(self.directory / RESULT, columns, rows)
-        curves.scalars({f"{kind}/{name}": row[name] for name in columns[1:]}, int(row["epoch"]))
         accuracy = f"accuracy {row[ACCURACY]:.4f}  " if ACCURACY in row else ""
+        further = "".join(f"  {name} {row[name]:.4f}" for name in columns if name not in (*EPOCH_COLUMNS, ACCURACY))
         self.logger.info(
             f"epoch {row['epoch']}/{self.epochs}  train loss {row['train_loss']:.4f}  {kind}: "
             f"loss {row['valid_loss']:.4f}  {accuracy}mAP {row['mAP']:.4f}  AUC {row['mAUC']:.4f}  "
-            f"ensemble mAP {row['ensemble_mAP']:.4f}"
+            f"ensemble mAP {row['ensemble_mAP']:.4f}{further}"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ LOSSES: dict[str, Loss] = {
 """The losses by their names in a config."""
 
 
+def call(loss: Loss, scores: jax.Array, labels: jax.Array, fields: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns ``loss(scores, labels)`` with those of further `fields` of a batch that it takes by name."""
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(loss).parameters.values()):
+        return loss(scores, labels, **fields)
+    return ingredients.call(loss, scores, labels, field=LOSS_FIELD, **fields)
+
+
 def from_config(config: OptimizerConfig, weights: np.ndarray | None = None) -> Loss:
     """Returns the loss of a run, with class weights and label smoothing; it has the parameters of the named one.
 
@@ -109,7 +117,7 @@ def from_config(config: OptimizerConfig, weights: np.ndarray | None = None) -> L
     """
     function = ingredients.find(config.loss, LOSSES, LOSS_FIELD)
     if weights is not None:
-        if not ingredients.takes(function, "class_weights"):
+        if not ingredients.accepts(function, "class_weights"):
             raise ConfigError(
                 f"optimizer.class_weights is {config.class_weights!r}, but the loss {config.loss} takes no parameter "
                 "class_weights: use another loss, or leave class_weights empty."
@@ -133,9 +141,7 @@ def require_usable(loss: Loss, num_classes: int, fields: Mapping[str, Any], name
     ingredients.bound(loss, 2, field=LOSS_FIELD, **fields)
     scores = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     try:
-        result = jax.eval_shape(
-            lambda x, fields: ingredients.call(loss, x, x, field=LOSS_FIELD, **fields), scores, dict(fields)
-        )
+        result = jax.eval_shape(lambda x, fields: call(loss, x, x, fields), scores, dict(fields))
     except Exception as error:
         raise ingredients.IngredientError(
             f"{LOSS_FIELD} is {name!r}, which cannot be computed ({ingredients.reason(error)}): correct the function."

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from flax import nnx
 
 from psla_jax.config import RunConfig
-from psla_jax.models.layers import BatchNorm
+from psla_jax.models.views import has_running_statistics
 from psla_jax.pretraining.initialize import IMAGENET
 
 MAX_INITIAL_SHARE = 0.1
@@ -37,7 +38,5 @@ def notes(config: RunConfig, model: nnx.Module, steps_per_epoch: int) -> Iterato
         )
 
 
-def _norms(model: nnx.Module) -> Iterator[BatchNorm | nnx.BatchNorm]:
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm | nnx.BatchNorm):
-            yield module
+def _norms(model: nnx.Module) -> Iterator[Any]:
+    return (module for _, module in nnx.iter_modules(model) if has_running_statistics(module))

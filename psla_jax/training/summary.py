@@ -60,10 +60,13 @@ def _single(artifacts: RunArtifacts, rows: list[EpochRow]) -> ModelSummary:
         last = range(max(len(rows) - SINGLE_WITHOUT_VALIDATION, 0) + 1, len(rows) + 1)
         members = [artifacts.scores(EVALUATION, epoch_name(e)) for e in last]
         mean = _mean_metrics([member.metrics() for member in members])
+        further = [artifacts.evaluators(member) for member in members]
         _save_best(artifacts, len(rows))
         _write_per_class(artifacts, f"{EVALUATION}_{SINGLE}", members, mean)
-        return ModelSummary(f"single (mean of epochs {last[0]}-{last[-1]})", {EVALUATION: mean}, {})
-    best = best_epoch(rows, artifacts.config.optimizer)
+        means = {name: float(np.mean([values[name] for values in further])) for name in further[0]}
+        label = f"single (mean of epochs {last[0]}-{last[-1]})"
+        return ModelSummary(label, {EVALUATION: mean}, {}, {EVALUATION: means})
+    best = best_epoch(rows, artifacts.config)
     _save_best(artifacts, best)
     scores = {kind: artifacts.scores(kind, epoch_name(best)) for kind in artifacts.data.held_out}
     return _measure(artifacts, BEST, f"best single (epoch {best})", scores)
@@ -126,7 +129,7 @@ def _measure(artifacts: RunArtifacts, name: str, label: str, scores: dict[str, S
     metrics = {k: s.metrics() for k, s in scores.items()}
     for kind in scores:
         _write_per_class(artifacts, f"{kind}_{name}", [scores[kind]], metrics[kind])
-    return ModelSummary(label, metrics, intervals)
+    return ModelSummary(label, metrics, intervals, {k: artifacts.evaluators(s) for k, s in scores.items()})
 
 
 def _write_per_class(artifacts: RunArtifacts, name: str, members: Sequence[Scores], metrics: Metrics) -> None:
@@ -145,7 +148,7 @@ def _write(artifacts: RunArtifacts, measured: Mapping[str, ModelSummary]) -> Non
 
 def read_rows(path: Path) -> list[EpochRow]:
     """Reads the rows of a ``result.csv``."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    header, *lines = path.read_text(encoding="utf-8").splitlines()  # No name of a column has a comma.
     return [dict(zip(header.split(","), map(float, line.split(",")))) for line in lines]
 
 

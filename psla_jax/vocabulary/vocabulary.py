@@ -14,8 +14,8 @@ from psla_jax.runtime.streams import regular_file
 from psla_jax.runtime.terminal import printable
 
 _HEADER = ["index", "mid", "display_name"]
-BUNDLED = ("audioset", "fsd50k")
-"""Names of the class lists that are part of the package (both CC BY 4.0)."""
+BUNDLED = ("audioset", "fsd50k", "demo")
+"""Names of the class lists that are part of the package: two published ones (CC BY 4.0), and that of the demo set."""
 
 
 class VocabularyError(ValueError):
@@ -77,11 +77,11 @@ class Vocabulary:
     def read(cls, path: str | os.PathLike[str]) -> Vocabulary:
         """Reads a label file: CSV with the header ``index,mid,display_name`` and one line per class, numbered from 0.
 
-        The paths ``audioset`` and ``fsd50k`` stand for the bundled class lists of these data sets, unless such a file
-        exists. Raises VocabularyError if the file is missing, is empty or has another format.
+        The paths ``audioset``, ``fsd50k`` and ``demo`` stand for the bundled class lists of these data sets, unless
+        such a file exists. Raises VocabularyError if the file is missing, is empty or has another format.
         """
         file_path = os.fspath(path)
-        if file_path in BUNDLED and not os.path.exists(file_path):
+        if file_path in BUNDLED and (not os.path.exists(file_path) or os.path.isdir(file_path)):
             file_path = os.path.join(os.path.dirname(__file__), f"{file_path}.csv")
         label_file = f"the label file {file_path}"
         try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measures
 import numpy as np
 import pytest
 import soundfile
@@ -16,9 +17,11 @@ import sounds
 import tiny
 from tolerance import assert_trees_close
 
+import psla_jax
 from psla_jax.cli import main, train_evaluate
 from psla_jax.cli.prepare import DATA_SETS
 from psla_jax.data import datafile
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models.model_dir import load_model
 from psla_jax.models.state import split_model
@@ -119,6 +122,8 @@ FIELDS = {
     "--model.name nowhere:build": "'nowhere:build' cannot be imported",
     "--data.validation= --data.evaluation=": "data.validation and data.evaluation are both empty",
     "--data.train=": "data.train is empty",
+    "--metrics f1": "metrics is 'f1': 'f1' is unknown: choose one of lwlrap, micro_f1, macro_f1",
+    "--select lwlrap": "select is 'lwlrap': choose one of mAP, mAUC",
     "--pretraining.source nowhere.pth": "tiny:build has no such weights",
 }
 
@@ -416,7 +421,7 @@ def test_a_runs_finished_models_can_be_verified(trained, capsys):
 
 def test_export_needs_a_model_with_official_names(trained, tmp_path, capsys):
     custom = ["export", str(trained / "run"), str(tmp_path / "out.pth")]
-    assert "--trust" in complaint(capsys, custom)
+    assert "has tiny:build, which has no official names: export built-in models" in complaint(capsys, custom)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -452,3 +457,25 @@ def test_a_closed_output_is_no_error_and_a_full_one_is_one_sentence(arguments: l
     with open("/dev/full", "w") as full:
         failed = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (failed.returncode, failed.stderr) == (1, "psla: No space left on device: the disk.\n")
+
+
+def test_further_metrics_of_models_and_of_their_ensemble(trained, capsys):
+    """``psla evaluate --metrics``: named and imported ones, after the reference's in every line."""
+    models = [str(trained / "run" / "models" / name) for name in ("epoch_001", "epoch_002")]
+    data, scores = str(trained / "data" / "evaluation.json"), trained / "scores.npz"
+    asked = ["lwlrap", "measures:worst(factor=2)"]
+    command = ["evaluate", *models, "--data", data, "--trust", "--bootstrap", "0"]
+    assert main.main([*command, "--save", str(scores), "--metrics", *asked]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Model", "Ensemble 2"))]
+    values = Evaluators.find(asked, sounds.VOCABULARY)(Scores.load(scores))
+    assert len(lines) == 3
+    assert lines[2].endswith(
+        f"accuracy: {Scores.load(scores).metrics().accuracy:.6f}, lwlrap: {values['lwlrap']:.6f}, "
+        f"worst_factor_2: {values['worst_factor_2']:.6f}"
+    )
+    result = psla_jax.evaluate(models[:1], data, trust=True, bootstrap=0, metrics=[measures.worst])
+    assert lines[0].endswith(f"worst_factor_2: {2 * result.further_models[0]['worst']:.6f}")
+    assert result.further_models[0] == result.further_ensemble
+    capsys.readouterr()
+    assert "'f1' is unknown: choose one of lwlrap" in complaint(capsys, [*command, "--metrics", "f1"])
+    assert "failing cannot be computed" in complaint(capsys, [*command, "--metrics", "measures:failing"])

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from psla_jax.data.folds import FoldError, assign_folds
+from psla_jax.data import datafile
+from psla_jax.data.datafile import Datafile, Record
+from psla_jax.data.folds import FoldError, assign_folds, write_folds
+from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLASSES = 12
 
@@ -72,3 +75,19 @@ def test_an_impossible_number_of_folds_is_rejected(long_tail):
     with pytest.raises(FoldError, match=r"folds is 4: use 2 or more, up to the 3 groups of clips\."):
         assign(long_tail, 4, groups=["a", "b", "c"] * 100)
     assert sorted(assign(long_tail, 300)) == list(range(300))
+
+
+def test_written_folds_have_every_clip_once_with_its_labels_and_times(tmp_path):
+    vocabulary = Vocabulary(("a", "b"), ("A", "B"))
+    clips = [Record(f"{i // 2}.wav", ["ab"[i % 2]], i % 2, i % 2 + 0.5) for i in range(10)]
+    datafile.write(tmp_path / "all.json", clips, exclusive=True)
+    data = Datafile.read(tmp_path / "all.json", vocabulary)
+    recordings = [clip.wav for clip in clips]
+    paths = write_folds(data, vocabulary, tmp_path / "folds", 3, seed=1, groups=recordings)
+    assert paths == [str(tmp_path / "folds" / f"fold_{number}.json") for number in (1, 2, 3)]
+    folds = [Datafile.read(path, vocabulary) for path in paths]
+    assert all(fold.exclusive for fold in folds)
+    written = sorted(record for path in paths for record in datafile.records(path))
+    assert written == sorted(clip._replace(wav=str(tmp_path / clip.wav), mids=tuple(clip.mids)) for clip in clips)
+    expected = assign_folds([[i % 2] for i in range(10)], 3, num_classes=2, seed=1, groups=recordings)
+    assert [len(fold) for fold in folds] == np.bincount(expected).tolist()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sounds
+import tiny
 from scoring import scored
 
+import psla_jax
+from psla_jax.evaluation.predict import predict
 from psla_jax.evaluation.scores import Scores, ScoresError
 
 
@@ -16,6 +20,23 @@ def test_every_clip_is_scored_once_for_any_batch_size_and_number_of_devices():
         np.testing.assert_array_equal(scores.clips, expected.clips)
         np.testing.assert_array_equal(scores.labels, expected.labels)
         np.testing.assert_allclose(scores.scores, expected.scores, atol=1e-6)
+
+
+def test_a_data_set_of_the_loader_is_scored_as_by_evaluate(tmp_path):
+    sounds.make(tmp_path)
+    model = psla_jax.load_model(tiny.save(tmp_path / "model"))
+    data = psla_jax.read_datafile(tmp_path / "evaluation.json", sounds.VOCABULARY)
+    batches = psla_jax.loader(data, model.frontend, batch_size=4)
+    ours = predict(model.network, model.frontend, batches)
+    assert ours.clips.tolist() == [str(clip) for clip in range(len(data))]
+    theirs = psla_jax.evaluate(tmp_path / "model", data.source, save=tmp_path / "scores.npz", bootstrap=0)
+    saved = Scores.load(tmp_path / "scores.npz")
+    np.testing.assert_allclose(ours.scores, saved.scores, atol=1e-6)
+    np.testing.assert_array_equal(ours.labels, saved.labels)
+    assert ours.metrics().mAP == pytest.approx(theirs.ensemble.mAP, abs=1e-6)
+    exclusive = predict(model.network, model.frontend, batches, exclusive=True, clip_id=data.clip_id)
+    np.testing.assert_allclose(exclusive.scores.sum(axis=1), 1.0, atol=1e-6)
+    assert exclusive.clips.tolist() == [data.clip_id(clip) for clip in range(len(data))]
 
 
 def test_an_unreadable_clip_is_excluded_and_named():

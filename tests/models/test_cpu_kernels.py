@@ -29,15 +29,6 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-@pytest.fixture
-def _uncached():
-    """Lets the number of devices and cores be read again."""
-    cpu_kernels.per_clip_is_faster.cache_clear()
-    yield
-    cpu_kernels.per_clip_is_faster.cache_clear()
-
-
-@pytest.mark.usefixtures("_uncached")
 @pytest.mark.parametrize(
     ("backend", "devices", "cores", "expected"),
     [("cpu", 1, 2, True), ("cpu", 1, 5, False), ("cpu", 2, 2, False), ("gpu", 1, 2, False)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
-from psla_jax.config import ShareConfig
+from psla_jax.config import ConfigError, ShareConfig
 from psla_jax.runtime import launcher
 
 SLURM = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4"}
@@ -64,3 +64,27 @@ def test_processes_that_share_work_use_the_gpu_of_their_index_on_the_machine(mon
     launcher.use_own_accelerator(config)
     expected = {f"jax_{kind}_visible_devices": device for kind in ("cuda", "rocm")}
     assert chosen == (expected if device else {})
+
+
+@pytest.mark.parametrize(
+    ("task", "first", "step", "count", "share"),
+    [
+        ("0", "0", "1", "4", (0, 4)),
+        ("3", "0", "1", "4", (3, 4)),
+        ("7", "1", "3", "3", (2, 3)),
+        ("5", "5", "1", "1", (0, 1)),
+    ],
+)
+def test_the_tasks_of_a_slurm_array_share_the_work(monkeypatch, task, first, step, count, share):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
+    assert launcher.array_share() == (0, 1)
+    for name, value in (("MIN", first), ("STEP", step), ("COUNT", count)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert launcher.array_share() == share
+
+
+def test_an_irregular_slurm_array_is_an_error(monkeypatch):
+    for name, value in (("ID", "7"), ("MIN", "1"), ("COUNT", "3")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(ConfigError, match=r"SLURM_ARRAY_TASK_ID is 7, which is none of 3 tasks .*--array=0-2"):
+        launcher.array_share()

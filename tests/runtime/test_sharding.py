@@ -21,7 +21,9 @@ class Device:
 
 def test_a_mesh_spans_hosts_with_slices_of_their_own_in_the_order_of_processes() -> None:
     devices = [Device(id, process_index=id // 4, slice_index=id // 4) for id in (5, 0, 7, 2, 1, 4, 3, 6)]
-    mesh = Placement.over(cast(Any, devices)).mesh
+    placement = Placement.over(cast(Any, devices))
+    assert placement.platform == "gpu"
+    mesh = placement.mesh
     assert mesh.shape == {"data": 8}
     assert [device.id for device in mesh.devices.flat] == list(range(8))
 

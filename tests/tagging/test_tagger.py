@@ -175,6 +175,20 @@ def test_a_long_recording_is_its_windows_joined(saved, sound):
     assert result.duration == 6.0
 
 
+def test_embeddings_of_many_recordings_are_those_of_each(saved, sound, tmp_path):
+    tagger = psla_jax.load(saved("attention"))
+    recordings = [sound[:20_000], sound, sound[30_000:42_000]]
+    with_rates = [(recording, 16_000) for recording in recordings]
+    first, broken, second, third = tagger.embed_all([with_rates[0], tmp_path / "absent.wav", *with_rates[1:]])
+    assert isinstance(broken, Failure)
+    for together, recording in zip((first, second, third), recordings, strict=True):
+        alone = tagger.embed(recording, 16_000)
+        assert_close(together.frames, alone.frames, 1e-5)
+        assert_close(together.clip, alone.clip, 1e-5)
+    with pytest.raises(TaggerError, match="do not share an embedding space"):
+        psla_jax.load([saved("attention"), saved("other")]).embed_all([sound], sample_rate=16_000)
+
+
 def test_scores_of_exclusive_classes_are_distributions(saved, sound):
     """Cross-entropy determines ratios of scores only: every window and output frame is normalised over the classes."""
     model, exclusive = load_model(saved("attention")), load_model(saved("attention"))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import sounds
+import trackers
 from flax import nnx
 from tolerance import assert_close, assert_trees_close
 
@@ -31,6 +32,7 @@ from psla_jax.config import (
 )
 from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError
+from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import Scores
 from psla_jax.models.factory import from_config
 from psla_jax.models.model_dir import CheckpointError, ModelCard, load_model, read_card, save_model
@@ -624,3 +626,131 @@ def test_a_loader_that_lets_the_steps_wait_is_told_of(data: Path, seconds: float
     line, shown = monitor.loader_report()
     assert shown is slow
     assert ("psla pack" in line) is slow
+
+
+# ---- Further metrics -------------------------------------------------------------------------------------------------
+
+
+def test_further_metrics_are_in_all_tables_and_select_the_best_epoch(whole_run, data, tmp_path, monkeypatch, capsys):
+    """`worst` falls as scores move away from 0.5, so it selects another epoch than mAP does."""
+    metrics = ("lwlrap", "measures:worst(factor=2.0)", "measures:report")
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), metrics=metrics, select="worst_factor_2.0")
+    monkeypatch.setattr(TrainingMonitor, "report_failed_clips", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # After the steps of the first epoch.
+        loop.train(config)
+    monkeypatch.undo()
+    measured = loop.train(config)
+    rows, before = table(tmp_path / "run" / "result.csv"), table(Path(whole_run[0].run_dir) / "result.csv")
+    added = [
+        *("lwlrap", "worst_factor_2.0", "report/classes", "report/clips", "report/exclusive", "report/mean_score_all"),
+    ]
+    assert list(rows[0]) == [*before[0], *added]
+    assert [{name: row[name] for name in before[0]} for row in rows] == before
+    evaluators = Evaluators.find(metrics, sounds.VOCABULARY)
+    for number, row in enumerate(rows, 1):
+        values = evaluators(Scores.load(tmp_path / "run" / "scores" / f"validation_epoch_{number:03d}.npz"))
+        assert {name: float(row[name]) for name in added} == pytest.approx(values, rel=1e-8)
+    falling = [float(row["worst_factor_2.0"]) for row in rows]
+    best = 1 + falling.index(max(falling))
+    assert measured[0].name == f"best single (epoch {best})"
+    assert read_card(tmp_path / "run" / "models" / "best").notes["epochs"] == [best]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    combined = evaluators(Scores.load(tmp_path / "run" / "scores" / "evaluation_ensemble.npz"))
+    assert {k: summary["checkpoint ensemble (3 epochs)"]["evaluation"][k] for k in added} == combined
+    (ensemble,) = table(tmp_path / "run" / "ensemble_result.csv")
+    assert float(ensemble["evaluation_lwlrap"]) == pytest.approx(combined["lwlrap"])
+    shown = capsys.readouterr().out
+    assert f"lwlrap {float(rows[2]['lwlrap']):.4f}  worst_factor_2.0 {falling[2]:.4f}" in shown
+    assert re.search(r"accuracy[ ┃]+lwlrap[ ┃]+worst_factor_2\.0", shown)
+
+
+def test_without_a_validation_set_further_metrics_are_means_over_the_last_epochs(data, tmp_path):
+    sets = dataclasses.replace(sounds.config(data, tmp_path / "run").data, validation="")
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), data=sets, metrics=("lwlrap",))
+    measured = loop.train(config)
+    rows = table(tmp_path / "run" / "result.csv")
+    mean = np.mean([float(row["lwlrap"]) for row in rows])
+    assert measured[0].further["evaluation"]["lwlrap"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metrics": ("measures:undefined",)}, "metrics: undefined is nan for random scores of the clips in "),
+        ({"metrics": ("measures:text",)}, "metrics: text is 'good': return a number"),
+        (
+            {"select": "lwlrap", "metrics": ("micro_map",)},
+            "select is 'lwlrap': choose one of mAP, mAUC, d_prime, precision, recall, valid_loss, accuracy, micro_map,",
+        ),
+    ],
+)
+def test_a_metric_that_does_not_fit_ends_a_run_before_it_begins(data, tmp_path, fields, message):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), **fields)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        loop.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Trackers --------------------------------------------------------------------------------------------------------
+
+
+def test_trackers_receive_every_step_and_epoch_of_a_run_and_its_results_once(data, tmp_path, monkeypatch, capsys):
+    """Also of a run that is interrupted and resumed with another tracker beside the first."""
+    calls = trackers.install(monkeypatch, tmp_path / "packages", "wandb")
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), log=("wandb",), metrics=("lwlrap",))
+    save = RunArtifacts.save_scores
+    monkeypatch.setattr(
+        RunArtifacts, "save_scores", lambda self, kind, name, scores: save(self, kind, name, scores) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):  # In the first epoch, whose steps are saved.
+        loop.train(config)
+    monkeypatch.setattr(RunArtifacts, "save_scores", save)
+    both = dataclasses.replace(config, log=("wandb", "trackers:Table(fail='results')", "tensorboard"))
+    measured = loop.train(both)
+    loop.train(both)  # A finished run has nothing to send.
+    assert trackers.read(calls, "finish") == [1, 0]
+    first, second = trackers.read(calls, "init")
+    assert first["id"] == second["id"]
+    assert first["config"]["optimizer.learning_rate"] == 1e-2
+    points = trackers.read(calls, "log")
+    assert [point["step"] for point in points if "step" in point] == list(range(1, 13))
+    assert {"step/loss", "step/gradient_norm"} < set(points[0])
+    rows = table(tmp_path / "run" / "result.csv")
+    epochs = [point for point in points if "epoch" in point]
+    for row, point in zip(rows, epochs, strict=True):
+        shown = {name: point[f"validation/{name}"] for name in row if name != "epoch" and f"validation/{name}" in point}
+        assert {name: float(row[name]) for name in shown} == pytest.approx(shown, rel=1e-8)
+        assert {"mAP", "lwlrap", "accuracy", "train_loss"} <= set(shown)
+        assert point["validation/AP_per_class"] == 3  # The fourth class has no clips.
+        assert point["train/skipped_steps"] == 0
+    (summary,) = trackers.read(calls, "summary")
+    assert summary["evaluation/checkpoint_ensemble_lwlrap"] == measured[-1].further["evaluation"]["lwlrap"]
+    assert summary["validation/best_single_mAP"] == measured[0].sets["validation"].mAP
+    lines = (tmp_path / "run" / "table.txt").read_text().splitlines()
+    assert lines[0] == "open 4 0"
+    assert [line.split()[:2] for line in lines if line.startswith("step ")] == [["step", str(n)] for n in range(5, 13)]
+    assert "failed and is disabled (ConnectionError: unplugged)" in capsys.readouterr().out
+    assert (tmp_path / "run" / "ensemble_result.csv").is_file()
+    assert list((tmp_path / "run").glob("*tfevents*"))
+
+
+def test_without_trackers_no_events_are_written_and_a_missing_one_ends_a_run_before_it_begins(data, tmp_path):
+    config = dataclasses.replace(sounds.config(data, tmp_path / "run"), log=())
+    loop.train(config)
+    assert not list((tmp_path / "run").rglob("*tfevents*"))
+    missing = dataclasses.replace(config, log=("trackers:Missing",), run_dir=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"log is 'trackers:Missing': 'trackers:Missing' cannot be imported"):
+        loop.train(missing)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_training_from_python_caches_its_programs_and_leaves_jax_as_it_was(monkeypatch, tmp_path):
+    monkeypatch.setenv("PSLA_CACHE", str(tmp_path))
+    monkeypatch.setattr(loop, "_train", lambda config, cache_programs: [jax.config.jax_compilation_cache_dir])
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert loop.train(sounds.config(tmp_path, tmp_path / "run")) == [str(tmp_path / "xla")]
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from psla_jax.config import AggregationConfig, OptimizerConfig
+from psla_jax.config import AggregationConfig, DataConfig, OptimizerConfig, RunConfig
 from psla_jax.training.selection import averaged_epochs, best_epoch, is_complete
 
 
@@ -17,10 +19,20 @@ def rows(*values: float, accuracy: tuple[float, ...] = ()) -> list[dict[str, flo
 
 def test_the_best_epoch_is_the_first_with_the_highest_map_or_accuracy():
     measured = rows(0.3, 0.5, 0.4, 0.5, accuracy=(0.7, 0.6, 0.7, 0.2))
-    assert best_epoch(measured, OptimizerConfig(loss="bce")) == 2
-    assert best_epoch(measured, OptimizerConfig(loss="ce")) == 3
+    assert best_epoch(measured, RunConfig(optimizer=OptimizerConfig(loss="bce"))) == 2
+    assert best_epoch(measured, RunConfig(optimizer=OptimizerConfig(loss="ce"))) == 3
     # A difference that the table does not show is a tie.
-    assert best_epoch(rows(0.5, 0.5 + 1e-12), OptimizerConfig(loss="bce")) == 1
+    assert best_epoch(rows(0.5, 0.5 + 1e-12), RunConfig(optimizer=OptimizerConfig(loss="bce"))) == 1
+
+
+def test_any_column_selects_the_best_epoch():
+    measured = rows(0.3, 0.5, 0.4, 0.5)
+    for row, lwlrap, loss in zip(measured, (0.7, float("nan"), 0.7, 0.2), (0.3, 0.9, 0.2, 0.2)):
+        row |= {"lwlrap": lwlrap, "valid_loss": loss}
+    config = RunConfig(data=DataConfig(validation="v.json"), optimizer=OptimizerConfig(loss="ce"), select="mAP")
+    assert best_epoch(measured, config) == 2
+    assert best_epoch(measured, replace(config, select="lwlrap")) == 3, "mAP decides between equal values"
+    assert best_epoch(measured, replace(config, select="valid_loss")) == 4, "the lowest loss, and mAP decides again"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +51,11 @@ def test_the_best_epoch_is_the_first_with_the_highest_map_or_accuracy():
     ],
 )
 def test_training_ends_when_the_best_epoch_is_patience_epochs_old(patience, values, complete):
-    assert is_complete(rows(*values), OptimizerConfig(epochs=5, patience=patience, loss="bce")) is complete
+    optimizer = OptimizerConfig(epochs=5, patience=patience, loss="bce")
+    config = RunConfig(
+        data=DataConfig(validation="v.json"), optimizer=optimizer, aggregation=AggregationConfig(first=1)
+    )
+    assert is_complete(rows(*values), config) is complete
 
 
 @pytest.mark.parametrize(

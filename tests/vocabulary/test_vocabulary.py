@@ -7,8 +7,9 @@ import json
 
 import pytest
 
+from psla_jax.data.demo import dataset
 from psla_jax.vocabulary.ontology import Ontology, OntologyError
-from psla_jax.vocabulary.vocabulary import Vocabulary, VocabularyError
+from psla_jax.vocabulary.vocabulary import BUNDLED, Vocabulary, VocabularyError
 
 PLAIN = (
     'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n2,/t/x,"A ""quoted"" name"\n'
@@ -164,3 +165,11 @@ def test_an_ontology_of_another_format_is_refused(tmp_path, text):
         Ontology.read(tmp_path / "ontology.json")
     with pytest.raises(OntologyError, match=r"nowhere.json cannot be read"):
         Ontology.read(tmp_path / "nowhere.json")
+
+
+def test_the_bundled_classes_of_the_demo_set_are_its_classes_also_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in BUNDLED:
+        (tmp_path / name).mkdir()
+    assert Vocabulary.read("demo") == dataset.vocabulary()
+    assert [len(Vocabulary.read(name)) for name in BUNDLED] == [527, 200, 17]
