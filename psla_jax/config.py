@@ -353,6 +353,9 @@ class RunConfig:
         _require(self, "select", not self.select or bool(self.data.validation), remedy)
         remedy = f"use a divisor of data.batch_size, {batch_size}"
         _require(self.optimizer, "accumulate", batch_size % self.optimizer.accumulate == 0, remedy)
+        mixed = bool(self.distill.consistency) and any(parse(s)[0] == "mixup" for s in self.sampling.spectrogram)
+        remedy = "its two views would be mixes of different clips: mix waveforms, with sampling.waveform mixup"
+        _require(self.distill, "consistency", not mixed, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
         _require(self.sampling, "time_mask", self.sampling.time_mask <= frames, remedy)
 

@@ -15,9 +15,11 @@ from flax import nnx
 
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.config import Channel, DataConfig, DistributedConfig
+from psla_jax.config_distill import DistillConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import DataError, data_notes, locate, require_single_labels
 from psla_jax.data.loader import batches, evaluation_source
+from psla_jax.data.segmented import cut
 from psla_jax.evaluation import per_class, score_cache
 from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.metrics import Metrics, bootstrap
@@ -51,6 +53,7 @@ class Request:
     per_class: str = ""
     confusion: str = ""
     metrics: tuple[str, ...] = ()
+    segments: float = 0.0
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
@@ -80,6 +83,7 @@ def evaluate(
     per_class: str | os.PathLike[str] = "",
     confusion: str | os.PathLike[str] = "",
     metrics: Sequence[Ingredient] = (),
+    segments: float = 0.0,
 ) -> EvaluationResult:
     """Evaluates one or several models and their ensemble on a data set, and prints the reference's summary.
 
@@ -98,6 +102,7 @@ def evaluate(
         per_class: CSV file to write the results of every class to, of the model or the ensemble.
         confusion: CSV file to write the confusion matrix to, if every clip has exactly one label.
         metrics: further metrics, as the setting of a training, see :mod:`psla_jax.evaluation.evaluators`.
+        segments: seconds of the segments to score instead of whole clips, see :func:`psla_jax.data.segmented.cut`.
 
     Raises:
         ValueError: an error class of this package; the message names the model or file and the remedy.
@@ -107,7 +112,8 @@ def evaluate(
     request = Request(names, os.fspath(data), os.fspath(labels), batch_size, channel, windows, bootstrap)
     request = replace(request, save=os.fspath(save), per_class=os.fspath(per_class), confusion=os.fspath(confusion))
     named = tuple(specification(metric) for metric in metrics)
-    return evaluate_request(replace(request, trust=trust, keep_scores=keep_scores, metrics=named))
+    request = replace(request, trust=trust, keep_scores=keep_scores, metrics=named, segments=segments)
+    return evaluate_request(request)
 
 
 def evaluate_request(request: Request) -> EvaluationResult:
@@ -132,7 +138,10 @@ def _evaluate(request: Request) -> EvaluationResult:
     if request.labels:
         vocabulary = Vocabulary.read(locate(request.labels, logger.info))
     orders = {path: class_order(card.vocabulary, vocabulary, path) for path, card in cards.items()}
-    data = Datafile.read(locate(request.data, logger.info), vocabulary)
+    DistillConfig(segments=request.segments)  # Raises ConfigError for a segment that is too short.
+    data = cut(Datafile.read(locate(request.data, logger.info), vocabulary), request.segments)
+    if request.segments:
+        logger.info(f"{request.data}: {len(data):,} segments of {request.segments:g} s with the labels of their clips")
     if request.confusion:
         reason, remedy = "a confusion matrix needs one per clip", "omit --confusion, or use --per-class"
         require_single_labels(data, reason, remedy)
@@ -146,7 +155,8 @@ def _evaluate(request: Request) -> EvaluationResult:
         if request.keep_scores:
             note = f"{path}: scores kept from an earlier call (--no-keep-scores recomputes them)"
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
-            settings = (request.channel or cards[path].channel, f"windows {request.windows}")
+            settings = [request.channel or cards[path].channel, f"windows {request.windows}"]
+            settings += [f"segments {request.segments}"] if request.segments else []
             scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit, logger.info)
         else:
             scores = compute()

@@ -52,6 +52,12 @@ GROUPS = {
             "sweep:sweep",
             True,
         ),
+        "teach": Command(
+            "CONFIG --models MODEL... --out D",
+            "Score the inputs of a training, to distill them.",
+            "teach:teach",
+            True,
+        ),
     },
     "evaluation and tagging": {
         "evaluate": Command(

@@ -121,6 +121,8 @@ class Evaluate:
     windows: bool = False
     """Score clips that are longer than the input of a model by overlapping windows, as psla tag does, instead of their
     beginning only."""
+    segments: float = 0.0
+    """Score the successive segments of every clip, of so many seconds, instead of the clip, for --distill.segments."""
     bootstrap: int = 200
     """Number of resamples for the confidence intervals; 0 disables them."""
     trust: bool = False

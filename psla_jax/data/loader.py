@@ -14,6 +14,8 @@ Field           Shape                dtype   Content
                                              both clips, in [0, 1], for a row with mixup.
 ``teacher``     ``(batch, classes)`` float32 Scores of a teacher (:mod:`psla_jax.data.teacher`), mixed like the labels;
                                              only in training with ``distill.teacher``.
+``taught``      ``(batch, classes)`` float32 Instead, a teacher's scores of the augmented row
+                                             (:mod:`psla_jax.data.taught`), which are not mixed.
 ``valid``       ``(batch,)``         float32 1 for a clip; 0 for a row that loss and metrics must ignore: padding of
                                              the last batch of an epoch or for the devices, or an unreadable clip.
 ``clip``        ``(batch,)``         int64   Index of the (first) clip in the datafile; -1 for padding.
@@ -75,6 +77,10 @@ class EvaluationSource:
     batch_size: int
     clip_of_row = None
     """As for :class:`WindowSource`: the field ``clip`` is the index of the clip itself."""
+
+    def invalid_row(self) -> Row:
+        """Returns a row of padding."""
+        return self.reader.invalid_row()
 
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
@@ -148,6 +154,10 @@ class WindowSource:
         targets, flawed = self.reader.targets(clip), self._decoded.reading.is_flawed
         return self.reader.row(window, samples - samples.mean(), targets, flawed=flawed)
 
+    def invalid_row(self) -> Row:
+        """Returns a row of padding."""
+        return self.reader.invalid_row()
+
     def _recording(self, clip: int) -> np.ndarray:
         """Returns the whole waveform of a clip, which each thread keeps for the next window."""
         if getattr(self._decoded, "clip", None) != clip:
@@ -174,7 +184,7 @@ class RowSubset:
         batch, position = divmod(int(item), len(self.rows))
         row = self.rows[position]
         if row >= self.source.batch_size:
-            return self.source.reader.invalid_row()
+            return self.source.invalid_row()
         return self.source[batch * self.source.batch_size + row]
 
 

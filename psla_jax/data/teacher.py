@@ -1,8 +1,15 @@
 """A teacher's scores of the training clips (``distill.teacher``), memory-mapped in float16 and shared by processes.
 
 The scores of a file are matched to the clips by clip id and to the classes by mid, and written once to a directory with
-one row per training clip. A clip or class that the teacher lacks has its label in place of a score. This module does
-not import JAX.
+one row per training clip. A clip or class that the teacher lacks has its label in place of a score.
+
+The scores are those of the clip as the teacher heard it. They are exact for the student's input where augmentation
+changes neither what is heard nor how much of it: masks, gain, shifts. For mixes, scores are mixed with the weights of
+the waveforms, which is the loss of both clips with these weights, and not what the teacher would say of the mix. For
+parts of clips (``crop``, or an input of the student that is shorter than that of the teacher) they are those of the
+whole clip, and background noise is not heard. ``psla teach`` and ``distill.model`` score the augmented input itself.
+
+This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -30,6 +37,8 @@ FIELD = "distill.teacher"
 SCORES, META = "scores.npy", "meta.json"
 EPSILON = 1e-7
 """Scores are clipped to [EPSILON, 1 - EPSILON] before they are converted to logits, as in the loss."""
+TOLERANCE = 0.1
+"""Distance from [0, 1] up to which scores are clipped to it. Those of attention heads may lie slightly outside."""
 
 
 class TeacherError(ValueError):
@@ -87,11 +96,14 @@ def soften(scores: np.ndarray, temperature: float, *, exclusive: bool, logits: b
 
     Args:
         scores: ``(clips, classes)`` scores in [0, 1], or logits.
-        temperature: the temperature; 1 leaves scores as they are, except for exclusive classes, whose sum becomes 1.
+        temperature: the temperature; 1 leaves scores in [0, 1] as they are, except for exclusive classes, whose sum
+            becomes 1.
         exclusive: whether every clip has exactly one class.
         logits: whether `scores` are logits.
     """
     values: np.ndarray = np.asarray(scores, np.float32)
+    if not logits:
+        values = np.clip(values, 0.0, 1.0)
     if exclusive:
         values = (values if logits else np.log(np.maximum(values, EPSILON))) / np.float32(temperature)
         powers = np.exp(values - values.max(axis=-1, keepdims=True))
@@ -199,11 +211,11 @@ def _blocks(config: DistillConfig, num_classes: int) -> Iterator[np.ndarray]:
 
 
 def _require_scores(config: DistillConfig, values: np.ndarray, rows: np.ndarray) -> None:
-    """Raises TeacherError unless all values are finite, and without `logits` in [0, 1]."""
+    """Raises TeacherError unless all values are finite, and without `logits` close to [0, 1]."""
     invalid = ~np.isfinite(values)
     if not config.logits:
         with np.errstate(invalid="ignore"):
-            invalid |= (values < 0) | (values > 1)
+            invalid |= (values < -TOLERANCE) | (values > 1 + TOLERANCE)
     if invalid.any():
         row, column = np.argwhere(invalid)[0]
         value = values[row, column]

@@ -18,6 +18,7 @@ from psla_jax.config import ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile, DatafileError, read_open_vocabulary
 from psla_jax.data.datasets import locate
+from psla_jax.data.taught import TaughtScores
 from psla_jax.data.teacher import TeacherScores
 from psla_jax.sampling.balance import epoch_order
 from psla_jax.sampling.waveform import WAVEFORM_STEPS, Clips, Example
@@ -59,6 +60,8 @@ class TrainSource:
     epochs: int
     sampling: SamplingConfig
     seed: int
+    taught: TaughtScores | None = None
+    """Scores of a teacher for the augmented rows."""
     _orders: dict[int, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -113,13 +116,19 @@ class TrainSource:
     def __getitem__(self, item: int) -> Row:
         epoch, sample = divmod(int(item), self.num_batches * self.batch_size)
         if sample >= len(self.reader.datafile):
-            return self.reader.invalid_row()
+            return self.invalid_row()
         clip = int(self._order(epoch)[sample])
         example = self.clips[clip]
         if example is None:
-            return self.reader.invalid_row(clip)
+            return self.invalid_row(clip)
         example = self.augment(example, epoch, sample)
-        return self.reader.row(clip, example.waveform, example.targets, failed=example.failed)
+        row = self.reader.row(clip, example.waveform, example.targets, failed=example.failed)
+        return row if self.taught is None else {**row, "taught": self.taught.scores(epoch, sample, row["labels"])}
+
+    def invalid_row(self, clip: int = -1) -> Row:
+        """Returns a row with ``valid`` 0: padding, or the unreadable clip `clip`."""
+        row = self.reader.invalid_row(clip)
+        return row if self.taught is None else {**row, "taught": row["labels"]}
 
     def augment(self, example: Example, epoch: int, sample: int) -> Example:
         """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample)."""
@@ -170,10 +179,11 @@ def train_source(
     epochs: int,
     seed: int,
     teacher: TeacherScores | None = None,
+    taught: TaughtScores | None = None,
 ) -> TrainSource:
     """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
     reader = ClipReader(datafile, num_samples, data.channel, teacher)
-    return TrainSource(reader, data.batch_size, epochs, sampling, seed)
+    return TrainSource(reader, data.batch_size, epochs, sampling, seed, taught)
 
 
 def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:

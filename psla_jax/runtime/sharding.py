@@ -16,7 +16,7 @@ from psla_jax.runtime.fork import require_own_devices
 
 CONTROL = "control"
 """Batch field with each process's control code: 0, or a request to save or stop. The step returns the largest one."""
-DEVICE_FIELDS = ("waveform", "num_samples", "labels", "teacher", "valid", CONTROL)
+DEVICE_FIELDS = ("waveform", "num_samples", "labels", "teacher", "taught", "valid", CONTROL)
 """Batch fields that the step needs on the devices; the other ones identify clips and stay on the host."""
 
 

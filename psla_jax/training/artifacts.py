@@ -17,6 +17,7 @@ from psla_jax.aggregation.average import reestimate
 from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
+from psla_jax.data.taught import TaughtScores
 from psla_jax.data.teacher import TeacherScores
 from psla_jax.data.train_source import TrainSource, plain_source
 from psla_jax.evaluation.evaluators import Evaluators
@@ -43,6 +44,7 @@ class RunArtifacts:
         model: model of the run's structure, with its initial weights.
         stop: ends a pass over the data when a signal was received.
         teacher: scores of a teacher for the training set.
+        taught: scores of a teacher for the augmented rows of the training.
     """
 
     directory: Path
@@ -53,6 +55,7 @@ class RunArtifacts:
     logger: Logger
     stop: StopHandler
     teacher: TeacherScores | None = None
+    taught: TaughtScores | None = None
     _noted: set[tuple[str, str]] = field(default_factory=set)
 
     @functools.cached_property

@@ -9,21 +9,14 @@ weights apply to both parts.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from psla_jax.config import RunConfig, is_exclusive
 from psla_jax.config_distill import DistillConfig
-from psla_jax.data import teacher
-from psla_jax.data.datasets import DataSets
-from psla_jax.data.teacher import TeacherError, TeacherScores
 from psla_jax.models.exclusive import EPSILON, normalise
-from psla_jax.runtime import distributed
 from psla_jax.training import losses
 from psla_jax.training.losses import Loss, binary_cross_entropy, cross_entropy
+from psla_jax.training.objective import Consistency
 
 
 def soften(scores: jax.Array, temperature: float, *, exclusive: bool) -> jax.Array:
@@ -58,37 +51,19 @@ def distilled(loss: Loss, config: DistillConfig, *, exclusive: bool, weights: ja
     return combined
 
 
-def label_loss(config: RunConfig, data: DataSets) -> Loss:
-    """Returns the loss of the labels of a run, with the class weights that its training set gives."""
-    return losses.from_config(config.optimizer, _class_weights(config, data))
+def agreement(config: DistillConfig, *, exclusive: bool) -> Consistency | None:
+    """Returns the term of ``distill.consistency`` for two views, a symmetric cross-entropy; None if it is 0.
 
-
-def run_loss(config: RunConfig, data: DataSets) -> Loss:
-    """Returns the loss of the training steps of a run: that of the labels, or with a teacher, of both."""
-    loss = label_loss(config, data)
-    if not config.distill.active:
-        return loss
-    weights, exclusive = _class_weights(config, data), is_exclusive(config.optimizer.loss)
-    array = None if weights is None else jnp.asarray(weights)
-    return distilled(loss, config.distill, exclusive=exclusive, weights=array)
-
-
-def _class_weights(config: RunConfig, data: DataSets) -> np.ndarray | None:
-    source, counts = config.optimizer.class_weights, data.train.class_counts()
-    return losses.class_weights(source, counts, data.vocabulary) if source else None
-
-
-def teacher_scores(directory: Path, config: RunConfig, data: DataSets) -> TeacherScores | None:
-    """Returns the scores of the teacher of a run, which the primary process writes to the run directory; else None.
-
-    Raises TeacherError if they cannot be used.
+    Each view learns from the scores of the other, which are constants for the gradient.
     """
-    if not config.distill.teacher:
+    if not config.consistency:
         return None
-    exclusive, sha256, target = is_exclusive(config.optimizer.loss), data.teacher["sha256"], directory / ".index"
 
-    def prepare() -> str:
-        arguments = config.distill, sha256, data.train, data.vocabulary
-        return teacher.prepare(*arguments, exclusive=exclusive, directory=target).directory
+    def term(scores: jax.Array, others: jax.Array) -> jax.Array:
+        if exclusive:
+            scores, others = normalise(scores), normalise(others)
+        loss = cross_entropy if exclusive else binary_cross_entropy
+        one, other = (loss(a, jax.lax.stop_gradient(b)) for a, b in ((scores, others), (others, scores)))
+        return config.consistency * (one + other) / 2
 
-    return TeacherScores(distributed.on_primary(prepare, TeacherError))
+    return term

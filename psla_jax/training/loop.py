@@ -24,7 +24,7 @@ from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import hop_frames, require_covering
 from psla_jax.config import RunConfig, flatten, is_exclusive
-from psla_jax.data import datasets, teacher
+from psla_jax.data import datasets, segmented
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
 from psla_jax.data.loader import Batch, batches
 from psla_jax.data.train_source import train_source
@@ -42,10 +42,9 @@ from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.trackers import Trackers, require_available
-from psla_jax.training import losses, run_directory, short_runs
+from psla_jax.training import losses, run_directory, short_runs, teachers
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
-from psla_jax.training.distillation import label_loss, run_loss, teacher_scores
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
 from psla_jax.training.optimizer import make_schedule
 from psla_jax.training.profiling import Profile
@@ -90,7 +89,8 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
         require_known(config)
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
         config = prepared(config, data)
-        data = dataclasses.replace(data, teacher=teacher.identity(config.distill))
+        train = segmented.cut(data.train, config.distill.segments)
+        data = dataclasses.replace(data, train=train, teacher=teachers.identity(config.distill))
 
     def require_compatible() -> list[str]:
         return distributed.on_primary(lambda: run_directory.require_compatible(directory, config, data), RunError)
@@ -132,16 +132,16 @@ def open_run(
     if config.model.custom_code:
         require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
     steps = math.ceil(len(data.train) / config.data.batch_size)
-    loss = run_loss(config, data)
-    trainer = make_trainer(config, model, steps, placement, loss=loss, cache_programs=cache_programs)
+    trainer = make_trainer(
+        config, model, steps, placement, loss=teachers.run_loss(config, data),
+        teacher=teachers.online_teacher(config, data), cache_programs=cache_programs,
+    )  # fmt: skip
     require_usable(trainer, len(data.vocabulary))
     logger = Logger(directory / LOG, silent=not distributed.is_primary())
     trackers = Trackers(config.log if distributed.is_primary() else (), directory, flatten(config), logger.info)
     data = data.shared(directory / ".index")
-    artifacts = RunArtifacts(
-        directory, config, data, trainer, model, logger, stop, teacher_scores(directory, config, data)
-    )
-    return Run(artifacts, steps, trackers)
+    scores = teachers.stored_scores(directory, config, data), teachers.taught_scores(config, data, placement)
+    return Run(RunArtifacts(directory, config, data, trainer, model, logger, stop, *scores), steps, trackers)
 
 
 @dataclass(frozen=True)
@@ -247,9 +247,8 @@ class Run:
             f"{self.config.model.name}: {count:,} parameters, {len(data.vocabulary)} classes; {len(data.train):,} "
             f"training clips; {len(devices)} x {devices[0].device_kind}{processes}; run {self.directory}"
         )
-        for note in self.artifacts.teacher.notes() if self.artifacts.teacher else []:
-            self.logger.info(note)
-        for note in short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch):
+        notes = teachers.notes(self.artifacts.trainer.teacher, self.artifacts.teacher)
+        for note in [*notes, *short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch)]:
             self.logger.info(note)
         if padding := self._num_padding_rows():
             self.logger.info(
@@ -281,7 +280,7 @@ class Run:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
         source = train_source(
             data.train, config.data, config.sampling, num_samples=trainer.frontend.num_samples, epochs=self.epochs,
-            seed=config.seed, teacher=self.artifacts.teacher,
+            seed=config.seed, teacher=self.artifacts.teacher, taught=self.artifacts.taught,
         )  # fmt: skip
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()
@@ -428,7 +427,7 @@ class Run:
         config = dataclasses.replace(
             self.config, optimizer=dataclasses.replace(self.config.optimizer, label_smoothing=0.0)
         )
-        loss = label_loss(config, self.artifacts.data)
+        loss = teachers.label_loss(config, self.artifacts.data)
         arrays = jnp.asarray(scores.scores), jnp.asarray(scores.labels)
         valid = jnp.ones(len(scores.scores))
         return float(losses.call(loss, *arrays, {"valid": valid}).mean())

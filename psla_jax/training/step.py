@@ -20,16 +20,16 @@ import optax
 from flax import nnx
 
 from psla_jax.audio.frontend import Frontend
-from psla_jax.models import custom, views
 from psla_jax.models.state import split_model
 from psla_jax.sampling.spectrogram import Augment, Batch
-from psla_jax.training import losses
 from psla_jax.training.losses import Loss, binary_cross_entropy
+from psla_jax.training.objective import Consistency, Objective, Teach, microbatches
+from psla_jax.training.objective import with_spectrograms as with_spectrograms
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
-Step = Callable[[State, Batch, jax.Array], tuple[State, Metrics]]
-"""A training step: ``(state, batch, key) -> (state, metrics)``."""
+Step = Callable[..., tuple[State, Metrics]]
+"""A training step: ``(state, batch, key) -> (state, metrics)``, with a teacher's weights as fourth argument."""
 
 
 class TrainingError(RuntimeError):
@@ -73,6 +73,8 @@ def make_train_step(
     remat: bool = False,
     ema: float = 0.0,
     skip_nonfinite: bool = False,
+    teach: Teach | None = None,
+    consistency: Consistency | None = None,
 ) -> Step:
     """Returns a pure function ``step(state, batch, key) -> (state, metrics)``.
 
@@ -93,38 +95,16 @@ def make_train_step(
         ema: decay per step of the average of the weights in ``state["ema"]``; 0 for none. In the first steps it is
             smaller, ``(1 + steps) / (10 + steps)``, so that the initial weights are forgotten.
         skip_nonfinite: leave the state as it is, and count the step, if loss or gradient are not finite.
+        teach: scores the augmented batch, ``teach(batch, weights)``, for the field ``teacher`` that a loss may take;
+            the weights are then the fourth argument of the step.
+        consistency: draws the augmentation of every clip twice and adds ``consistency(scores, other_scores)`` of the
+            two views to the loss, which is otherwise the mean over both. Both pass through the model together.
     """
     graphdef = nnx.graphdef(model) if isinstance(model, nnx.Module) else model
+    objective = Objective(graphdef, loss, augment, frontend, frozen, remat, teach, consistency)
 
-    def loss_of(params: Any, batch_stats: Any, batch: Batch, key: jax.Array, total: jax.Array) -> tuple[jax.Array, Any]:
-        if frozen:
-            params = {**params, frozen: jax.lax.stop_gradient(params[frozen])}
-        view = views.train_view(nnx.merge(graphdef, params, batch_stats), frozen=bool(frozen), remat=remat)
-        custom.attach_streams(view, key)
-        scores = views.apply(view, batch["spectrogram"], batch["valid"], nnx.Rngs(drop=key))
-        fields = {name: value for name, value in batch.items() if name not in ("spectrogram", "labels")}
-        per_clip = losses.call(loss, scores, batch["labels"], fields)
-        if per_clip.shape != batch["valid"].shape:
-            raise ValueError(
-                f"the loss has the shape {per_clip.shape}: return one value per clip, {batch['valid'].shape}."
-            )
-        # Padding rows are masked out of the loss.
-        # Without a clip, as in the last microbatch of a short batch, there are no statistics to learn from.
-        any_clip = batch["valid"].any()
-        updated = jax.tree.map(lambda new, old: jnp.where(any_clip, new, old), split_model(view)[1], batch_stats)
-        # Padding rows are masked out of the loss.
-        return jnp.sum(jnp.where(batch["valid"] > 0, per_clip, 0.0)) / total, updated
-
-    def microbatch(params: Any, batch_stats: Any, batch: Batch, key: jax.Array, total: jax.Array) -> Any:
-        """Returns ``((loss, batch_stats), gradients)`` of a microbatch of a batch with `total` clips."""
-        augment_key, drop_key = jax.random.split(key)
-        batch = with_spectrograms(batch, frontend)
-        if augment is not None:
-            batch = augment(batch, augment_key)
-        return jax.value_and_grad(loss_of, has_aux=True)(params, batch_stats, batch, drop_key, total)
-
-    def step(state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-        value, batch_stats, gradients = _accumulated(microbatch, state, batch, key, accumulate)
+    def step(state: State, batch: Batch, key: jax.Array, teacher: Any = None) -> tuple[State, Metrics]:
+        value, batch_stats, gradients = _accumulated(objective, state, batch, key, accumulate, teacher)
         updates, opt = tx.update(gradients, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         count, progress = batch["valid"].sum(), state["progress"]
@@ -140,34 +120,24 @@ def make_train_step(
     return step
 
 
-def with_spectrograms(batch: Batch, frontend: Frontend | None) -> Batch:
-    """Returns a batch with normalised spectrograms in place of its waveforms, or as it is if it has spectrograms."""
-    if "spectrogram" in batch:
-        return batch
-    if frontend is None:
-        raise ValueError("the batch has waveforms: pass a frontend to make_train_step, or batches of spectrograms.")
-    spectrogram = frontend.normalise(frontend.log_mel(batch["waveform"], batch["num_samples"]))
-    others = {name: value for name, value in batch.items() if name not in ("waveform", "num_samples")}
-    return {**others, "spectrogram": spectrogram}
-
-
 def _accumulated(
-    microbatch: Callable[..., Any], state: State, batch: Batch, key: jax.Array, parts: int
+    objective: Objective, state: State, batch: Batch, key: jax.Array, parts: int, teacher: Any
 ) -> tuple[jax.Array, Any, Any]:
     """Returns loss, new batch statistics and gradients of a batch, computed in one piece or in microbatches."""
     params, batch_stats = state["params"], state["batch_stats"]
     total = jnp.maximum(batch["valid"].sum(), 1.0)
     if parts == 1:
-        (loss, batch_stats), gradients = microbatch(params, batch_stats, batch, key, total)
+        (loss, batch_stats), gradients = objective.value_and_grad(params, batch_stats, batch, key, total, teacher)
         return loss, batch_stats, gradients
 
     def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
         loss, batch_stats, gradients = carry
-        (part_loss, batch_stats), part_gradients = microbatch(params, batch_stats, part[0], part[1], total)
+        (part_loss, batch_stats), part_gradients = objective.value_and_grad(
+            params, batch_stats, part[0], part[1], total, teacher
+        )
         return (loss + part_loss, batch_stats, jax.tree.map(jnp.add, gradients, part_gradients)), None
 
-    # Row i goes to microbatch i % parts, so that every device keeps the rows that it has.
-    split = {k: jnp.moveaxis(v.reshape(-1, parts, *v.shape[1:]), 1, 0) for k, v in batch.items()}
+    split = microbatches(batch, parts)
     zero = (jnp.zeros(()), batch_stats, jax.tree.map(jnp.zeros_like, params))
     return jax.lax.scan(add, zero, (split, jax.random.split(key, parts)))[0]
 

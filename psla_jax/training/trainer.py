@@ -15,7 +15,7 @@ from flax import nnx
 
 from psla_jax import ingredients
 from psla_jax.audio.frontend import NUM_MELS, Frontend
-from psla_jax.config import ConfigError, RunConfig, SamplingConfig
+from psla_jax.config import ConfigError, RunConfig, SamplingConfig, is_exclusive
 from psla_jax.data.train_source import FIELD as WAVEFORM_FIELD
 from psla_jax.models import views
 from psla_jax.models.protocols import can_rematerialise
@@ -27,10 +27,17 @@ from psla_jax.runtime.xla_options import training_options
 from psla_jax.sampling.spectrogram import SPECTROGRAM_STEPS, Augment, Batch, compose
 from psla_jax.sampling.waveform import WAVEFORM_STEPS
 from psla_jax.training import losses
+from psla_jax.training.distillation import agreement
 from psla_jax.training.losses import Loss, binary_cross_entropy
+from psla_jax.training.online_teacher import OnlineTeacher
 from psla_jax.training.optimizer import make_optimizer, unmatched
 from psla_jax.training.optimizer import require_usable as require_updates
 from psla_jax.training.step import State, Step, init_state, make_train_step
+
+
+def step_key(seed: jax.Array, number: jax.Array) -> jax.Array:
+    """Returns the key of a training step by its number in the run."""
+    return jax.random.fold_in(jax.random.key(seed), number)
 
 
 def augmentation(sampling: SamplingConfig, frontend: Frontend) -> Augment:
@@ -71,6 +78,7 @@ class Trainer:
     loss: Loss = binary_cross_entropy
     backbone: str = ""
     steps_per_epoch: int = 1
+    teacher: OnlineTeacher | None = None
     cache_programs: bool = False
     """Whether the traced step of a single device is cached on disk; only where no code of this package is replaced."""
     _compiled_step: list[Callable[..., Any]] = field(default_factory=list, repr=False)
@@ -87,7 +95,7 @@ class Trainer:
         `number` counts the steps from 0 over the whole run; random draws depend on it and on the seed. Returns the new
         state, and the metrics ``loss`` and ``gradient_norm`` (and the largest control code, if given).
         """
-        arguments = state, batch, self.seed, number
+        arguments = state, batch, self.seed, number, *self._teacher_weights
         if not self._compiled_step:
             self._compiled_step.append(self._compile(*arguments))
             # Compiling takes more memory than a step, and both together would be the peak of the process.
@@ -116,7 +124,12 @@ class Trainer:
 
     def lower(self, state: State, batch: Batch) -> jax.stages.Lowered:
         """Returns the lowered step for such a state and batch."""
-        return self.jitted_step.lower(state, batch, self.seed, np.int32(0))
+        return self.jitted_step.lower(state, batch, self.seed, np.int32(0), *self._teacher_weights)
+
+    @functools.cached_property
+    def _teacher_weights(self) -> tuple[Any, ...]:
+        """Weights of the teacher on all devices, further arguments of the step, which are not donated."""
+        return () if self.teacher is None else (self.placement.replicate(self.teacher.weights),)
 
     @property
     def seed(self) -> np.uint32:
@@ -125,22 +138,28 @@ class Trainer:
 
     @functools.cached_property
     def jitted_step(self) -> Any:
-        """The jitted function ``(state, batch, seed, number) -> (state, metrics)``, which donates its state."""
+        """The jitted function ``(state, batch, seed, number) -> (state, metrics)``, which donates its state.
+
+        With a teacher, its weights are the last argument.
+        """
         shardings, options = (self.placement.replicated,) * 2, training_options()
         return jax.jit(self._step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
     def _step(
-        self, state: State, batch: Batch, seed: jax.Array, number: jax.Array
+        self, state: State, batch: Batch, seed: jax.Array, number: jax.Array, *teacher: Any
     ) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        key = step_key(seed, number)
         control = {CONTROL: batch[CONTROL].max()} if CONTROL in batch else {}
         batch = {name: field for name, field in batch.items() if name != CONTROL}
-        state, metrics = self._train_step(state, batch, key)
+        state, metrics = self._train_step(state, batch, key, *teacher)
         return state, {**metrics, **control}
 
     @functools.cached_property
     def _train_step(self) -> Step:
-        optimizer = self.config.optimizer
+        optimizer, distill = self.config.optimizer, self.config.distill
+        exclusive, teach = is_exclusive(optimizer.loss), None
+        if self.teacher is not None:
+            teach = functools.partial(self.teacher.targets, temperature=distill.temperature, exclusive=exclusive)
         return make_train_step(
             self.graphdef,
             self.optimizer,
@@ -152,6 +171,8 @@ class Trainer:
             remat=optimizer.remat,
             ema=optimizer.ema,
             skip_nonfinite=optimizer.nonfinite == "skip",
+            teach=teach,
+            consistency=agreement(distill, exclusive=exclusive),
         )
 
 
@@ -162,6 +183,7 @@ def make_trainer(
     placement: Placement,
     *,
     loss: Loss | None = None,
+    teacher: OnlineTeacher | None = None,
     cache_programs: bool = False,
 ) -> Trainer:
     """Returns the trainer of a run on the devices of `placement`.
@@ -172,6 +194,7 @@ def make_trainer(
         steps_per_epoch: number of steps per epoch.
         placement: the devices.
         loss: the loss; by default that of the config, without class weights.
+        teacher: scores every augmented batch in the step, for a loss that takes them.
         cache_programs: cache the traced step in the user's cache directory, as ``psla train`` does, for built-in
             ingredients on a single device. Do not use it where code of this package is replaced at run time.
 
@@ -200,12 +223,12 @@ def make_trainer(
         and exported.enabled()
         and placement.mesh.size == 1
         and not config.optimizer.class_weights
+        and teacher is None
         and not _has_imported_code(config)
     )
     loss = loss or losses.from_config(config.optimizer)
-    frontend = Frontend.from_config(config.frontend)
-    structure = nnx.graphdef(model)
-    return Trainer(config, frontend, structure, optimizer, placement, loss, backbone, steps_per_epoch, caching)
+    frontend, parts = Frontend.from_config(config.frontend), (backbone, steps_per_epoch, teacher, caching)
+    return Trainer(config, frontend, nnx.graphdef(model), optimizer, placement, loss, *parts)
 
 
 def _has_imported_code(config: RunConfig) -> bool:

@@ -141,6 +141,12 @@ def test_published_logits_are_read_from_named_arrays_and_files(data, tmp_path, m
     np.testing.assert_allclose(values(read(config, data)), SCORES, rtol=5e-3)
 
 
+def test_scores_slightly_outside_their_range_are_clipped_as_in_the_loss(data, tmp_path):
+    """The weights of attention heads are unconstrained."""
+    config = saved(tmp_path / "t.npz", scores=np.where(SCORES > 0.5, 1.004, -0.002).astype(np.float32))
+    np.testing.assert_array_equal(values(read(config, data)), SCORES > 0.5)
+
+
 def test_blocks_give_the_values_of_the_whole(data, tmp_path, monkeypatch):
     monkeypatch.setattr("psla_jax.data.score_arrays.BLOCK_BYTES", 24)
     np.testing.assert_allclose(values(read(saved(tmp_path / "t.npz"), data)), SCORES, **HALF)
