@@ -20,6 +20,8 @@ from psla_jax.config_fields import require as _require
 from psla_jax.config_fields import require_one_of as _require_one_of
 from psla_jax.ingredients import Ingredient, IngredientError, import_path, is_imported, parse
 
+Statistic = float | Literal["auto"]
+"""A number, or `auto` where it is measured from the training set before the first step."""
 Padding = Literal["symmetric", "static"]
 Channel = Literal["mean", "first"]
 Compute = Literal["float32", "bfloat16"]
@@ -28,23 +30,104 @@ Threshold = Literal["mean", "median", "25", "10", "5"]
 Kind = Literal["type1", "type2", "type1_2"]
 """Labels that label enhancement adds: missing children, missing parents, or both (PSLA, section III-D)."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MIN_WINDOW, MAX_FFT_SIZE = 16, 65_536
+"""Samples of a frame of the frontend: the least, and the most."""
+
+
+def require_sample_rate(rate: int, name: str) -> None:
+    """Raises ConfigError, with the `name` of the setting, unless audio can be resampled to `rate`."""
+    if not 1000 <= rate <= 1_000_000:
+        raise ConfigError(f"{name} is {rate!r}: use 1000 to 1000000 samples per second, such as 16000 or 32000.")
+
+
+def _is_between(low: float, value: object, high: float) -> bool:
+    """Returns whether a value is a number between two others, without them."""
+    return not isinstance(value, str) and low < value < high  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """Log-mel features (PSLA, section III-A); stored with the model."""
+    """Log-mel features as Kaldi computes them (PSLA, section III-A); stored with the model."""
 
     target_length: int = 1056
-    """Frames per clip, one every 10 ms; longer clips are cut, shorter ones zero-padded."""
-    mean: float = -4.6476
-    """Mean of the log-mel features, subtracted from them."""
-    std: float = 4.5699
-    """Standard deviation of the log-mel features, by which they are then divided."""
+    """Frames per clip, one per frontend.hop; longer clips are cut, shorter ones zero-padded."""
+    mean: Statistic = -4.6476
+    """Mean of the log-mel features, subtracted from them; `auto` measures it from the training set."""
+    std: Statistic = 4.5699
+    """Standard deviation of the log-mel features, by which they are then divided; `auto` measures it."""
+    sample_rate: int = 16_000
+    """Samples per second; all audio is resampled to this rate."""
+    num_mels: int = 128
+    """Number of mel bins, the height of the spectrogram."""
+    hop: float = 10.0
+    """Milliseconds from one frame to the next; a fraction of a sample is dropped, as in Kaldi."""
+    window: float = 25.0
+    """Milliseconds of a frame; the FFT has the next power of two of its samples."""
+    low_hz: float = 20.0
+    """Lower edge of the lowest mel filter, in Hz."""
+    high_hz: float = 0.0
+    """Upper edge of the highest mel filter, in Hz; 0 for half the sample rate."""
 
     def __post_init__(self) -> None:
         _require(self, "target_length", self.target_length >= 1, "use at least 1 frame")
-        _require(self, "std", 0 < self.std < math.inf, "use a positive standard deviation")
-        _require(self, "mean", math.isfinite(self.mean), "use a finite number")
+        std, mean = self.std, self.mean
+        _require(
+            self, "std", std == "auto" or _is_between(0, std, math.inf), "use a positive standard deviation, or auto"
+        )
+        _require(self, "mean", mean == "auto" or _is_between(-math.inf, mean, math.inf), "use a finite number, or auto")
+        require_sample_rate(self.sample_rate, "frontend.sample_rate")
+        _require(self, "num_mels", self.num_mels >= 1, "use at least one mel bin, such as 128")
+        longest = 1000 * MAX_FFT_SIZE / self.sample_rate
+        remedy = f"use milliseconds, of 1 sample or more and at most {longest:g} ms at {self.sample_rate} Hz"
+        _require(self, "hop", 0 < self.hop <= longest and self.hop_samples >= 1, remedy)
+        remedy = f"use milliseconds, {MIN_WINDOW} samples or more and at most {longest:g} ms at {self.sample_rate} Hz"
+        _require(self, "window", 0 < self.window <= longest and self.window_samples >= MIN_WINDOW, remedy)
+        nyquist = self.sample_rate / 2
+        remedy = f"use at most {nyquist:g} Hz, half of frontend.sample_rate, or 0 for that"
+        _require(self, "high_hz", 0 <= self.high_hz <= nyquist, remedy)
+        remedy = f"use 0 or more, and less than the upper edge of {self.top_hz:g} Hz (frontend.high_hz)"
+        _require(self, "low_hz", 0 <= self.low_hz < self.top_hz, remedy)
+        remedy = (
+            f"{self.num_empty_mels} of the mel filters would be empty, between the {self.fft_size // 2} frequencies of "
+            "the FFT, so use fewer, or a longer frontend.window"
+        )
+        _require(self, "num_mels", 4 * self.num_empty_mels <= self.num_mels, remedy)
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from one frame to the next."""
+        return int(round(self.sample_rate * self.hop / 1000, 6))
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of a frame."""
+        return int(round(self.sample_rate * self.window / 1000, 6))
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in ``target_length`` frames; samples beyond them are ignored."""
+        return self.window_samples + self.hop_samples * (self.target_length - 1)
+
+    @property
+    def fft_size(self) -> int:
+        """Points of the FFT, the next power of two of a frame."""
+        return 1 << (self.window_samples - 1).bit_length()
+
+    @property
+    def top_hz(self) -> float:
+        """Upper edge of the highest mel filter, in Hz."""
+        return self.high_hz or self.sample_rate / 2
+
+    @property
+    def num_empty_mels(self) -> int:
+        """Number of mel filters without a frequency of the FFT, whose values are constant; 1 by default."""
+        low, high = (math.log1p(hz / 700) for hz in (self.low_hz, self.top_hz))
+        width = self.sample_rate / self.fft_size
+        step = (high - low) / (self.num_mels + 1)
+        edges = [700 * math.expm1(low + step * i) / width for i in range(self.num_mels + 2)]
+        return sum(
+            not math.floor(left) + 1 < min(right, self.fft_size // 2) for left, right in zip(edges[:-2], edges[2:])
+        )
 
 
 @dataclass(frozen=True)
@@ -148,7 +231,7 @@ class SamplingConfig:
     freq_mask: int = 48
     """Upper bound on the width of the frequency mask, in mel bins; 0 disables it."""
     time_mask: int = 192
-    """Upper bound on the width of the time mask, in frames of 10 ms; 0 disables it."""
+    """Upper bound on the width of the time mask, in spectrogram frames; 0 disables it."""
     noise: bool = False
     """Add uniform noise to the spectrogram and roll it in time by up to ten frames; the same as the step `noise`."""
     waveform: tuple[Ingredient, ...] = ("mixup",)
@@ -161,7 +244,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _name_ingredients(self, "waveform", "spectrogram", several=True)
         _require(self, "mixup", 0 <= self.mixup <= 1, "use a probability in [0, 1]")
-        _require(self, "freq_mask", 0 <= self.freq_mask <= 128, "use 0 to 128 mel bins")
+        _require(self, "freq_mask", self.freq_mask >= 0, "use 0 or more mel bins")
         _require(self, "time_mask", self.time_mask >= 0, "use 0 or more frames")
 
 
@@ -358,6 +441,8 @@ class RunConfig:
         _require(self.distill, "consistency", not mixed, remedy)
         remedy = f"use at most frontend.target_length, {frames} frames"
         _require(self.sampling, "time_mask", self.sampling.time_mask <= frames, remedy)
+        remedy = f"use at most frontend.num_mels, {self.frontend.num_mels} mel bins"
+        _require(self.sampling, "freq_mask", self.sampling.freq_mask <= self.frontend.num_mels, remedy)
 
 
 def is_exclusive(loss: Ingredient) -> bool:
@@ -396,6 +481,17 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     for name, value in dataclasses.asdict(config).items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     return flat
+
+
+def frontend_settings(frontend: FrontendConfig) -> dict[str, Any]:
+    """Returns the settings that identify the features of a model, those of later versions only if they are not default.
+
+    Fingerprints and cached results of earlier versions thus remain valid.
+    """
+    first = ("target_length", "mean", "std")
+    fields = dataclasses.fields(FrontendConfig)
+    values = {f.name: getattr(frontend, f.name) for f in fields}
+    return {f.name: values[f.name] for f in fields if f.name in first or values[f.name] != f.default}
 
 
 def to_json(config: RunConfig) -> str:

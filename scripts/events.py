@@ -24,11 +24,11 @@ from tyro.conf import Positional
 
 from psla_jax.audio import decode, segments
 from psla_jax.audio.decode import SAMPLE_RATE
+from psla_jax.audio.windows import Grid
 from psla_jax.data.datafile import Datafile
 from psla_jax.tagging.events import Rules, find_events
 from psla_jax.tagging.recording import FrameOutputs
 from psla_jax.tagging.tagger import Failure, load_tagger
-from psla_jax.tagging.windows import frame_start
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 CLIP_SECONDS = (10.0, 30.0)
@@ -177,8 +177,8 @@ def timelines(model: str, clips: Sequence[Clip]) -> dict[str, list[np.ndarray]]:
 def detect(scores: np.ndarray, clip: Clip, rules: Rules) -> Iterator[Event]:
     """Yields the events in the frame scores of a clip; events of the last frame extend to the end of the clip."""
     for span in find_events(scores, rules):
-        stop = clip.duration if span.stop == len(scores) else frame_start(span.stop)
-        yield Event(frame_start(span.start), stop, span.column)
+        stop = clip.duration if span.stop == len(scores) else Grid().frame_start(span.stop)
+        yield Event(Grid().frame_start(span.start), stop, span.column)
 
 
 def f1(

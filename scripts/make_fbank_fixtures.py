@@ -26,7 +26,8 @@ import soundfile
 import soxr
 import torch
 
-from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
+from psla_jax.audio.decode import SAMPLE_RATE
+from psla_jax.audio.frontend import Frontend
 
 LENGTHS = (400, 401, 559, 560, 16_000, 160_000, 192_000)
 STORED_FRAMES = 8

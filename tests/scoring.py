@@ -34,6 +34,7 @@ def stream(clips: int, batch: int, missing: tuple[int, ...] = ()) -> Iterator[di
             "clip": np.where(exists, rows, -1),
             "left_out": np.zeros(batch, np.int32),
             "flawed": np.zeros(batch, np.int32),
+            "narrow": np.zeros(batch, np.int32),
         }
 
 

@@ -48,6 +48,17 @@ REFUSED = [
     ("frontend.std", 0.0, "use a positive standard deviation"),
     ("frontend.std", NAN, "use a positive standard deviation"),
     ("frontend.mean", NAN, "use a finite number"),
+    ("frontend.mean", "measured", "use a finite number, or auto"),
+    ("frontend.sample_rate", 999, "use 1000 to 1000000 samples per second"),
+    ("frontend.num_mels", 0, "use at least one mel bin"),
+    ("frontend.num_mels", 1000, "513 of the mel filters would be empty"),
+    ("frontend.hop", 0.0, "use milliseconds, of 1 sample or more"),
+    ("frontend.hop", NAN, "use milliseconds, of 1 sample or more"),
+    ("frontend.window", 0.99, "use milliseconds, 16 samples or more"),
+    ("frontend.window", 5000.0, "use milliseconds, 16 samples or more and at most 4096 ms at 16000 Hz"),
+    ("frontend.low_hz", -1.0, "use 0 or more"),
+    ("frontend.low_hz", 8000.0, "use 0 or more, and less than the upper edge of 8000 Hz"),
+    ("frontend.high_hz", 8000.5, "use at most 8000 Hz, half of frontend.sample_rate"),
     ("model.padding", "same", "choose one of symmetric, static"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
@@ -65,8 +76,7 @@ REFUSED = [
     ("sampling.mixup", -0.1, "use a probability in [0, 1]"),
     ("sampling.mixup", 1.1, "use a probability in [0, 1]"),
     ("sampling.mixup", NAN, "use a probability in [0, 1]"),
-    ("sampling.freq_mask", -1, "use 0 to 128 mel bins"),
-    ("sampling.freq_mask", 129, "use 0 to 128 mel bins"),
+    ("sampling.freq_mask", -1, "use 0 or more mel bins"),
     ("sampling.time_mask", -1, "use 0 or more frames"),
     ("optimizer.learning_rate", 0.0, "use a positive rate"),
     ("optimizer.learning_rate", NAN, "use a positive rate"),
@@ -106,6 +116,7 @@ REFUSED = [
 ]
 
 AT_THE_EDGE = [
+    *[("frontend.mean", "auto"), ("frontend.std", "auto"), ("frontend.high_hz", 8000), ("frontend.window", 15)],
     *[("frontend.target_length", 1), ("frontend.std", 1e-9), ("model.heads", 1), ("model.drop_connect", 0)],
     *[("model.drop_connect", 0.999), ("data.batch_size", 1), ("data.workers", 0), ("data.preflight", 0)],
     *[("sampling.mixup", 0), ("sampling.mixup", 1), ("sampling.freq_mask", 0), ("sampling.freq_mask", 128)],
@@ -132,13 +143,17 @@ ACROSS_SECTIONS = [
         {"frontend": FrontendConfig(target_length=100), "sampling": SamplingConfig(time_mask=101)},
         "sampling.time_mask is 101: use at most frontend.target_length, 100 frames.",
     ),
+    (
+        {"frontend": FrontendConfig(num_mels=64), "sampling": SamplingConfig(freq_mask=65)},
+        "sampling.freq_mask is 65: use at most frontend.num_mels, 64 mel bins.",
+    ),
 ]
 
 CHANGED = RunConfig(
     run_dir="runs/Grüße",
     seed=7,
     data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, "first", 9, "skip", "accept", True),
-    frontend=FrontendConfig(500, -1.25, 0.1),
+    frontend=FrontendConfig(500, -1.25, 0.1, 32_000, 64, 12.5, 32.0, 50.0, 14_000.0),
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
     sampling=SamplingConfig(
@@ -212,8 +227,9 @@ def test_a_refusal_names_both_fields_that_do_not_go_together(sections, message):
 
 def test_every_validated_field_has_a_refused_value():
     prefixes = {RunConfig: "", ShareConfig: "distributed.", **{kind: f"{name}." for name, kind in SECTIONS.items()}}
-    calls = re.compile(r'_require\w*\(\s*self,\s*"(\w+)"')
-    validated = {prefix + name for kind, prefix in prefixes.items() for name in calls.findall(inspect.getsource(kind))}
+    calls = re.compile(r'_require\w*\(\s*self,\s*"(\w+)"|require_sample_rate\(self\.(\w+)')
+    found = lambda kind: ["".join(groups) for groups in calls.findall(inspect.getsource(kind))]  # noqa: E731
+    validated = {prefix + name for kind, prefix in prefixes.items() for name in found(kind)}
     assert validated == {name for name, _, _ in REFUSED}
 
 

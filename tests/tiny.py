@@ -21,7 +21,7 @@ from psla_jax.models.state import split_model
 class TinyTagger(nnx.Module):
     """Three strided convolutions, batch normalisation, drop-connect and an attention head."""
 
-    def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, rngs: nnx.Rngs, mels: int = 128) -> None:
         pads = ((1, 1), (1, 1))
         self.stem = Conv(1, 8, 3, stride=2, padding=pads, rngs=rngs)
         self.norm = BatchNorm(8, momentum=0.9)
@@ -29,7 +29,7 @@ class TinyTagger(nnx.Module):
         self.project = Conv(8, 8, rngs=rngs)
         self.norm2 = BatchNorm(8, momentum=0.9)
         self.drop = DropConnect(0.2)
-        self.head = build_pooling("attention", 8 * 16, num_classes, 2, rngs=rngs)
+        self.head = build_pooling("attention", mels, num_classes, 2, rngs=rngs)
 
     def __call__(self, x: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
         x = jnp.swapaxes(x, 1, 2)[..., None]
@@ -58,9 +58,15 @@ def build(num_classes: int, rngs: nnx.Rngs) -> TinyTagger:
     return TinyTagger(num_classes, rngs)
 
 
+def build64(num_classes: int, rngs: nnx.Rngs) -> TinyTagger:
+    """Builds the model for spectrograms of 64 mel bins."""
+    return TinyTagger(num_classes, rngs, mels=64)
+
+
 def save(directory: Path, name: str = "efficientnet-tiny", *, seed: int = 0, **card: Any) -> Path:
     """Writes a model directory with random weights, for clips of 40 frames and the classes of `sounds`."""
     config = ModelConfig(name)
     network = from_config(config, len(VOCABULARY), jnp.float32, nnx.Rngs(seed))
-    save_model(directory, ModelCard(config, FrontendConfig(40), VOCABULARY, {}, **card), *split_model(network))
+    values: dict[str, Any] = {"frontend": FrontendConfig(40), **card}
+    save_model(directory, ModelCard(config, vocabulary=VOCABULARY, notes={}, **values), *split_model(network))
     return directory

@@ -12,6 +12,7 @@ import jax
 from flax import nnx
 
 from psla_jax.aggregation.average import AggregationError, average, reestimate
+from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel, DataConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import data_notes, locate
@@ -90,7 +91,7 @@ def _reestimated(model: Model, weights: Sequence, data: Datafile, request: Reque
     """Re-estimates the batch statistics of the averaged weights in one pass over a training set."""
     placement = Placement.over_all_devices()
     config = DataConfig(batch_size=request.batch_size, channel=request.channel or model.card.channel)
-    source = plain_source(data, config, num_samples=model.frontend.num_samples, seed=0)
+    source = plain_source(data, config, num_samples=model.frontend.num_samples, grid=Grid.of(model.frontend), seed=0)
     placed = jax.device_put(tuple(weights), placement.replicated)
     with logger.progress("re-estimating batch statistics", source.num_batches) as bar:
         graphdef = nnx.graphdef(model.network)

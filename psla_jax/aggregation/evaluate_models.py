@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.aggregation.average import RunningEnsemble
+from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel, DataConfig, DistributedConfig
 from psla_jax.config_distill import DistillConfig
 from psla_jax.data.datafile import Datafile
@@ -208,7 +209,7 @@ def _compute_scores(
     weights = placement.replicate(jax.device_get(split_model(model.network)))
     channel = request.channel or model.card.channel
     config = DataConfig(batch_size=request.batch_size, channel=channel, windows=request.windows)
-    source = evaluation_source(data, config, num_samples=model.frontend.num_samples)
+    source = evaluation_source(data, config, num_samples=model.frontend.num_samples, grid=Grid.of(model.frontend))
     with logger.progress(f"scoring {path}", source.num_batches) as bar:
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
         scores = score(

@@ -1,4 +1,6 @@
-"""Decoding of audio files and arrays to mono waveforms at 16 kHz, whole or in blocks, and writing of 16-bit WAV files.
+"""Decoding of audio files and arrays to mono waveforms, whole or in blocks, and writing of 16-bit WAV files.
+
+Waveforms have the sample rate that the caller asks for, 16 kHz by default; files are resampled to it.
 
 Every function that takes a path also accepts the address of a clip in a shard (:mod:`psla_jax.audio.shards`).
 """
@@ -26,6 +28,7 @@ from psla_jax.audio import file_kinds, shards
 from psla_jax.audio.ffmpeg import DecodingError
 from psla_jax.audio.layout import find_wav_data
 from psla_jax.audio.reading import MAX_AMPLITUDE, AudioError, Reading, peak
+from psla_jax.audio.resampling import SAMPLE_RATE, Resampler
 from psla_jax.audio.sources import Source, open_source
 from psla_jax.config import Channel
 from psla_jax.runtime.files import atomic_path
@@ -35,9 +38,6 @@ from psla_jax.runtime.threads import in_order
 StrPath = str | os.PathLike[str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-SAMPLE_RATE = 16_000
-"""Sample rate of every waveform in this package, in Hz (PSLA, section III-A)."""
 
 MIN_SAMPLE_RATE = 100
 """Lowest accepted sample rate in Hz. Damaged headers have lower ones, with which a small file lasts for days."""
@@ -50,14 +50,17 @@ MAX_FILE_AMPLITUDE = 2.0**32
 _BLOCK = 1 << 20
 """Samples, summed over the channels, that are decoded at a time."""
 _PCM16_SCALE = np.float32(2.0**-15)
-_PCM16_FORMAT = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
-"""The ``fmt`` chunk of a mono 16-bit PCM WAV file at 16 kHz."""
 
 
 def read(
-    path: StrPath, *, channel: Channel = "mean", seconds: float = math.inf, reading: Reading | None = None
+    path: StrPath,
+    *,
+    channel: Channel = "mean",
+    seconds: float = math.inf,
+    reading: Reading | None = None,
+    sample_rate: int = SAMPLE_RATE,
 ) -> np.ndarray:
-    """Reads a file as a mono waveform, float32 ``(samples,)`` at 16 kHz.
+    """Reads a file as a mono waveform, float32 ``(samples,)`` at `sample_rate`.
 
     Full scale is [-1, 1], which resampling (soxr, high quality) may exceed slightly. A file is read to the end of its
     sound, whatever length its header states. Damaged parts become silence where the format tells how long they are.
@@ -67,26 +70,29 @@ def read(
         channel: reduction of several channels: their mean, or the first one (as in the reference).
         seconds: duration to read, from the beginning; the whole file by default.
         reading: receives the notes on the file.
+        sample_rate: samples per second of the waveform.
 
     Raises:
         AudioError: the file is missing, is not audio, is empty or holds samples that no recording can have; or it is
             longer than an hour and ``seconds`` does not limit it.
     """
-    return join(path, blocks(path, channel=channel, reading=reading), seconds)
+    return join(path, blocks(path, channel=channel, reading=reading, sample_rate=sample_rate), seconds, sample_rate)
 
 
-def join(path: StrPath, waveform_blocks: Iterable[np.ndarray], seconds: float = math.inf) -> np.ndarray:
+def join(
+    path: StrPath, waveform_blocks: Iterable[np.ndarray], seconds: float = math.inf, sample_rate: int = SAMPLE_RATE
+) -> np.ndarray:
     """Returns the first `seconds` of a waveform in blocks, that of `path`, with the errors of :func:`read`."""
     pieces, samples = [], 0
     for block in waveform_blocks:
         pieces.append(block)
         samples += len(block)
-        if samples >= seconds * SAMPLE_RATE:
+        if samples >= seconds * sample_rate:
             break
-        if samples > MAX_SECONDS * SAMPLE_RATE:
+        if samples > MAX_SECONDS * sample_rate:
             raise AudioError(path, "is longer than an hour: cut it into clips, training uses the beginning of each.")
     waveform = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return waveform if math.isinf(seconds) else waveform[: round(seconds * SAMPLE_RATE)]
+    return waveform if math.isinf(seconds) else waveform[: round(seconds * sample_rate)]
 
 
 def blocks(
@@ -95,16 +101,17 @@ def blocks(
     channel: Channel = "mean",
     reading: Reading | None = None,
     content: memoryview | None = None,
+    sample_rate: int = SAMPLE_RATE,
 ) -> Iterator[np.ndarray]:
     """Yields the waveform of :func:`read` in blocks, so that memory does not grow with the file.
 
-    They are float32 ``(samples,)`` at 16 kHz, not empty and at most a minute each. Arguments and errors are those of
+    They are float32 ``(samples,)``, not empty and at most a minute each. Arguments and errors are those of
     :func:`read`; `content` is a file in memory, named by `path`.
     """
-    decoded, yielded, rate = 0, 0, SAMPLE_RATE
-    native = _native_rate_blocks(path, channel, reading or Reading(), content)
+    decoded, yielded, rate = 0, 0, sample_rate
+    native = _native_rate_blocks(path, channel, reading or Reading(), content, sample_rate)
     for rate, group in itertools.groupby(native, key=lambda block: block[1]):
-        resampler = Resampler(rate)
+        resampler = Resampler(rate, sample_rate)
         for mono, _ in group:
             decoded += len(mono)
             for piece in resampler.push_in_pieces(mono):
@@ -117,46 +124,21 @@ def blocks(
     if decoded == 0:
         raise AudioError(path, "holds no samples: record or download it again, or leave it out.")
     if yielded == 0:
-        raise AudioError(path, f"is too short ({decoded} samples at {rate} Hz, none at 16 kHz): leave it out.")
-
-
-class Resampler:
-    """Streaming resampler of a mono waveform to 16 kHz; its output does not depend on the division into blocks."""
-
-    def __init__(self, rate: float) -> None:
-        """Accepts samples at `rate` Hz."""
-        self._rate = rate
-        self._stream = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-
-    def push(self, block: np.ndarray) -> np.ndarray:
-        """Accepts float32 ``(samples,)`` and returns complete 16 kHz samples, delayed by hundredths of a second."""
-        return block if self._stream is None else self._stream.resample_chunk(block)
-
-    def push_in_pieces(self, block: np.ndarray) -> Iterator[np.ndarray]:
-        """Yields the result of :meth:`push` in non-empty pieces of bounded size: at 1 Hz a sample lasts a second."""
-        size = len(block) if self._rate >= SAMPLE_RATE else max(1, int(_BLOCK * self._rate / SAMPLE_RATE))
-        for start in range(0, len(block), size or 1):
-            piece = self.push(block[start : start + size])
-            if len(piece):
-                yield piece
-
-    def finish(self) -> np.ndarray:
-        """Returns the remaining samples, float32 ``(samples,)`` at 16 kHz, at the end of the waveform."""
-        empty = np.zeros(0, np.float32)
-        return empty if self._stream is None else self._stream.resample_chunk(empty, last=True)
+        reason = f"is too short ({decoded} samples at {rate} Hz, none at {sample_rate / 1000:g} kHz): leave it out."
+        raise AudioError(path, reason)
 
 
 def _native_rate_blocks(
-    path: StrPath, channel: Channel, reading: Reading, content: memoryview | None
+    path: StrPath, channel: Channel, reading: Reading, content: memoryview | None, sample_rate: int
 ) -> Iterator[tuple[np.ndarray, int]]:
     """Yields blocks of the mono waveform before resampling, float32 ``(samples,)``, each with its rate in Hz."""
     record = _record(path) if content is None else content
     with _open_binary(path, record) as file:
         try:
-            if file is not None and _seek_pcm16(file):
-                reading.rate = SAMPLE_RATE
+            if file is not None and _seek_pcm16(file, sample_rate):
+                reading.rate = sample_rate
                 while len(block := np.frombuffer(file.read(2 * _BLOCK), "<i2")):
-                    yield block * _PCM16_SCALE, SAMPLE_RATE
+                    yield block * _PCM16_SCALE, sample_rate
                 return
         except (OSError, ValueError) as error:  # The file was truncated meanwhile, or its disk failed.
             raise AudioError(path, _unreadable_reason(path, error, record)) from error
@@ -260,14 +242,14 @@ def _open_binary(path: StrPath, record: memoryview | None) -> contextlib.Abstrac
     return contextlib.nullcontext()
 
 
-def _seek_pcm16(file: BinaryIO) -> bool:
-    """Returns whether a file is a mono 16-bit PCM WAV file at 16 kHz, positioned at its samples in that case.
+def _seek_pcm16(file: BinaryIO, sample_rate: int) -> bool:
+    """Returns whether a file is a mono 16-bit PCM WAV file at that rate, positioned at its samples in that case.
 
     Such files need no decoder; libsndfile takes four times as long.
     """
     size = file.seek(0, os.SEEK_END)
     data = find_wav_data(file)
-    if data is None or data.format_chunk != _PCM16_FORMAT:
+    if data is None or data.format_chunk != struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16):
         return False
     return data.length % 2 == 0 and data.start + data.length == size
 
@@ -289,16 +271,18 @@ def from_samples(
     channel: Channel = "mean",
     name: str = "the array",
     reading: Reading | None = None,
+    sample_rate: int = SAMPLE_RATE,
 ) -> np.ndarray:
-    """Converts an array of samples to a waveform as of :func:`read`, float32 ``(samples,)`` at 16 kHz.
+    """Converts an array of samples to a waveform as of :func:`read`, float32 ``(samples,)`` at `sample_rate`.
 
     Args:
         samples: ``(samples,)`` or ``(samples, channels)``. Floats have full scale [-1, 1]; 8, 16 and 32-bit integers
             are scaled by their range (unsigned 8-bit around 128, as in WAV); other types are refused.
-        rate: sample rate in Hz.
+        rate: sample rate of the array in Hz.
         channel: as for :func:`read`.
         name: what messages call the array.
         reading: receives the peaks of the channels.
+        sample_rate: samples per second of the waveform.
 
     Raises:
         AudioError: the rate is not positive, or the array has another rank or type, is empty, not finite or not scaled.
@@ -310,11 +294,12 @@ def from_samples(
     if array.ndim == 2 and array.shape[1] > array.shape[0]:
         raise AudioError(name, f"has the shape {array.shape}, more channels than samples: transpose it.")
     mono = array_to_mono(name, array, channel, reading)
-    if rate == SAMPLE_RATE:
+    if rate == sample_rate:
         return mono
-    resampled = soxr.resample(mono, rate, SAMPLE_RATE)
+    resampled = soxr.resample(mono, rate, sample_rate)
     if len(resampled) == 0:
-        raise AudioError(name, f"is too short ({len(mono)} samples at {rate:g} Hz, none at 16 kHz): leave it out.")
+        reason = f"is too short ({len(mono)} samples at {rate:g} Hz, none at {sample_rate / 1000:g} kHz): leave it out."
+        raise AudioError(name, reason)
     return resampled
 
 
@@ -399,8 +384,8 @@ def _head(path: StrPath, record: memoryview | None) -> bytes:
     return b""
 
 
-def write_pcm16(path: StrPath, waveform: np.ndarray) -> None:
-    """Writes a waveform, float ``(samples,)``, as a 16-bit WAV file at 16 kHz; atomic, replacing an existing file.
+def write_pcm16(path: StrPath, waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+    """Writes a waveform, float ``(samples,)``, as a 16-bit WAV file; atomic, replacing an existing file.
 
     Samples beyond [-1, 1) are clipped. A waveform that :func:`read` returned for such a file is written back unchanged.
 
@@ -413,7 +398,7 @@ def write_pcm16(path: StrPath, waveform: np.ndarray) -> None:
     if not np.isfinite(waveform).all():
         raise AudioError(path, "cannot hold samples that are not finite: correct the waveform first.")
     with atomic_path(path) as temporary, wave.open(temporary, "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", "not compressed"))
+        file.setparams((1, 2, sample_rate, 0, "NONE", "not compressed"))
         file.writeframes(pcm16(waveform).tobytes())
 
 

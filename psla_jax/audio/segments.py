@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from psla_jax.audio import decode
-from psla_jax.audio.decode import SAMPLE_RATE, StrPath
+from psla_jax.audio.decode import StrPath
 from psla_jax.audio.reading import AudioError, Reading
+from psla_jax.audio.resampling import SAMPLE_RATE, Resampler
 from psla_jax.audio.sources import Source
 from psla_jax.config import Channel
 
@@ -86,25 +87,32 @@ def split_fragment(name: StrPath) -> tuple[str, str]:
 
 
 def read(
-    clip: StrPath, *, channel: Channel = "mean", seconds: float = math.inf, reading: Reading | None = None
+    clip: StrPath,
+    *,
+    channel: Channel = "mean",
+    seconds: float = math.inf,
+    reading: Reading | None = None,
+    sample_rate: int = SAMPLE_RATE,
 ) -> np.ndarray:
-    """Reads a file or a segment as :func:`psla_jax.audio.decode.read` does: float32 ``(samples,)`` at 16 kHz.
+    """Reads a file or a segment as :func:`psla_jax.audio.decode.read` does: float32 ``(samples,)`` at `sample_rate`.
 
-    The samples of a segment are those of the whole recording at 16 kHz from ``round(16000 * start)`` on.
+    The samples of a segment are those of the whole recording at that rate from ``round(sample_rate * start)`` on.
 
     Raises:
         AudioError: the recording cannot be read, or the segment is not within it or has no sample.
     """
     if not isinstance(clip, Segment):
-        return decode.read(clip, channel=channel, seconds=seconds, reading=reading)
-    return decode.join(clip, _waveform(clip, channel, reading or Reading()), seconds)
+        return decode.read(clip, channel=channel, seconds=seconds, reading=reading, sample_rate=sample_rate)
+    return decode.join(clip, _waveform(clip, channel, reading or Reading(), sample_rate), seconds, sample_rate)
 
 
-def blocks(clip: StrPath, *, channel: Channel = "mean", reading: Reading | None = None) -> Iterator[np.ndarray]:
+def blocks(
+    clip: StrPath, *, channel: Channel = "mean", reading: Reading | None = None, sample_rate: int = SAMPLE_RATE
+) -> Iterator[np.ndarray]:
     """Yields the waveform of :func:`read` in blocks, as :func:`psla_jax.audio.decode.blocks` does."""
     if not isinstance(clip, Segment):
-        return decode.blocks(clip, channel=channel, reading=reading)
-    return _waveform(clip, channel, reading or Reading())
+        return decode.blocks(clip, channel=channel, reading=reading, sample_rate=sample_rate)
+    return _waveform(clip, channel, reading or Reading(), sample_rate)
 
 
 @contextlib.contextmanager
@@ -154,12 +162,12 @@ def duration(clip: StrPath) -> float:
     return min(clip.end, seconds) - clip.start
 
 
-def _waveform(segment: Segment, channel: Channel, reading: Reading) -> Iterator[np.ndarray]:
+def _waveform(segment: Segment, channel: Channel, reading: Reading, sample_rate: int) -> Iterator[np.ndarray]:
     """Yields the waveform of a segment in blocks: that of the whole recording, cut at the times of the segment."""
-    start, stop = segment.samples(SAMPLE_RATE)
+    start, stop = segment.samples(sample_rate)
     empty = True
     with open_audio(segment) as audio:
-        position, resampled = _resampled_near(audio, segment, channel, reading)
+        position, resampled = _resampled_near(audio, segment, channel, reading, sample_rate)
         for block in resampled:
             kept = _part(block, position, start, stop)
             position += len(block)
@@ -169,31 +177,31 @@ def _waveform(segment: Segment, channel: Channel, reading: Reading) -> Iterator[
             if position >= stop:
                 break
         else:
-            _require_inside(segment, position / SAMPLE_RATE)
+            _require_inside(segment, position / sample_rate)
     if empty:
-        raise AudioError(segment, "is too short (no sample at 16 kHz): leave it out.")
+        raise AudioError(segment, f"is too short (no sample at {sample_rate / 1000:g} kHz): leave it out.")
 
 
 def _resampled_near(
-    audio: Source, segment: Segment, channel: Channel, reading: Reading
+    audio: Source, segment: Segment, channel: Channel, reading: Reading, sample_rate: int
 ) -> tuple[int, Iterator[np.ndarray]]:
-    """Returns the waveform at 16 kHz from shortly before a segment on, and the number of its first sample.
+    """Returns the resampled waveform from shortly before a segment on, and the number of its first sample.
 
     The first sample is early enough for the resampler to settle, and at a time that falls on a sample at both rates, so
     that the same samples are computed as for the whole recording. If seeking to it would change samples, the first
     sample is that of the recording.
     """
-    common = math.gcd(audio.rate, SAMPLE_RATE)
-    settled = segment.start - _SETTLING_SAMPLES / min(audio.rate, SAMPLE_RATE)
+    common = math.gcd(audio.rate, sample_rate)
+    settled = segment.start - _SETTLING_SAMPLES / min(audio.rate, sample_rate)
     units = max(0, math.floor(settled * common))
     if not audio.seek(units * (audio.rate // common)):
-        return 0, decode.blocks(segment.recording, channel=channel, reading=reading)
+        return 0, decode.blocks(segment.recording, channel=channel, reading=reading, sample_rate=sample_rate)
     native = (mono for mono, _ in decode.mono_blocks(audio, segment, channel, reading, _BLOCK))
-    return units * (SAMPLE_RATE // common), _resampled(native, audio.rate)
+    return units * (sample_rate // common), _resampled(native, audio.rate, sample_rate)
 
 
-def _resampled(mono_blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    resampler = decode.Resampler(rate)
+def _resampled(mono_blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    resampler = Resampler(rate, sample_rate)
     for block in mono_blocks:
         yield from resampler.push_in_pieces(block)
     yield resampler.finish()

@@ -39,7 +39,9 @@ class Check:
     std: float | None = None
     """Expected standard deviation of the log-mel values. Empty: that of --config, or AudioSet's."""
     target_length: int | None = None
-    """Input length of the model in frames of 10 ms. Empty: that of --config, or 1056."""
+    """Input length of the model in frames. Empty: that of --config, or 1056."""
+    sample_rate: int | None = None
+    """Sample rate of the model in Hz. Empty: that of --config, or 16000."""
     channel: Literal["mean", "first"] | None = None
     """Mixdown of stereo files: the mean of the channels, or the first. Empty: that of --config, or the mean."""
     limit: int = 0
@@ -97,7 +99,7 @@ def _request_fields(options: Check, config: Any) -> dict[str, Any]:
     data = options.data or config.data.train
     paths = (config.data.train, config.data.validation, config.data.evaluation)
     others = tuple(path for path in paths if path and os.path.abspath(path) != os.path.abspath(data))
-    names = ("mean", "std", "target_length")
+    names = ("mean", "std", "target_length", "sample_rate")
     frontend = {name: value for name in names if (value := getattr(options, name)) is not None}
     return {
         **{name: getattr(options, name) for name in ("ontology", "limit", "workers")},
@@ -120,9 +122,11 @@ class Pack:
     destination: Positional[str]
     """Directory for the shards and for a datafile of the same name that refers to them."""
     format: Literal["pcm16", "flac", "float32"] = "pcm16"
-    """pcm16: 16 bits at 16 kHz; flac: the same with lossless compression, half the size, slower; float32: exact."""
+    """pcm16: 16 bits; flac: the same with lossless compression, half the size, slower; float32: exact."""
     channel: Literal["mean", "first"] = "mean"
     """Mixdown of stereo clips: the mean of the channels, or the first."""
+    sample_rate: int = 16_000
+    """Samples per second of the shards: those of the frontend that will be trained."""
     unreadable: Literal["stop", "skip"] = "stop"
     """Action for unreadable clips: stop, or skip and report them."""
     clips_per_shard: int = 8192

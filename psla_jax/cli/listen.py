@@ -84,7 +84,7 @@ def listen(arguments: list[str]) -> int:
         tagger.on_compile = output.info
         stream = Stream(tagger, source.rate, classes=classes, early=options.early)
         output.info(f"listening to {source.name}, {source.rate} Hz: {stream.latency} (stop with Ctrl-C)")
-        for note in quality_notes(source.name, 1.0, source.rate):
+        for note in quality_notes(source.name, 1.0, source.rate, top_hz=tagger.top_hz):
             output.info(note)
         with _interrupts() as stop:
             if source.live:

@@ -32,6 +32,18 @@ class Convert:
     """Mean of the log-mel values that the model was trained with."""
     std: float = 4.5699
     """Standard deviation of the log-mel values that the model was trained with."""
+    sample_rate: int = 16_000
+    """Sample rate in Hz that the model was trained at; as for the following ones, the default is the reference's."""
+    num_mels: int = 128
+    """Number of mel bins."""
+    hop: float = 10.0
+    """Milliseconds from one spectrogram frame to the next."""
+    window: float = 25.0
+    """Milliseconds of a spectrogram frame."""
+    low_hz: float = 20.0
+    """Lower edge of the lowest mel filter, in Hz."""
+    high_hz: float = 0.0
+    """Upper edge of the highest mel filter, in Hz; 0 for half the sample rate."""
     licence: str = ""
     """Licence of the weights, stored in the model."""
     exclusive: bool = False

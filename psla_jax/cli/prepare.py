@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrepareFSD50K:
-    """Resamples FSD50K to 16 kHz and writes its datafiles. Example: psla prepare fsd50k /data/FSD50K"""
+    """Resamples FSD50K and writes its datafiles. Example: psla prepare fsd50k /data/FSD50K"""
 
     directory: Positional[str]
     """Folder that contains FSD50K.dev_audio, FSD50K.eval_audio and FSD50K.ground_truth."""
@@ -30,6 +30,9 @@ class PrepareFSD50K:
     """Number of threads for resampling; 0: a few more than there are cores."""
     channel: Literal["mean", "first"] = "mean"
     """Conversion of stereo files to mono: the mean of the channels, or the first channel."""
+    sample_rate: int = 16_000
+    """Samples per second of the resampled audio: those of the frontend that will be trained. Other rates than 16000
+    have folders of their own, such as FSD50K.dev_audio_32k and datafiles_32k."""
 
 
 def prepare_fsd50k(arguments: list[str]) -> int:
@@ -38,8 +41,8 @@ def prepare_fsd50k(arguments: list[str]) -> int:
 
     from psla_jax.data.prepare import fsd50k
 
-    out, workers = options.out or None, options.workers or None
-    return _print_report(fsd50k.prepare(options.directory, out, workers=workers, channel=options.channel))
+    out, settings = options.out or None, {"channel": options.channel, "sample_rate": options.sample_rate}
+    return _print_report(fsd50k.prepare(options.directory, out, workers=options.workers or None, **settings))
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class _TagCommand:
         self.formatters = {"json": formats.json_line, "csv": formats.csv_rows, "rttm": formats.rttm_lines}
         self.paths = options.paths(*self.formatters)
         self.files = [path for path in self.paths.values() if path != STANDARD and not is_output_stream(path)]
-        self.own_files = OwnFiles(options.paths(*FOLDERS), self.output_options, tagger.channel)
+        self.own_files = OwnFiles(options.paths(*FOLDERS), self.output_options, tagger.channel, tagger.frontend)
         columns = formats.COLUMNS if calibration is None else formats.COLUMNS + formats.CALIBRATED_COLUMNS
         self.csv_header = ",".join(columns) + "\n"
         self.num_noted = 0

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from psla_jax.audio.decode import MAX_CLIP_SECONDS, SAMPLE_RATE, AudioError
+from psla_jax.audio.decode import MAX_CLIP_SECONDS, AudioError
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.segments import duration, read
+from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.teacher import TeacherScores
@@ -21,11 +22,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads clips of a datafile, mixed down by `channel`, and pads them to rows of `num_samples` samples at 16 kHz."""
+    """Reads clips of a datafile, mixed down by `channel`, at the rate of `grid`, padded to rows of `num_samples`."""
 
     datafile: Datafile
     num_samples: int
     channel: Channel
+    grid: Grid = field(default_factory=Grid)
     teacher: TeacherScores | None = None
     """Scores of a teacher, which are further targets of the clips."""
 
@@ -34,15 +36,19 @@ class ClipReader:
 
         `reading` receives what is peculiar about it. Raises AudioError if the clip cannot be read.
         """
-        audio = self.datafile.audio(clip)
-        samples = read(audio, channel=self.channel, seconds=MAX_CLIP_SECONDS, reading=reading)
+        samples = self.read(clip, MAX_CLIP_SECONDS, reading)
         samples -= samples.mean()
         return samples
 
+    def read(self, clip: int, seconds: float, reading: Reading | None = None) -> np.ndarray:
+        """Returns at most the first `seconds` of the waveform of a clip; arguments and errors of :meth:`waveform`."""
+        rate = self.grid.rate
+        return read(self.datafile.audio(clip), channel=self.channel, seconds=seconds, reading=reading, sample_rate=rate)
+
     def num_clip_samples(self, clip: int) -> int:
-        """Returns the number of samples of a clip at 16 kHz, 0 if it cannot be read."""
+        """Returns the number of samples of a clip at the rate of the model, 0 if it cannot be read."""
         try:
-            return round(duration(self.datafile.audio(clip)) * SAMPLE_RATE)
+            return round(duration(self.datafile.audio(clip)) * self.grid.rate)
         except AudioError:
             return 0
 
@@ -58,9 +64,10 @@ class ClipReader:
         targets: Mapping[str, np.ndarray],
         failed: int = -1,
         *,
-        flawed: bool = False,
+        reading: Reading | None = None,
     ) -> Row:
-        """Returns a valid row with the waveform cut or zero-padded to `num_samples`."""
+        """Returns a valid row with the waveform cut or zero-padded to `num_samples`, and what `reading` showed."""
+        reading = reading or Reading()
         cut = waveform[: self.num_samples]
         padded = np.empty(self.num_samples, np.float32)
         padded[: len(cut)], padded[len(cut) :] = cut, 0.0
@@ -68,7 +75,8 @@ class ClipReader:
             "waveform": padded,
             "num_samples": np.int32(len(cut)),
             "left_out": np.int32(len(waveform) - len(cut)),
-            "flawed": np.int32(flawed),
+            "flawed": np.int32(reading.is_flawed),
+            "narrow": np.int32(0 < reading.rate < self.grid.rate),
             **targets,
             "valid": np.float32(1.0),
             "clip": np.int64(clip),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from psla_jax.audio.decode import StrPath
-from psla_jax.config import ConfigError, DataConfig, is_exclusive
+from psla_jax.config import ConfigError, DataConfig, FrontendConfig, is_exclusive
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.demo import dataset
 from psla_jax.data.validate.preflight import ClipProblem, find_unreadable_clips
@@ -147,18 +148,23 @@ def require_single_labels(data: Datafile, reason: str, remedy: str) -> None:
         raise DataError(f"{data.source} gives {data.audio(clip)} {counts[clip]} labels, but {reason}: {remedy}.")
 
 
-def check_clips(sets: DataSets, config: DataConfig, log: Callable[[str], None]) -> None:
+def check_clips(
+    sets: DataSets, config: DataConfig, log: Callable[[str], None], frontend: FrontendConfig | None = None
+) -> None:
     """Looks up every clip and reads up to ``data.preflight`` clips of each set, before training.
 
-    `log` receives a line for each clip that will be skipped, and for damaged ones, of which the rest is used.
+    `log` receives a line for each clip that will be skipped, for damaged ones, of which the rest is used, and for a set
+    with clips of a lower sample rate than the features of `frontend` need.
 
     Raises:
         DataError: a clip cannot be read and ``data.unreadable`` is ``stop``, or no clip of a set can be read.
     """
+    frontend = frontend or FrontendConfig()
     for name, data in sets.all().items():
         damaged: list[ClipProblem] = []
+        rates = Counter[int]()
         problems = find_unreadable_clips(
-            data, limit=config.preflight, channel=config.channel, name=name, damaged=damaged
+            data, limit=config.preflight, channel=config.channel, name=name, damaged=damaged, rates=rates
         )
         if problems and (config.unreadable == "stop" or len(problems) == len(data)):
             raise DataError(_problem_text(name, data, problems))
@@ -168,6 +174,22 @@ def check_clips(sets: DataSets, config: DataConfig, log: Callable[[str], None]) 
             log(f"damaged, {name} set: {defect.path} {defect.reason}")
         if len(damaged) > MAX_PROBLEMS_SHOWN:
             log(f"damaged, {name} set: {len(damaged) - MAX_PROBLEMS_SHOWN} more, which psla check lists")
+        if note := _rate_note(rates, frontend):
+            log(f"{name} set: {note}")
+
+
+def _rate_note(rates: Counter[int], frontend: FrontendConfig) -> str:
+    """Returns a sentence on clips without the upper frequencies of the features; empty if there are none."""
+    needed = 2 * frontend.top_hz
+    low = {rate: count for rate, count in rates.most_common() if rate < needed}
+    if not low:
+        return ""
+    listed = ", ".join(f"{count:,} at {rate} Hz" for rate, count in list(low.items())[:MAX_PROBLEMS_SHOWN])
+    return (
+        f"{sum(low.values()):,} of {rates.total():,} clips have a lower sample rate than the {needed:g} Hz of the "
+        f"features ({listed}) and nothing above half of it, which the model may learn to recognise: use recordings of "
+        f"{needed:g} Hz or more that were not upsampled, or a lower frontend.sample_rate or frontend.high_hz"
+    )
 
 
 def _problem_text(name: str, data: Datafile, problems: list[ClipProblem]) -> str:

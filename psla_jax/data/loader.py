@@ -7,8 +7,8 @@ and ``classes`` the size of the vocabulary.
 =============== ==================== ======= ===========================================================================
 Field           Shape                dtype   Content
 =============== ==================== ======= ===========================================================================
-``waveform``    ``(batch, samples)`` float32 Mono audio at 16 kHz, full scale 1. The mean of the whole clip (at most
-                                             ten minutes) is subtracted, then its end is cut or zero-padded.
+``waveform``    ``(batch, samples)`` float32 Mono audio at the rate of the model, full scale 1. The mean of the whole
+                                             clip (at most ten minutes) is subtracted, then its end is cut or padded.
 ``num_samples`` ``(batch,)``         int32   Number of samples of ``waveform`` before the padding, 0 to ``samples``.
 ``labels``      ``(batch, classes)`` float32 1 for the classes of the clip, else 0; a weighted mean of the labels of
                                              both clips, in [0, 1], for a row with mixup.
@@ -22,6 +22,8 @@ Field           Shape                dtype   Content
 ``left_out``    ``(batch,)``         int32   Number of samples of the (first) clip that were cut off.
 ``flawed``      ``(batch,)``         int32   1 if the (first) clip is damaged, has channels that cancel each other, or
                                              samples far beyond full scale, else 0; only for evaluation.
+``narrow``      ``(batch,)``         int32   1 if the (first) clip has a lower sample rate than the model, and so lacks
+                                             the upper frequencies, else 0; only for evaluation.
 ``failed``      ``(batch,)``         int64   Index of the clip that could not be read for this row, else -1. It is the
                                              clip itself if ``valid`` is 0, else the mixup partner, and the row is then
                                              left unmixed.
@@ -51,8 +53,7 @@ import numpy as np
 
 from psla_jax.audio.decode import AudioError, StrPath, in_threads
 from psla_jax.audio.reading import Reading
-from psla_jax.audio.segments import read
-from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, hop_frames, require_covering, window_starts
+from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel, ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile
@@ -98,7 +99,7 @@ class EvaluationSource:
             waveform = self.reader.waveform(clip, reading)
         except AudioError:
             return self.reader.invalid_row(clip)
-        return self.reader.row(clip, waveform, self.reader.targets(clip), flawed=reading.is_flawed)
+        return self.reader.row(clip, waveform, self.reader.targets(clip), reading=reading)
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,11 @@ class WindowSource:
 
         Raises WindowError if a window is shorter than an output frame.
         """
-        size, clips = reader.num_samples, range(len(reader.datafile))
-        hop = hop_frames(size)
-        require_covering(size, hop)
+        size, grid, clips = reader.num_samples, reader.grid, range(len(reader.datafile))
+        hop = grid.hop_frames(size)
+        grid.require_covering(size, hop)
         lengths = in_threads(reader.num_clip_samples, clips, "Looking up durations", progress=False)
-        counts = [len(window_starts(length, size, hop)) for length in lengths]
+        counts = [len(grid.window_starts(length, size, hop)) for length in lengths]
         return cls(reader, batch_size, np.repeat(clips, counts))
 
     def __len__(self) -> int:
@@ -139,20 +140,20 @@ class WindowSource:
         window = int(item)
         if window >= len(self.clip_of_row):
             return self.reader.invalid_row()
-        clip, size = int(self.clip_of_row[window]), self.reader.num_samples
+        clip, size, grid = int(self.clip_of_row[window]), self.reader.num_samples, self.reader.grid
         try:
             waveform = self._recording(clip)
         except AudioError:
             return self.reader.invalid_row(window)
         # A header may state another length than what is read of a damaged file.
-        starts = window_starts(len(waveform), size, hop_frames(size))
+        starts = grid.window_starts(len(waveform), size, grid.hop_frames(size))
         number = window - int(np.searchsorted(self.clip_of_row, clip))
         if number >= len(starts):
             return self.reader.invalid_row()
-        start = starts[number] * OUTPUT_FRAME_SAMPLES
+        start = starts[number] * grid.output_samples
         samples = waveform[start : start + size]
-        targets, flawed = self.reader.targets(clip), self._decoded.reading.is_flawed
-        return self.reader.row(window, samples - samples.mean(), targets, flawed=flawed)
+        targets, reading = self.reader.targets(clip), self._decoded.reading
+        return self.reader.row(window, samples - samples.mean(), targets, reading=reading)
 
     def invalid_row(self) -> Row:
         """Returns a row of padding."""
@@ -161,8 +162,8 @@ class WindowSource:
     def _recording(self, clip: int) -> np.ndarray:
         """Returns the whole waveform of a clip, which each thread keeps for the next window."""
         if getattr(self._decoded, "clip", None) != clip:
-            audio, self._decoded.reading = self.reader.datafile.audio(clip), Reading()
-            waveform = read(audio, channel=self.reader.channel, reading=self._decoded.reading)
+            self._decoded.reading = Reading()
+            waveform = self.reader.read(clip, math.inf, self._decoded.reading)
             self._decoded.waveform, self._decoded.clip = waveform, clip
         return self._decoded.waveform
 
@@ -264,12 +265,14 @@ def _exit_after(parent: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)  # Threads of Grain may wait for a queue forever.
 
 
-def evaluation_source(datafile: Datafile, data: DataConfig, *, num_samples: int) -> HeldOutSource:
-    """Returns the evaluation source for a config; `num_samples` is the input length of the model at 16 kHz.
+def evaluation_source(
+    datafile: Datafile, data: DataConfig, *, num_samples: int, grid: Grid | None = None
+) -> HeldOutSource:
+    """Returns the evaluation source for a config; `num_samples` is the input length of the model, at `grid.rate`.
 
     With ``data.windows``, its rows are windows, and durations are looked up.
     """
-    reader = ClipReader(datafile, num_samples, data.channel)
+    reader = ClipReader(datafile, num_samples, data.channel, grid or Grid())
     return WindowSource.of(reader, data.batch_size) if data.windows else EvaluationSource(reader, data.batch_size)
 
 
@@ -296,7 +299,8 @@ def loader(
 
     Args:
         data: a datafile, its path, or a set of the embedded demo data such as ``demo:train``.
-        frontend: the frontend, whose input length waveforms are cut or zero-padded to.
+        frontend: the frontend, to whose rate waveforms are resampled, and to whose input length they are cut or
+            zero-padded.
         labels: the classes of a datafile that is given by its path: ``audioset``, ``fsd50k``, ``demo``, a label file or
             a vocabulary.
         sampling: balanced sampling and augmentation of waveforms. Its settings for spectrograms apply on the device,
@@ -306,7 +310,7 @@ def loader(
         batch_size: clips per batch; None for single rows, without padding, which ``.batch`` combines.
         maps: functions from row to row, applied in this order before batching; they may add fields.
         channel: conversion of multi-channel audio to mono, ``mean`` or ``first``.
-        num_samples: length of the waveforms, instead of that of a frontend.
+        num_samples: length of the waveforms at 16 kHz, instead of that of a frontend.
 
     Raises:
         ConfigError: neither `frontend` nor `num_samples` is given, or no `labels` for a path.
@@ -316,12 +320,13 @@ def loader(
     if (frontend is None) == (num_samples == 0):
         raise ConfigError("the length of the waveforms is not given once: pass either a frontend or num_samples.")
     datafile = data if isinstance(data, Datafile) else read_datafile(data, labels)
-    samples = num_samples if frontend is None else frontend.num_samples
+    samples, grid = (num_samples, Grid()) if frontend is None else (frontend.num_samples, Grid.of(frontend))
     config = DataConfig(batch_size=1 if batch_size is None else batch_size, channel=channel)
     if sampling is None:
-        dataset = grain.MapDataset.source(evaluation_source(datafile, config, num_samples=samples)).repeat(epochs)
+        held_out = evaluation_source(datafile, config, num_samples=samples, grid=grid)
+        dataset = grain.MapDataset.source(held_out).repeat(epochs)
     else:
-        source = train_source(datafile, config, sampling, num_samples=samples, epochs=epochs, seed=seed)
+        source = train_source(datafile, config, sampling, num_samples=samples, epochs=epochs, seed=seed, grid=grid)
         source.require_usable()
         dataset = grain.MapDataset.source(source)
     _allow_workers()

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from psla_jax.audio import decode, segments, shards
-from psla_jax.config import Channel
+from psla_jax.config import Channel, require_sample_rate
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import data_notes
@@ -49,6 +49,12 @@ class Job:
     format: Format
     channel: Channel
     clips_per_shard: int
+    sample_rate: int = decode.SAMPLE_RATE
+
+    def __post_init__(self) -> None:
+        if self.clips_per_shard < 1:
+            raise PackError(f"clips_per_shard is {self.clips_per_shard}: use at least one clip.")
+        require_sample_rate(self.sample_rate, "sample_rate")
 
 
 @dataclass(frozen=True)
@@ -114,11 +120,12 @@ def pack(
     channel: Channel = "mean",
     unreadable: Literal["stop", "skip"] = "stop",
     clips_per_shard: int = CLIPS_PER_SHARD,
+    sample_rate: int = decode.SAMPLE_RATE,
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
 ) -> PackResult:
-    """Writes the clips of a datafile into shards, mono at 16 kHz, and a datafile of the same name that refers to them.
+    """Writes the clips of a datafile into shards, mono at one rate, and a datafile of that name which refers to them.
 
     The result replaces the original in training: clips, labels and ids are the same, and the samples are equal or, in
     the 16-bit formats, rounded. Each shard is written atomically and the datafile last; called again after an
@@ -131,19 +138,18 @@ def pack(
         channel: mixdown of several channels: their mean, or the first channel.
         unreadable: whether an unreadable clip stops the function or is skipped.
         clips_per_shard: number of clips in each shard but the last.
+        sample_rate: samples per second of the shards. A training at another rate resamples them again.
         workers: number of threads; None or 0 for the number of cores plus 4, at most 32.
         force: whether to replace the results of an earlier call.
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        PackError: other results exist, or a clip cannot be read.
+        PackError, ConfigError: other results exist, a clip cannot be read, or a setting is invalid.
         DatafileError: the datafile is unusable.
         ShardError: a shard cannot be written.
     """
-    if clips_per_shard < 1:
-        raise PackError(f"clips_per_shard is {clips_per_shard}: use at least one clip.")
     data, mids = datafile.read_open_vocabulary(source)
-    job = Job(data.source, data.sha256, format, channel, clips_per_shard)
+    job = Job(data.source, data.sha256, format, channel, clips_per_shard, sample_rate)
     output = _Output(os.path.abspath(destination), os.path.splitext(os.path.basename(data.source))[0], data, job)
     finished = output.prepare(force)
     output.write_manifest(finished)  # Before the first shard, so that the same command resumes whatever happens to it.
@@ -216,7 +222,8 @@ class _Output:
         try:
             with open(self.manifest, encoding="utf-8") as file:
                 manifest = json.load(file)
-            job, done = manifest["job"], {int(n): Shard.from_json(shard) for n, shard in manifest["shards"].items()}
+            job = {"sample_rate": decode.SAMPLE_RATE} | manifest["job"]  # Earlier versions had no other rate.
+            done = {int(n): Shard.from_json(shard) for n, shard in manifest["shards"].items()}
         except FileNotFoundError:
             raise PackError(f"{existing} files that psla pack did not write: {remedy}.") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -276,14 +283,16 @@ def _encode_clip(data: Datafile, clip: int, job: Job) -> tuple[int, bytes, bool,
     audio, reading = data.audio(clip), decode.Reading()
     path = os.fspath(audio)
     try:
-        waveform = segments.read(audio, channel=job.channel, reading=reading)
-        return clip, *encode(waveform, path, job.format), reading.notes
+        waveform = segments.read(audio, channel=job.channel, reading=reading, sample_rate=job.sample_rate)
+        return clip, *encode(waveform, path, job.format, job.sample_rate), reading.notes
     except decode.AudioError as error:
         return ClipProblem(clip, path, error.reason)
 
 
-def encode(waveform: np.ndarray, path: str, format: Format) -> tuple[bytes, bool]:
-    """Encodes a waveform, float32 ``(samples,)`` at 16 kHz, as an audio file.
+def encode(
+    waveform: np.ndarray, path: str, format: Format, sample_rate: int = decode.SAMPLE_RATE
+) -> tuple[bytes, bool]:
+    """Encodes a waveform, float32 ``(samples,)``, as an audio file.
 
     Returns the content of the file, and whether decoding it gives exactly `waveform`.
 
@@ -303,5 +312,5 @@ def encode(waveform: np.ndarray, path: str, format: Format) -> tuple[bytes, bool
         exact = np.array_equal(stored / np.float32(32768), waveform)
     file = io.BytesIO()
     container, subtype = CONTAINERS[format]
-    soundfile.write(file, stored, decode.SAMPLE_RATE, format=container, subtype=subtype)
+    soundfile.write(file, stored, sample_rate, format=container, subtype=subtype)
     return file.getvalue(), exact

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from psla_jax import ingredients
-from psla_jax.audio.decode import SAMPLE_RATE, AudioError
+from psla_jax.audio.decode import AudioError
+from psla_jax.audio.windows import Grid
 from psla_jax.config import ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile, DatafileError, read_open_vocabulary
@@ -93,7 +94,7 @@ class TrainSource:
             "clips": self.clips,
             "open_clips": functools.cache(self._open_clips),
             "num_samples": self.reader.num_samples,
-            "sample_rate": SAMPLE_RATE,
+            "sample_rate": self.reader.grid.rate,
             "mixup": self.sampling.mixup,
         }
         functions = [ingredients.find(text, WAVEFORM_STEPS, FIELD) for text in self.sampling.waveform]
@@ -101,7 +102,7 @@ class TrainSource:
 
     def _open_clips(self, path: str) -> Clips:
         datafile, _ = read_open_vocabulary(locate(path))
-        return ReaderClips(ClipReader(datafile, self.reader.num_samples, self.reader.channel))
+        return ReaderClips(ClipReader(datafile, self.reader.num_samples, self.reader.channel, self.reader.grid))
 
     def _order(self, epoch: int) -> np.ndarray:
         order = self._orders.get(epoch)
@@ -178,15 +179,18 @@ def train_source(
     num_samples: int,
     epochs: int,
     seed: int,
+    grid: Grid | None = None,
     teacher: TeacherScores | None = None,
     taught: TaughtScores | None = None,
 ) -> TrainSource:
-    """Returns the training source for a config; `num_samples` is the input length of the model at 16 kHz."""
-    reader = ClipReader(datafile, num_samples, data.channel, teacher)
+    """Returns the training source for a config; `num_samples` is the input length of the model, at `grid.rate`."""
+    reader = ClipReader(datafile, num_samples, data.channel, grid or Grid(), teacher)
     return TrainSource(reader, data.batch_size, epochs, sampling, seed, taught)
 
 
-def plain_source(datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int) -> TrainSource:
+def plain_source(
+    datafile: Datafile, data: DataConfig, *, num_samples: int, seed: int, grid: Grid | None = None
+) -> TrainSource:
     """Returns one shuffled pass over the training set without balancing or augmentation, to re-estimate batch_stats."""
     plain = SamplingConfig(balanced=False, waveform=(), spectrogram=())
-    return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed)
+    return train_source(datafile, data, plain, num_samples=num_samples, epochs=1, seed=seed, grid=grid)

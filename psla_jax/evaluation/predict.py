@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
+from psla_jax.audio.frontend import Frontend
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
 from psla_jax.models.state import split_model
@@ -21,7 +21,7 @@ from psla_jax.runtime.xla_options import inference_options
 ShardRows = Callable[[dict[str, np.ndarray]], Mapping[str, Any]]
 """Splits arrays over the devices, see :meth:`psla_jax.runtime.sharding.Placement.shard_rows`."""
 
-HOST_FIELDS = ("labels", "valid", "left_out", "flawed")
+HOST_FIELDS = ("labels", "valid", "left_out", "flawed", "narrow")
 """Batch fields that are returned with the scores."""
 
 
@@ -114,9 +114,10 @@ def score(
             "(relative ones start at its own folder), or run psla check on it."
         )
     readable = np.array([clip_id(int(i)) for i in clip[valid]], dtype=str)
-    left_out = fields["left_out"][valid].astype(np.float32) / SAMPLE_RATE
-    flawed = tuple(readable[fields["flawed"][valid] > 0].tolist())
-    return Scores(readable, fields["scores"][valid], fields["labels"][valid], skipped, left_out=left_out, flawed=flawed)
+    left_out = fields["left_out"][valid].astype(np.float32) / frontend.sample_rate
+    flawed, narrow = (tuple(readable[fields[name][valid] > 0].tolist()) for name in ("flawed", "narrow"))
+    arrays = readable, fields["scores"][valid], fields["labels"][valid]
+    return Scores(*arrays, skipped, left_out=left_out, flawed=flawed, narrow=narrow)
 
 
 def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mean: bool) -> dict[str, np.ndarray]:
@@ -135,6 +136,7 @@ def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mea
         "valid": np.minimum.reduceat(valid, first),
         "left_out": np.zeros(len(clips), np.int32),
         "flawed": fields["flawed"][rows][first],
+        "narrow": fields["narrow"][rows][first],
     }
 
 

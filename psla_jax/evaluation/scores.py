@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from psla_jax.audio.windows import OUTPUT_FRAME_SECONDS
 from psla_jax.evaluation.metrics import Metrics, evaluate
 from psla_jax.runtime.files import NPZ_ERRORS, atomic_path
 
+MIN_LEFT_OUT = 0.32
+"""Seconds of a clip that were not scored from which a note counts it."""
 MAX_EXAMPLES = 5
 """Number of unreadable clips that a note names."""
 
@@ -32,6 +33,7 @@ class Scores:
         left_out: `(clips,)` float32, seconds at the end of each clip that were not scored; empty if unknown.
         flawed: ids of scored clips that are damaged, or whose level is wrong, see
             :attr:`psla_jax.audio.reading.Reading.is_flawed`.
+        narrow: ids of scored clips whose sample rate is lower than that of the model.
     """
 
     clips: np.ndarray
@@ -41,6 +43,7 @@ class Scores:
     mids: tuple[str, ...] = ()
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     flawed: tuple[str, ...] = ()
+    narrow: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """Returns a sentence each on clips that could not be read, are flawed, or were not scored to their ends."""
@@ -50,7 +53,12 @@ class Scores:
         if self.flawed:
             reasons = "damaged, with channels that cancel each other, or with samples far beyond full scale"
             notes.append(f"scores may be wrong for clips that are {reasons} (psla check): {_counted(self.flawed)}")
-        long = self.left_out[self.left_out >= OUTPUT_FRAME_SECONDS]
+        if self.narrow:
+            notes.append(
+                "scores may be wrong for clips that lack the upper frequencies of the model, as their sample rate is "
+                f"lower: {_counted(self.narrow)}"
+            )
+        long = self.left_out[self.left_out >= MIN_LEFT_OUT]
         if len(long):
             notes.append(
                 f"clips longer than a window of the model: {len(long):,} of {len(self.clips):,}, of which "
@@ -70,7 +78,7 @@ class Scores:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, clips=self.clips, scores=self.scores, labels=labels, skipped=self.skipped, mids=self.mids,
-                left_out=self.left_out, flawed=self.flawed,
+                left_out=self.left_out, flawed=self.flawed, narrow=self.narrow,
             )  # fmt: skip
 
     @classmethod
@@ -81,9 +89,9 @@ class Scores:
                 labels = file["labels"].astype(np.float32)
                 mids = tuple(file["mids"].tolist()) if "mids" in file else ()
                 left_out = file["left_out"] if "left_out" in file else np.zeros(0, np.float32)
-                flawed = tuple(file["flawed"].tolist()) if "flawed" in file else ()
+                flawed, narrow = (tuple(file[k].tolist()) if k in file else () for k in ("flawed", "narrow"))
                 skipped = tuple(file["skipped"].tolist())
-                return cls(file["clips"], file["scores"], labels, skipped, mids, left_out, flawed)
+                return cls(file["clips"], file["scores"], labels, skipped, mids, left_out, flawed, narrow)
         except NPZ_ERRORS as error:
             raise ScoresError(f"{path} does not hold scores ({error}): delete it and run again.") from error
 

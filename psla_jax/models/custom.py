@@ -20,9 +20,6 @@ from psla_jax.models.layers import ModelError
 from psla_jax.models.protocols import Parts, parts
 from psla_jax.models.state import split_model
 
-MELS = 128
-"""Mel bins of a spectrogram."""
-
 
 def build(make: Callable[..., Any], name: str, dtype: DTypeLike, settings: Mapping[str, Any]) -> Any:
     """Returns the NNX module that a callable builds from those of `settings` and ``dtype`` that its parameters name.
@@ -96,7 +93,7 @@ def attach_streams(view: nnx.Module, key: jax.Array) -> None:
         setattr(module, attribute, nnx.data(rngs.default if mark.single else rngs))
 
 
-def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: int) -> None:
+def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: int, mels: int = 128) -> None:
     """Raises ModelError if a training step cannot train the custom model `name`, or would train something else.
 
     Parameters and other variables must be float32 arrays and the same before and after a call, and a model maps
@@ -104,7 +101,7 @@ def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: in
     :mod:`psla_jax.models.protocols` says.
     """
     _require_float32(model, name)
-    spectrograms = jnp.sin(jnp.arange(2.0 * frames * MELS)).reshape(2, frames, MELS)
+    spectrograms = jnp.sin(jnp.arange(2.0 * frames * mels)).reshape(2, frames, mels)
     valid, found = jnp.ones(2), parts(model)
     graphdef, weights = nnx.graphdef(model), split_model(model)
 

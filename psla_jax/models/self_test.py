@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio.frontend import SAMPLE_RATE, Frontend
+from psla_jax.audio.frontend import Frontend
 from psla_jax.config import FrontendConfig
 from psla_jax.models.model_dir import Model, ModelCard
 from psla_jax.models.protocols import parts
@@ -27,9 +27,9 @@ class VerificationError(ValueError):
     """A model without usable scores of the test sound; the message names it."""
 
 
-def self_test_waveform() -> np.ndarray:
-    """Returns two sweeps, a pulse train and fading noise: zero-mean `(samples,)` at 16 kHz, always the same."""
-    time = np.arange(round(SECONDS * SAMPLE_RATE)) / SAMPLE_RATE
+def self_test_waveform(sample_rate: int = 16_000) -> np.ndarray:
+    """Returns two sweeps, a pulse train and fading noise: zero-mean `(samples,)`, always the same at a sample rate."""
+    time = np.arange(round(SECONDS * sample_rate)) / sample_rate
     up = np.sin(2 * math.pi * (120 * time + 400 * time**2))
     down = 0.5 * np.sin(2 * math.pi * (6000 * time - 500 * time**2)) * (time > SECONDS / 3)
     pulses = (time * 7 % 1 < 0.01).astype(float)
@@ -40,7 +40,8 @@ def self_test_waveform() -> np.ndarray:
 
 def self_test_spectrogram(config: FrontendConfig) -> np.ndarray:
     """Returns the test sound as the input of a model, `(1, frames, mels)`."""
-    return np.asarray(Frontend.from_config(config)(self_test_waveform()[None], zero_mean=False))
+    waveform = self_test_waveform(config.sample_rate)
+    return np.asarray(Frontend.from_config(config)(waveform[None], zero_mean=False))
 
 
 @jax.jit

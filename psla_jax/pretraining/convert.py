@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.config import FrontendConfig, ModelConfig, Padding
+from psla_jax.config import FrontendConfig, ModelConfig, Padding, frontend_settings
 from psla_jax.models.factory import BACKBONES, from_config
 from psla_jax.models.model_dir import (
     ModelCard,
@@ -46,8 +47,14 @@ class Request:
     labels: str
     padding: Padding = "symmetric"
     target_length: int = 0
-    mean: float = FrontendConfig.mean
-    std: float = FrontendConfig.std
+    mean: float = -4.6476
+    std: float = 4.5699
+    sample_rate: int = FrontendConfig.sample_rate
+    num_mels: int = FrontendConfig.num_mels
+    hop: float = FrontendConfig.hop
+    window: float = FrontendConfig.window
+    low_hz: float = FrontendConfig.low_hz
+    high_hz: float = FrontendConfig.high_hz
     licence: str = ""
     exclusive: bool = False
     overwrite: bool = False
@@ -77,7 +84,8 @@ class Conversion:
         return [
             f"{self.source} -> {self.directory}",
             f"model     {model.name}, {head}{padding}, {size}",
-            f"frontend  {frontend.target_length} frames, mean {frontend.mean}, std {frontend.std}",
+            f"frontend  {frontend.target_length} frames, mean {frontend.mean}, std {frontend.std}"
+            + "".join(f", {name} {value}" for name, value in _further_settings(frontend).items()),
             *self.report.lines(),
             f"verified  scores of the test sound differ from PyTorch {self.torch} by at most {self.difference:.1e}",
         ]
@@ -106,7 +114,8 @@ def convert(request: Request) -> Conversion:
     except PretrainingError as error:
         raise PretrainingError(f"{source}: {error}") from error
     frames = request.target_length or FRAMES.get(inferred.num_classes, DEFAULT_FRAMES)
-    frontend = FrontendConfig(target_length=frames, mean=request.mean, std=request.std)
+    names = {f.name for f in dataclasses.fields(FrontendConfig)} - {"target_length"}
+    frontend = FrontendConfig(frames, **{name: getattr(request, name) for name in names})
     scores = self_test_scores(model, frontend)
     difference = _compare_with_torch(file.arrays, inferred.model, frontend, scores)
     import torch
@@ -167,6 +176,8 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
         torch_file.write(path, {prefix + name: value for name, value in arrays.items()})
         loaded.card.vocabulary.write(labels)
     settings = f"--target-length {frontend.target_length} --mean {frontend.mean} --std {frontend.std}"
+    options = {name.replace("_", "-"): value for name, value in _further_settings(frontend).items()}
+    settings += "".join(f" --{name} {value}" for name, value in options.items())
     settings += " --exclusive" if loaded.card.exclusive else ""
     return [
         f"{model} -> {path}: {len(arrays)} arrays of {config.name}, {config.padding} padding; classes in {labels}",
@@ -174,6 +185,12 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
         "The PyTorch file does not contain the frontend settings; to convert it back: psla convert "
         f"{path} MODEL --labels {labels} --padding {config.padding} {settings}",
     ]
+
+
+def _further_settings(frontend: FrontendConfig) -> dict[str, Any]:
+    """Returns the settings of a frontend that are not those of the recipe, except those of every model."""
+    given = frontend_settings(frontend)
+    return {name: value for name, value in given.items() if name not in ("target_length", "mean", "std")}
 
 
 def _check_overwrite(path: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,19 @@ def _from_model(
         raise PretrainingError(f"{pretraining.source} is {card.model.name}, which has no backbone: use another source.")
     arrays = _copy_backbone(model, backbone, pretraining.source)
     head = _copy_classes(model, backbone, card, config, pretraining, vocabulary)
-    mean, std = card.frontend.mean, card.frontend.std
     description = f"whole backbone from {pretraining.source}: {arrays} arrays; {head}"
-    if (mean, std) != (frontend.mean, frontend.std):
-        description += f"; it was trained with frontend.mean {mean} and frontend.std {std}, unlike this run"
-    return description
+    return description + _frontend_note(card.frontend, frontend)
+
+
+def _frontend_note(source: FrontendConfig, frontend: FrontendConfig) -> str:
+    """Returns the settings of the frontend that a source was trained with, unlike this run; empty if there are none."""
+    names = [f.name for f in dataclasses.fields(frontend) if f.name != "target_length"]
+    before = {name: getattr(source, name) for name in names}
+    differing = {name: value for name, value in before.items() if getattr(frontend, name) != value}
+    if "mean" in differing or "std" in differing:  # One without the other would mislead.
+        differing = {"mean": source.mean, "std": source.std} | differing
+    listed = " and ".join(f"frontend.{name} {value}" for name, value in differing.items())
+    return f"; it was trained with {listed}, unlike this run" if differing else ""
 
 
 def _load_source(config: ModelConfig, source: str) -> Model:

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from psla_jax.audio.decode import SAMPLE_RATE
 from psla_jax.tagging.network import CompiledModel, ModelOutput
 from psla_jax.tagging.recording import RecordingAccumulator
-from psla_jax.tagging.windows import OUTPUT_FRAME_SECONDS, Window
+from psla_jax.tagging.windows import Window
 
 _Batch = list[tuple[RecordingAccumulator, Window]]
 
@@ -69,5 +68,6 @@ class WindowBatcher:
         for row, (recording, window) in enumerate(batch):
             of_window = [None if values is None else values[row] for values in (frames, attention, features)]
             recording.add_window(index, window, scores[row], *of_window)
-            end = window.start * OUTPUT_FRAME_SECONDS + len(window.samples) / SAMPLE_RATE
+            grid = window.grid
+            end = window.start * grid.output_seconds + len(window.samples) / grid.rate
             self._on_progress(recording.clip, end)

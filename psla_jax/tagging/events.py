@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from psla_jax.audio.windows import Grid
 from psla_jax.tagging.defaults import DEFAULTS
-from psla_jax.tagging.windows import OUTPUT_FRAME_SECONDS
 
 
 class EventError(ValueError):
@@ -51,15 +51,13 @@ class Rules:
         """Returns the rules with their own threshold, or with `default` if they have none."""
         return replace(self, threshold=default) if self.threshold is None else self
 
-    @property
-    def min_gap_frames(self) -> int:
-        """Minimum number of output frames between two events of a class."""
-        return math.ceil(round(self.min_gap / OUTPUT_FRAME_SECONDS, 6))
+    def min_gap_frames(self, grid: Grid) -> int:
+        """Returns the minimum number of output frames between two events of a class."""
+        return math.ceil(round(self.min_gap / grid.output_seconds, 6))
 
-    @property
-    def min_duration_frames(self) -> int:
-        """Minimum number of output frames of an event."""
-        return max(1, math.ceil(round(self.min_duration / OUTPUT_FRAME_SECONDS, 6)))
+    def min_duration_frames(self, grid: Grid) -> int:
+        """Returns the minimum number of output frames of an event."""
+        return max(1, math.ceil(round(self.min_duration / grid.output_seconds, 6)))
 
 
 @dataclass(frozen=True, order=True)
@@ -118,12 +116,12 @@ class EventFinder:
         num_frames: number of frames searched so far: those whose neighbours for smoothing are complete.
     """
 
-    def __init__(self, rules: Rules, columns: int) -> None:
-        self.num_frames = 0
+    def __init__(self, rules: Rules, columns: int, grid: Grid | None = None) -> None:
+        self.num_frames, grid = 0, grid or Grid()
         self._median = RunningMedian(rules.smooth)
         self._threshold = np.broadcast_to(np.asarray(rules.with_threshold().threshold, np.float32), (columns,))
         self._release = self._threshold * np.float32(rules.release)
-        self._min_gap, self._min_duration = rules.min_gap_frames, rules.min_duration_frames
+        self._min_gap, self._min_duration = rules.min_gap_frames(grid), rules.min_duration_frames(grid)
         self._run_start = np.full(columns, -1)  # First frame of the current run; -1 if there is none.
         self._run_peak = np.zeros(columns, np.float32)
         self._start = np.full(columns, -1)  # First frame of the event that a run may still extend; -1 if there is none.
@@ -184,7 +182,7 @@ def _spans(columns: np.ndarray, start: np.ndarray, stop: np.ndarray, score: np.n
     return [Span(int(start[i]), int(i), int(stop[i]), float(score[i])) for i in np.flatnonzero(columns)]
 
 
-def find_events(scores: np.ndarray, rules: Rules) -> Sequence[Span]:
+def find_events(scores: np.ndarray, rules: Rules, grid: Grid | None = None) -> Sequence[Span]:
     """Returns the events of a whole timeline `(frames, columns)`, in order of their start."""
-    finder = EventFinder(rules, scores.shape[1])
+    finder = EventFinder(rules, scores.shape[1], grid)
     return sorted([*finder.push(scores), *finder.finish()])

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psla_jax.audio.windows import OUTPUT_STRIDE
 from psla_jax.models.protocols import Parts
-from psla_jax.tagging.windows import OUTPUT_STRIDE
 
 
 def is_on_grid(parts: Parts) -> bool:

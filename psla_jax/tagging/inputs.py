@@ -44,11 +44,14 @@ class AudioFile:
         """Its path as text."""
         return os.fsdecode(self.path)
 
-    def blocks(self, channel: Channel, reading: Reading | None = None) -> Iterator[np.ndarray]:
+    def blocks(
+        self, channel: Channel, reading: Reading | None = None, sample_rate: int = decode.SAMPLE_RATE
+    ) -> Iterator[np.ndarray]:
         """Yields its waveform as :func:`psla_jax.audio.decode.blocks` does, and sets `reading` to what this shows."""
+        settings: dict[str, Any] = {"channel": channel, "reading": reading, "sample_rate": sample_rate}
         if self.content is None:
-            return segments.blocks(self.path, channel=channel, reading=reading)
-        return decode.blocks(self.path, channel=channel, reading=reading, content=self.content)
+            return segments.blocks(self.path, **settings)
+        return decode.blocks(self.path, content=self.content, **settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +67,14 @@ class Samples:
     axis: int | None = None
     """Axis of the channels, where it is known whatever the shape."""
 
-    def blocks(self, channel: Channel, reading: Reading | None = None) -> Iterator[np.ndarray]:
-        """Yields the waveform, float32 ``(samples,)`` at 16 kHz, as a single block; `reading` receives its peaks."""
+    def blocks(
+        self, channel: Channel, reading: Reading | None = None, sample_rate: int = decode.SAMPLE_RATE
+    ) -> Iterator[np.ndarray]:
+        """Yields the waveform, float32 ``(samples,)``, as a single block; `reading` receives its peaks."""
         array, _ = self.channels_last()
-        yield decode.from_samples(array, self.rate or 0, channel=channel, name=self.name, reading=reading)
+        yield decode.from_samples(
+            array, self.rate or 0, channel=channel, name=self.name, reading=reading, sample_rate=sample_rate
+        )
 
     def channels_last(self, previous: int | None = None) -> tuple[np.ndarray, int | None]:
         """Returns ``(samples,)`` or ``(samples, channels)``, and the axis that had the channels, if any.

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT, Frontend
+from psla_jax.audio.frontend import Frontend
+from psla_jax.audio.windows import OUTPUT_STRIDE
 from psla_jax.models.cpu_kernels import per_clip_is_faster
 from psla_jax.models.exclusive import normalise
 from psla_jax.models.model_dir import Model
@@ -25,7 +26,6 @@ from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.xla_options import inference_options
 from psla_jax.tagging.defaults import Policy
 from psla_jax.tagging.frame_grid import is_on_grid, overlaps, to_grid
-from psla_jax.tagging.windows import OUTPUT_STRIDE
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """Largest number of windows per batch on CPUs and on other devices; a CPU with few cores takes windows one by one."""
@@ -66,7 +66,7 @@ def _analyse(
     if found is None:
         return ModelOutput(distribution(network(spectrograms).astype(jnp.float32)))
     features = found.features(spectrograms)
-    sound_mask = _sound_mask(lengths, features.shape[1], found.stride)
+    sound_mask = _sound_mask(frontend.num_frames(lengths), features.shape[1], found.stride)
     mask = sound_mask if masked else None
     scores = distribution(found.scores(features, mask).astype(jnp.float32))
     frames = attention = None
@@ -95,9 +95,8 @@ def _gate_by_attention(scores: jax.Array, attention: jax.Array, mask: jax.Array)
     return scores * jnp.minimum(1.0, attention / jnp.maximum(average, EPSILON))
 
 
-def _sound_mask(lengths: jax.Array, num_frames: int, stride: float) -> jax.Array:
-    """1 for the output frames that contain sound, at least one per window; `(batch, frames)`."""
-    frames = jnp.where(lengths < FRAME_LENGTH, 0, 1 + (lengths - FRAME_LENGTH) // FRAME_SHIFT)
+def _sound_mask(frames: jax.Array, num_frames: int, stride: float) -> jax.Array:
+    """1 for the output frames that contain any of the first spectrogram `frames`, at least one; `(batch, frames)`."""
     return (jnp.arange(num_frames) < jnp.maximum(1, -(-frames // stride))[:, None]).astype(jnp.float32)
 
 

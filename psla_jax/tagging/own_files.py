@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psla_jax.audio import decode
-from psla_jax.config import Channel
+from psla_jax.config import Channel, FrontendConfig
 from psla_jax.runtime.files import atomic_text
 from psla_jax.tagging.formats import OutputOptions, audacity_labels
 from psla_jax.tagging.plot import figure
@@ -28,6 +28,8 @@ class OwnFiles:
     """Folder of each kind of file to write."""
     options: OutputOptions
     channel: Channel
+    frontend: FrontendConfig
+    """Spectrogram settings of the (first) model, for plots."""
 
     def paths(self, recording: Recording) -> dict[str, Path]:
         """Returns the files of a recording by kind."""
@@ -46,7 +48,8 @@ class OwnFiles:
                 elif kind == "embeddings":
                     accumulator.embeddings().save(path)
                 else:
-                    spectrogram = log_mel_spectrogram(decode.blocks(recording.file, channel=self.channel))
+                    blocks = decode.blocks(recording.file, channel=self.channel, sample_rate=self.frontend.sample_rate)
+                    spectrogram = log_mel_spectrogram(blocks, self.frontend)
                     figure.draw(path, tags, accumulator.heatmaps(), spectrogram, top=self.options.top)
             except (OSError, decode.AudioError) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")

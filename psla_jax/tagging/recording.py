@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from psla_jax.audio.decode import SAMPLE_RATE
 from psla_jax.audio.reading import MAX_AMPLITUDE, Reading
+from psla_jax.audio.windows import Grid
 from psla_jax.tagging.calibration.model import Calibration
 from psla_jax.tagging.events import EventFinder, Rules, Span
 from psla_jax.tagging.plot.heatmap import Heatmaps, MaxDownsampler
 from psla_jax.tagging.result import Embeddings, Event, Tags, Timeline
-from psla_jax.tagging.windows import OverlapAverage, Window, frame_start, num_output_frames
+from psla_jax.tagging.windows import OverlapAverage, Window
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 SILENCE = 2.0**-15
@@ -68,6 +68,8 @@ class RecordingAccumulator:
         rate: float,
         calibration: Calibration | None = None,
         exclusive: Sequence[bool] = (),
+        grid: Grid | None = None,
+        top_hz: float = 8000.0,
     ) -> None:
         """Creates an empty accumulator, see :meth:`psla_jax.tagging.tagger.Tagger.accumulator`.
 
@@ -75,7 +77,7 @@ class RecordingAccumulator:
         it is their mean, so that the scores of a recording are a distribution as well.
         """
         self.clip, self.rate, self._calibration = clip, rate, calibration
-        self.reading = Reading()
+        self.reading, self.grid, self._top_hz = Reading(), grid or Grid(), top_hz
         self.samples, self.peak = 0, 0.0
         self._ended = self._finished = False
         self._expected, self._added = [0] * len(window_frames), [0] * len(window_frames)
@@ -85,7 +87,7 @@ class RecordingAccumulator:
         self._scores = [np.full(len(vocabulary), 0.0 if each else -np.inf, np.float32) for each in self._exclusive]
         self._averages, self._mean = [OverlapAverage() for _ in window_frames], EnsembleMean(len(window_frames))
         threshold = np.broadcast_to(np.asarray(rules.threshold, np.float32), len(vocabulary))[selected]
-        self._finder = EventFinder(replace(rules, threshold=threshold), len(selected))
+        self._finder = EventFinder(replace(rules, threshold=threshold), len(selected), self.grid)
         self._spans, self._timeline, self._features = list[Span](), list[np.ndarray](), list[np.ndarray]()
         self._feature_average = OverlapAverage()
         self._strips = MaxDownsampler(), MaxDownsampler()
@@ -111,7 +113,7 @@ class RecordingAccumulator:
     @property
     def duration(self) -> float:
         """Seconds read so far."""
-        return self.samples / SAMPLE_RATE
+        return self.samples / self.grid.rate
 
     @property
     def final_frames(self) -> int:
@@ -191,7 +193,7 @@ class RecordingAccumulator:
         """Returns scores and events."""
         self._finish()
         events = tuple(self.event(span) for span in sorted(self._spans))
-        notes = quality_notes(self.clip, self.peak, self.rate or self.reading.rate, self.reading)
+        notes = quality_notes(self.clip, self.peak, self.rate or self.reading.rate, self.reading, self._top_hz)
         counts = [max(count, 1) if mean else 1 for mean, count in zip(self._exclusive, self._added)]
         scores: np.ndarray = np.mean([total / count for total, count in zip(self._scores, counts)], axis=0)
         return Tags(
@@ -202,13 +204,13 @@ class RecordingAccumulator:
     def timeline(self) -> Timeline:
         """Returns the scores of all output frames."""
         self._finish()
-        return Timeline(np.concatenate(self._timeline), self._vocabulary)
+        return Timeline(np.concatenate(self._timeline), self._vocabulary, self.grid)
 
     def embeddings(self) -> Embeddings:
         """Returns the embeddings of the recording and of its output frames."""
         self._finish()
         frames = np.concatenate([block for block in self._features if len(block)])
-        return Embeddings(frames.mean(axis=0), frames)
+        return Embeddings(frames.mean(axis=0), frames, self.grid)
 
     def heatmaps(self) -> Heatmaps:
         """Returns scores and attention over time, reduced to the columns of a plot."""
@@ -219,19 +221,22 @@ class RecordingAccumulator:
     def event(self, span: Span) -> Event:
         """Returns an event in seconds, with its class."""
         i = int(self._selected[span.column])
-        is_last = span.stop >= num_output_frames(self.samples)
+        is_last = span.stop >= self.grid.num_output_frames(self.samples)
         onset, offset = (
-            frame_start(span.start),
-            self.duration if is_last else min(frame_start(span.stop), self.duration),
+            self.grid.frame_start(span.start),
+            self.duration if is_last else min(self.grid.frame_start(span.stop), self.duration),
         )
         mid, name = self._vocabulary.mids[i], self._vocabulary.names[i]
         return Event(round(onset, 3), round(offset, 3), mid, name, span.score)
 
 
-def quality_notes(name: str, peak: float, rate: float, reading: Reading | None = None) -> tuple[str, ...]:
+def quality_notes(
+    name: str, peak: float, rate: float, reading: Reading | None = None, top_hz: float = 8000.0
+) -> tuple[str, ...]:
     """Returns a sentence for each peculiarity of a recording: defects of its file, its level or a low sample rate.
 
-    `peak` is the largest magnitude of its samples at 16 kHz, and `rate` the number of samples per second; 0 if unknown.
+    `peak` is the largest magnitude of its samples, `rate` the number of samples per second, 0 if it is unknown, and
+    `top_hz` the highest frequency of the features of the model.
     """
     reading = reading or Reading()
     cancelled = (
@@ -245,12 +250,12 @@ def quality_notes(name: str, peak: float, rate: float, reading: Reading | None =
     )
     narrow = (
         f"{name} was sampled at {rate:g} Hz: it has nothing above {rate / 2:g} Hz, "
-        "and the model was trained with sound up to 8000 Hz."
+        f"and the model was trained with sound up to {top_hz:g} Hz."
     )
     notes = {
         cancelled: reading.is_cancelled,
         silent: peak < SILENCE and not reading.is_cancelled,
         loud: peak > MAX_AMPLITUDE,
-        narrow: 0 < rate < SAMPLE_RATE,
+        narrow: 0 < rate < 2 * top_hz,
     }
     return tuple(f"{name} {note}" for note in reading.notes) + tuple(note for note, applies in notes.items() if applies)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from psla_jax.audio.windows import Grid
 from psla_jax.runtime.files import atomic_path
 from psla_jax.tagging.calibration.model import Calibration
 from psla_jax.tagging.defaults import DEFAULTS
-from psla_jax.tagging.windows import frame_start
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 PRESENT_MARK = "✓"
@@ -60,11 +60,13 @@ class Timeline:
     scores: np.ndarray
     """float16 ``(frames, classes)``, in the order of the vocabulary."""
     vocabulary: Vocabulary
+    grid: Grid = field(default_factory=Grid)
+    """Where the output frames are in the recording."""
 
     @property
     def times(self) -> np.ndarray:
         """Start of each output frame in seconds, float64 ``(frames,)``."""
-        return np.array([frame_start(frame) for frame in range(len(self.scores))])
+        return np.array([self.grid.frame_start(frame) for frame in range(len(self.scores))])
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +76,14 @@ class Embeddings:
     clip: np.ndarray
     """float32 ``(channels,)``: the mean over the output frames."""
     frames: np.ndarray
-    """float32 ``(frames, channels)``: one output frame every 0.32 s, without padding."""
+    """float32 ``(frames, channels)``: one output frame every 0.32 s by default, without padding."""
+    grid: Grid = field(default_factory=Grid)
+    """Where the output frames are in the recording."""
 
     @property
     def times(self) -> np.ndarray:
         """Start of each output frame in seconds, float64 ``(frames,)``."""
-        return np.array([frame_start(frame) for frame in range(len(self.frames))])
+        return np.array([self.grid.frame_start(frame) for frame in range(len(self.frames))])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``.npz`` with ``clip``, ``frames`` and ``times``, or ``.npy`` with ``clip`` only, atomically.

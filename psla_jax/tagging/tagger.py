@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from flax import nnx
 
-from psla_jax.audio.decode import SAMPLE_RATE, AudioError
-from psla_jax.audio.frontend import FRAME_LENGTH, Frontend
-from psla_jax.audio.windows import hop_frames
+from psla_jax.audio.decode import AudioError
+from psla_jax.audio.frontend import Frontend
+from psla_jax.audio.reading import Reading
+from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel
-from psla_jax.models.model_dir import Model, find_model, fingerprint, load_model
+from psla_jax.models.model_dir import Model, load_model
 from psla_jax.tagging.batcher import WindowBatcher
-from psla_jax.tagging.calibration.model import CALIBRATION, Calibration
+from psla_jax.tagging.calibration.loading import load_calibration
+from psla_jax.tagging.calibration.model import Calibration
 from psla_jax.tagging.defaults import DEFAULTS, Policy
 from psla_jax.tagging.events import Rules
 from psla_jax.tagging.inputs import Audio, AudioFile, Source, read_input
@@ -108,27 +110,10 @@ def load_tagger(
         text = str(error).replace("Options.__init__() ", "")
         raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
     models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
-    calibration, notes = _load_calibration(models, settings) if calibrated else (None, [])
+    calibration, notes = load_calibration(models, settings.policy) if calibrated else (None, [])
     if settings.channel is None and len({model.card.channel for _, model in models}) > 1:
         notes.append(f"the models were trained on different channels, of which that of {paths[0]} is used (--channel)")
     return Tagger(models, settings, calibration=calibration, notes=notes)
-
-
-def _load_calibration(models: Sequence[tuple[str, Model]], options: Options) -> tuple[Calibration | None, list[str]]:
-    """Returns the calibration of a single model, if any, and a note if it does not fit the models or options."""
-    directories = [find_model(Path(path)) for path, _ in models]
-    if len(directories) != 1:
-        calibrated = [path for (path, _), folder in zip(models, directories) if (folder / CALIBRATION).exists()]
-        names = ", ".join(dict.fromkeys(calibrated))
-        return None, [f"the ensemble is not calibrated: the calibration of {names} is ignored"] if calibrated else []
-    card = models[0][1].card
-    calibration = Calibration.read(directories[0], card.vocabulary, lambda: fingerprint(directories[0], card))
-    if calibration is None or (policy := calibration.fitted.get("policy")) == options.policy:
-        return calibration, []
-    return calibration, [
-        f"{models[0][0]} was calibrated with --policy {policy}: with {options.policy}, recordings shorter than a "
-        "window have other scores, and their probabilities may be wrong"
-    ]
 
 
 class Tagger:
@@ -167,11 +152,22 @@ class Tagger:
         if self.options.policy == "mask":
             maskless = [path for (path, _), model in zip(models, self._models) if not model.takes_mask]
             self.notes += tuple(f"{path} has no head that takes a mask: --policy mask is as pad" for path in maskless)
+        self._require_one_grid([name for name, _ in models])
         self.cutters()  # Raises WindowError for an invalid overlap.
 
     def __repr__(self) -> str:
         names = ", ".join(compiled.model.card.model.name for compiled in self._models)
         return f"Tagger({names}; {len(self.vocabulary)} classes, windows of {self.window_seconds:.1f} s)"
+
+    def _require_one_grid(self, names: Sequence[str]) -> None:
+        """Raises TaggerError if the output frames of the models are not equally long: their scores are averaged."""
+        seconds = [Grid.of(model.frontend).output_seconds for model in self._models]
+        differing = next((i for i, each in enumerate(seconds) if abs(each - seconds[0]) > 1e-9), 0)
+        if differing:
+            raise TaggerError(
+                f"the output frames of {names[0]} last {seconds[0]:.4g} s, and those of {names[differing]} "
+                f"{seconds[differing]:.4g} s: an ensemble needs models with the same frontend.hop."
+            )
 
     @property
     def model(self) -> nnx.Module:
@@ -186,7 +182,22 @@ class Tagger:
     @property
     def window_seconds(self) -> float:
         """Duration in seconds of the longest recording that is scored as a single window."""
-        return max(model.frontend.num_samples for model in self._models) / SAMPLE_RATE
+        return max(model.frontend.num_samples / model.frontend.sample_rate for model in self._models)
+
+    @property
+    def grid(self) -> Grid:
+        """Where the output frames are in a recording at the sample rate of the (first) model."""
+        return Grid.of(self.frontend)
+
+    @property
+    def sample_rates(self) -> tuple[int, ...]:
+        """Samples per second of the waveforms that the models need, each once, that of the first model first."""
+        return tuple(dict.fromkeys(model.frontend.sample_rate for model in self._models))
+
+    @property
+    def top_hz(self) -> float:
+        """Highest frequency of the features of the models."""
+        return max(model.frontend.top_hz for model in self._models)
 
     @property
     def channel(self) -> Channel:
@@ -201,8 +212,8 @@ class Tagger:
 
     def cutters(self) -> list[Cutter]:
         """Returns a new window cutter for each model; raises WindowError if the overlap does not suit its windows."""
-        sizes = [model.frontend.num_samples for model in self._models]
-        return [Cutter(size, hop_frames(size, self.options.overlap)) for size in sizes]
+        windows = [(model.frontend.num_samples, Grid.of(model.frontend)) for model in self._models]
+        return [Cutter(size, grid.hop_frames(size, self.options.overlap), grid) for size, grid in windows]
 
     def accumulator(
         self, name: str, frame_outputs: FrameOutputs, classes: Sequence[int] | None, rate: float = 0.0
@@ -216,7 +227,7 @@ class Tagger:
         selected, window_frames = np.array(indices, np.int64), [model.num_frames for model in self._models]
         return RecordingAccumulator(
             name, self.vocabulary, self.options.rules, frame_outputs, selected, window_frames, self.events_from, rate,
-            self.calibration, [model.model.card.exclusive for model in self._models],
+            self.calibration, [model.model.card.exclusive for model in self._models], self.grid, self.top_hz,
         )  # fmt: skip
 
     def score_window(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray | None]:
@@ -247,7 +258,7 @@ class Tagger:
         return self._analyse_one(audio, sample_rate, FrameOutputs(), classes).result()
 
     def timeline(self, audio: Audio, sample_rate: float | None = None) -> Timeline:
-        """Returns the scores of every output frame of 0.32 s; one hour of 527 classes takes 12 MB. See :meth:`tag`."""
+        """Returns the scores of every output frame (0.32 s); one hour of 527 classes takes 12 MB. See :meth:`tag`."""
         return self._analyse_one(audio, sample_rate, FrameOutputs(timeline=True), None).timeline()
 
     def embed(self, audio: Audio, sample_rate: float | None = None) -> Embeddings:
@@ -295,7 +306,8 @@ class Tagger:
         source = _with_rate(read_input(audio), sample_rate)  # A file object can be read only once.
         recording = self._analyse_one(source, None, FrameOutputs(plot=True), classes)
         tags = recording.result()
-        spectrogram = log_mel_spectrogram(source.blocks(self.channel))
+        blocks = source.blocks(self.channel, sample_rate=self.frontend.sample_rate)
+        spectrogram = log_mel_spectrogram(blocks, self.frontend)
         figure.draw(path, tags, recording.heatmaps(), spectrogram, top=top)
         return tags
 
@@ -379,18 +391,31 @@ class Tagger:
             try:
                 source = _with_rate(read_input(audio, recording.clip), sample_rate)
                 recording.clip, recording.rate = source.name, source.rate or 0
-                for block in source.blocks(self.channel, recording.reading):
-                    recording.add_samples(block)
-                    yield from _expect(recording, (cutter.push(block) for cutter in cutters))
-                if recording.samples < FRAME_LENGTH:
-                    raise AudioError(
-                        recording.clip, f"is too short ({recording.samples} samples at 16 kHz): give 25 ms or more."
-                    )
+                for blocks in self._blocks(source, recording.reading):
+                    recording.add_samples(blocks[recording.grid.rate])
+                    yield from _expect(recording, (cutter.push(blocks[cutter.grid.rate]) for cutter in cutters))
+                self._require_frame(recording)
                 yield from _expect(recording, (cutter.finish() for cutter in cutters))
             except AudioError as error:
                 outcome = Failure(recording.clip, error)
             recording.end()
             yield recording, outcome
+
+    def _blocks(self, source: Source, reading: Reading) -> Iterator[dict[int, np.ndarray]]:
+        """Yields the waveform in blocks by sample rate; audio is decoded once for each rate, side by side."""
+        rates, empty = self.sample_rates, np.zeros(0, np.float32)
+        readings = [reading, *(Reading() for _ in rates[1:])]
+        streams = [source.blocks(self.channel, *each) for each in zip(readings, rates)]
+        for blocks in itertools.zip_longest(*streams, fillvalue=empty):
+            yield dict(zip(rates, blocks))
+
+    def _require_frame(self, recording: RecordingAccumulator) -> None:
+        """Raises AudioError if a recording is shorter than a spectrogram frame."""
+        seconds = max(model.frontend.window_samples / model.frontend.sample_rate for model in self._models)
+        if recording.duration < seconds:
+            count, rate = recording.samples, recording.grid.rate
+            reason = f"is too short ({count} samples at {rate / 1000:g} kHz): give {1000 * seconds:g} ms or more."
+            raise AudioError(recording.clip, reason)
 
 
 def _with_rate(source: Source, sample_rate: float | None) -> Source:

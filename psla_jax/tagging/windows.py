@@ -1,31 +1,17 @@
 """Splits recordings of any length into overlapping windows, and joins the windows' outputs into one timeline.
 
-The backbones reduce 32 spectrogram frames of 10 ms to one output frame of 0.32 s. Windows start at output frames, so
+The backbones reduce 32 spectrogram frames to one output frame, of 0.32 s by default. Windows start at output frames, so
 that the frames of overlapping windows coincide. Both directions process block after block and buffer about one window.
-
-Five convolutions of stride 2 with symmetric padding leave the centre of output frame `k` at the centre of spectrogram
-frame `32 k`: an output frame represents the sound from 0.16 s before that point to 0.16 s after it. (Static padding
-shifts it by up to one output frame.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from psla_jax.audio.windows import (
-    FRAME_LENGTH,
-    FRAME_SHIFT,
-    OUTPUT_FRAME_SAMPLES,
-    OUTPUT_FRAME_SECONDS,
-    OUTPUT_STRIDE,
-    require_covering,
-)
-
-_FIRST_CENTRE = FRAME_LENGTH / 2 / 16_000
-"""Seconds from the beginning of a recording to the centre of its first output frame."""
+from psla_jax.audio.windows import Grid
 
 
 @dataclass(frozen=True)
@@ -35,23 +21,13 @@ class Window:
     start: int
     """Index of its first output frame in the recording."""
     samples: np.ndarray
-    """float32 ``(samples,)`` at 16 kHz: a full window, or the whole of a shorter recording."""
+    """float32 ``(samples,)`` at the rate of the model: a full window, or the whole of a shorter recording."""
+    grid: Grid = field(default_factory=Grid)
 
     @property
     def num_frames(self) -> int:
         """Number of output frames that contain sound."""
-        return num_output_frames(len(self.samples))
-
-
-def num_output_frames(samples: int) -> int:
-    """Number of output frames that this many samples extend into, at least one."""
-    frames = 0 if samples < FRAME_LENGTH else 1 + (samples - FRAME_LENGTH) // FRAME_SHIFT
-    return max(1, -(-frames // OUTPUT_STRIDE))
-
-
-def frame_start(frame: int) -> float:
-    """Start of the sound that an output frame of a recording represents, in seconds; 0 for the first frame."""
-    return max(0.0, (frame - 0.5) * OUTPUT_FRAME_SECONDS + _FIRST_CENTRE)
+        return self.grid.num_output_frames(len(self.samples))
 
 
 class Cutter:
@@ -61,33 +37,33 @@ class Cutter:
     lacks less than one output frame; only a recording that is shorter than a window gives a shorter one.
     """
 
-    def __init__(self, size: int, hop: int) -> None:
-        require_covering(size, hop)
-        self.size, self.hop = size, hop
+    def __init__(self, size: int, hop: int, grid: Grid | None = None) -> None:
+        self.size, self.hop, self.grid = size, hop, grid or Grid()
+        self.grid.require_covering(size, hop)
         self._buffer = np.zeros(0, np.float32)
         self._start = self._next = 0  # Output frames at which the buffer and the next window start.
 
     def push(self, block: np.ndarray) -> Iterator[Window]:
         """Yields the windows that a block completes."""
         self._buffer = np.concatenate([self._buffer, block])
-        while len(self._buffer) >= (self._next - self._start) * OUTPUT_FRAME_SAMPLES + self.size:
+        while len(self._buffer) >= (self._next - self._start) * self.grid.output_samples + self.size:
             self._drop_before(self._next)
-            yield Window(self._start, self._buffer[: self.size].copy())
+            yield Window(self._start, self._buffer[: self.size].copy(), self.grid)
             self._next += self.hop
 
     def finish(self) -> Iterator[Window]:
         """Yields the last window, unless the previous one ends exactly with the recording."""
         excess = len(self._buffer) - self.size
         if len(self._buffer) > 0 and (self._next == 0 or excess > 0):
-            self._drop_before(self._start + -(-max(excess, 0) // OUTPUT_FRAME_SAMPLES))
+            self._drop_before(self._start + -(-max(excess, 0) // self.grid.output_samples))
             yield self.partial()
 
     def partial(self) -> Window:
         """The samples buffered so far, as a window."""
-        return Window(self._start, self._buffer.copy())
+        return Window(self._start, self._buffer.copy(), self.grid)
 
     def _drop_before(self, frame: int) -> None:
-        self._buffer = self._buffer[(frame - self._start) * OUTPUT_FRAME_SAMPLES :]
+        self._buffer = self._buffer[(frame - self._start) * self.grid.output_samples :]
         self._start = frame
 
 

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from psla_jax.aggregation.average import reestimate
+from psla_jax.audio.windows import Grid
 from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
@@ -61,9 +62,10 @@ class RunArtifacts:
     @functools.cached_property
     def _sources(self) -> dict[str, HeldOutSource]:
         """The held-out sets as sources of the loader; with ``data.windows``, durations are looked up only once."""
-        samples = self.trainer.frontend.num_samples
+        settings: dict[str, Any] = {"num_samples": self.trainer.frontend.num_samples}
+        settings["grid"] = Grid.of(self.trainer.frontend)
         held_out = self.data.held_out.items()
-        return {kind: evaluation_source(data, self.config.data, num_samples=samples) for kind, data in held_out}
+        return {kind: evaluation_source(data, self.config.data, **settings) for kind, data in held_out}
 
     @functools.cached_property
     def evaluators(self) -> Evaluators:
@@ -155,7 +157,8 @@ class RunArtifacts:
     def reestimate_batch_stats(self, weights: Weights) -> Weights:
         """Returns the same parameters with batch statistics that one pass over the training set gives."""
         frontend, placement, config = self.trainer.frontend, self.trainer.placement, self.config
-        source = plain_source(self.data.train, config.data, num_samples=frontend.num_samples, seed=config.seed)
+        samples, grid = frontend.num_samples, Grid.of(frontend)
+        source = plain_source(self.data.train, config.data, num_samples=samples, seed=config.seed, grid=grid)
         params, batch_stats = placement.replicate(weights)
         model = (self.graphdef, params, batch_stats)
         with self._stream(source, "re-estimating batch statistics") as stream:

@@ -21,8 +21,7 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.aggregation.average import RunningEnsemble
-from psla_jax.audio.frontend import Frontend
-from psla_jax.audio.windows import hop_frames, require_covering
+from psla_jax.audio.windows import Grid
 from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.data import datasets, segmented
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
@@ -42,7 +41,7 @@ from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.trackers import Trackers, require_available
-from psla_jax.training import losses, run_directory, short_runs, teachers
+from psla_jax.training import losses, run_directory, short_runs, statistics, teachers
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
@@ -91,15 +90,17 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
         config = prepared(config, data)
         train = segmented.cut(data.train, config.distill.segments)
         data = dataclasses.replace(data, train=train, teacher=teachers.identity(config.distill))
+    config = statistics.recorded(config, directory)
 
     def require_compatible() -> list[str]:
         return distributed.on_primary(lambda: run_directory.require_compatible(directory, config, data), RunError)
 
     require_compatible()
-    distributed.on_primary(lambda: datasets.check_clips(data, config.data, logger.info), DataError)
+    distributed.on_primary(lambda: datasets.check_clips(data, config.data, logger.info, config.frontend), DataError)
     with run_directory.exclusive(directory):
         edited_sets = require_compatible()
-        notes = list(run_directory.extension_notes(directory, config))
+        config, measured = statistics.measured(config, data, logger)
+        notes = [*run_directory.extension_notes(directory, config), *measured, *statistics.notes(config)]
         run_directory.write_metadata(directory, config, data)
         with StopHandler() as stop:
             run = open_run(directory, config, data, placement, stop, cache_programs)
@@ -125,12 +126,13 @@ def open_run(
 ) -> Run:
     """Builds model and trainer for a run directory with metadata."""
     if config.data.windows:
-        samples = Frontend.from_config(config.frontend).num_samples
-        require_covering(samples, hop_frames(samples))
+        samples, grid = config.frontend.num_samples, Grid.of(config.frontend)
+        grid.require_covering(samples, grid.hop_frames(samples))
     dtype = jnp.dtype(config.optimizer.compute)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
     if config.model.custom_code:
-        require_trainable(model, config.model.name, len(data.vocabulary), config.frontend.target_length)
+        frames, mels = config.frontend.target_length, config.frontend.num_mels
+        require_trainable(model, config.model.name, len(data.vocabulary), frames, mels)
     steps = math.ceil(len(data.train) / config.data.batch_size)
     trainer = make_trainer(
         config, model, steps, placement, loss=teachers.run_loss(config, data),
@@ -280,7 +282,8 @@ class Run:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
         source = train_source(
             data.train, config.data, config.sampling, num_samples=trainer.frontend.num_samples, epochs=self.epochs,
-            seed=config.seed, teacher=self.artifacts.teacher, taught=self.artifacts.taught,
+            seed=config.seed, grid=Grid.of(trainer.frontend), teacher=self.artifacts.teacher,
+            taught=self.artifacts.taught,
         )  # fmt: skip
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()

@@ -40,7 +40,7 @@ def require_compatible(directory: Path, config: RunConfig, data: DataSets) -> li
         if all(entry.name in WRITTEN_BEFORE_CONFIG or entry.name.startswith(".") for entry in directory.iterdir()):
             return []
         raise RunError(f"{directory} holds files but no run ({CONFIG} is missing): choose another with --run-dir.")
-    if not any((directory / CHECKPOINTS).glob("[0-9]*")):
+    if not has_checkpoint(directory):
         return []  # Without a checkpoint nothing is lost, so a mistake in the config can still be corrected.
     if changed := differences(from_json((directory / CONFIG).read_text(encoding="utf-8")), config):
         raise RunError(
@@ -49,6 +49,11 @@ def require_compatible(directory: Path, config: RunConfig, data: DataSets) -> li
             f"{directory} would start from its weights."
         )
     return _edited_sets(directory, config, data)
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Returns whether the run in `directory` has begun, so that its settings cannot change."""
+    return (directory / CONFIG).is_file() and any((directory / CHECKPOINTS).glob("[0-9]*"))
 
 
 def extension_notes(directory: Path, config: RunConfig) -> Iterator[str]:

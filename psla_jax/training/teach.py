@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psla_jax.audio.frontend import Frontend
+from psla_jax.audio.windows import Grid
 from psla_jax.config import RunConfig, is_exclusive
 from psla_jax.config_fields import ConfigError
 from psla_jax.data import datasets, segmented
@@ -34,6 +35,7 @@ from psla_jax.runtime.files import atomic_text
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.sharding import Placement
+from psla_jax.training import statistics
 from psla_jax.training.objective import augmented, microbatches, rejoined, with_spectrograms
 from psla_jax.training.online_teacher import OnlineTeacher, fingerprints, load_teacher
 from psla_jax.training.teachers import draws
@@ -71,6 +73,9 @@ def _teach(config: RunConfig, models: Sequence[str], directory: Path, top: int) 
         data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
         data = dataclasses.replace(data, train=segmented.cut(data.train, config.distill.segments))
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
+    config, measured = statistics.measured(config, data, logger)
+    for note in measured:
+        logger.info(note)
     train_only = dataclasses.replace(data, held_out={})
     distributed.on_primary(lambda: datasets.check_clips(train_only, config.data, logger.info), DataError)
     frontend, exclusive = Frontend.from_config(config.frontend), is_exclusive(config.optimizer.loss)
@@ -86,7 +91,7 @@ def _teach(config: RunConfig, models: Sequence[str], directory: Path, top: int) 
     distributed.on_primary(lambda: _create(directory, card), TeacherError)
     source = train_source(
         data.train.share(directory / ".index"), config.data, config.sampling, num_samples=frontend.num_samples,
-        epochs=config.optimizer.epochs, seed=config.seed,
+        epochs=config.optimizer.epochs, seed=config.seed, grid=Grid.of(frontend),
     )  # fmt: skip
     source.require_usable()
     Teaching(config, teacher, placement, source, card, directory, logger).run()

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from psla_jax import ingredients
-from psla_jax.audio.frontend import NUM_MELS, Frontend
+from psla_jax.audio.frontend import Frontend
 from psla_jax.config import ConfigError, RunConfig, SamplingConfig, is_exclusive
 from psla_jax.data.train_source import FIELD as WAVEFORM_FIELD
 from psla_jax.models import views
@@ -240,7 +240,11 @@ def _has_imported_code(config: RunConfig) -> bool:
 
 def require_usable(trainer: Trainer, num_classes: int) -> None:
     """Raises IngredientError unless augmentation and loss can be computed, before anything is compiled."""
-    shapes = {"spectrogram": (2, trainer.frontend.target_length, NUM_MELS), "labels": (2, num_classes), "valid": (2,)}
+    shapes = {
+        "spectrogram": (2, trainer.frontend.target_length, trainer.frontend.num_mels),
+        "labels": (2, num_classes),
+        "valid": (2,),
+    }
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     field = f"sampling.spectrogram is {trainer.config.sampling.spectrogram}"
     try:
@@ -253,7 +257,7 @@ def require_usable(trainer: Trainer, num_classes: int) -> None:
             f"{field}, which cannot be computed ({ingredients.reason(error)}): correct the step."
         ) from error
     frames = result["spectrogram"][1:2]  # A step may remove frames.
-    expected = {**shapes, "spectrogram": (2, *frames, NUM_MELS)}
+    expected = {**shapes, "spectrogram": (2, *frames, trainer.frontend.num_mels)}
     if wrong := [name for name in shapes if result[name] != expected[name]]:
         raise ingredients.IngredientError(
             f"{field}, which changes the shape of {wrong[0]} from {shapes[wrong[0]]} to {result[wrong[0]]}: a step may "

@@ -14,7 +14,7 @@ import scipy.signal
 import soundfile
 import soxr
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, resampling, shards
 
 
 def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_resampling_agrees_with_scipy_below_the_cut(tmp_path):
 @pytest.mark.parametrize("rate", [8_000, 44_100, 16_000])
 def test_resampling_does_not_depend_on_the_blocks(rate):
     noise = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)
-    resampler = decode.Resampler(rate)
+    resampler = resampling.Resampler(rate)
     pieces = [resampler.push(noise[i : i + 77]) for i in range(0, len(noise), 77)]
     expected = noise if rate == 16_000 else soxr.resample(noise, rate, 16_000)
     np.testing.assert_array_equal(np.concatenate([*pieces, resampler.finish()]), expected)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psla_jax.audio.frontend import Frontend, FrontendError, _in_blocks, _mel_filters, _zero_mean
+from psla_jax.audio.frontend import Frontend, FrontendError, _filters, _in_blocks, _mel_filters, _zero_mean
 from psla_jax.config import ConfigError, FrontendConfig
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "fbank.npz"
@@ -114,8 +114,8 @@ def test_frames_past_a_clip_are_zero(cases: dict[str, Case], features: dict[str,
 
 
 def test_mel_filters_equal_torchaudios(filters: np.ndarray) -> None:
-    assert ((_mel_filters() > 0) == (filters > 0)).all()
-    np.testing.assert_allclose(_mel_filters(), filters, rtol=3e-4)
+    assert ((_mel_filters(FrontendConfig()) > 0) == (filters > 0)).all()
+    np.testing.assert_allclose(_mel_filters(FrontendConfig()), filters, rtol=3e-4)
 
 
 def test_the_number_of_frames_depends_on_the_valid_samples_alone() -> None:
@@ -143,9 +143,10 @@ def test_target_length_only_cuts_and_pads() -> None:
 
 def test_features_do_not_depend_on_the_block_size() -> None:
     waveforms = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8000)), jnp.float32)
-    whole = _in_blocks(waveforms, frames=40, dtype=jnp.float64, rows=1000)
-    for rows in (1, 50):
-        np.testing.assert_allclose(_in_blocks(waveforms, frames=40, dtype=jnp.float64, rows=rows), whole, atol=1e-5)
+    frontend = FrontendConfig(40)
+    whole, *others = (_in_blocks(waveforms, frontend=frontend, dtype=jnp.float64, rows=rows) for rows in (1000, 1, 50))
+    for blocks in others:
+        np.testing.assert_allclose(blocks, whole, atol=1e-5)
 
 
 def test_without_float64_only_the_leakage_of_loud_tones_is_inaccurate(
@@ -153,11 +154,111 @@ def test_without_float64_only_the_leakage_of_loud_tones_is_inaccurate(
 ) -> None:
     names = ["quiet noise", "speech-like", "noise and offset", "tone 3005 Hz"]
     waveforms, _ = padded([cases[name].waveform[:1360] for name in names])
-    mels = _in_blocks(jnp.asarray(waveforms), frames=7, dtype=jnp.float32, rows=1000)
+    mels = _in_blocks(jnp.asarray(waveforms), frontend=FrontendConfig(7), dtype=jnp.float32, rows=1000)
     for name, waveform, ours in zip(names, waveforms, np.asarray(mels), strict=True):
         count = 1 + (min(len(cases[name].waveform), 1360) - 400) // 160
         error = np.abs(ours[:count] - kaldi(waveform, filters)[:count]).max()
         assert error < (0.1 if name.startswith("tone") else TOLERANCE), name
+
+
+def recipe_features(waveforms: np.ndarray, frames: int) -> jax.Array:
+    """The default features as written for 16 kHz alone, with every number of the recipe in its place, for CPUs."""
+    batch = len(waveforms)
+    blocks = -(-frames * batch // 768) or 1
+    size = -(-frames // blocks)
+    blocks = -(-frames // size)
+    samples = 160 * (blocks * size + 2)
+    sample = np.arange(400).reshape(-1, 16).T
+    turns = np.arange(17)[:, None] * sample[:, None] % 512 / 512
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * sample / 399)
+    first = np.concatenate([np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)], axis=1) * window[:, None]
+    turns = np.outer(np.arange(16), np.arange(16)) % 16 / 16
+    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+    second = np.stack([np.stack([cos, sin], axis=-1), np.stack([-sin, cos], axis=-1)])
+    highest = jax.lax.Precision.HIGHEST
+
+    def block(hops: jax.Array) -> jax.Array:
+        with jax.enable_x64(True):
+            x = jnp.transpose(hops, (2, 0, 1)).astype(jnp.float64)
+            x = jnp.concatenate([x[..., :-2], x[..., 1:-1], x[:80, :, 2:]], axis=0)
+            x = x - jnp.mean(x, axis=0)
+            x = x - 0.97 * jnp.concatenate([x[:1], x[:-1]], axis=0)
+            shape = x.shape[1:]
+            x = jax.lax.dot_general(first, x.reshape(25, 16, *shape), (((2,), (0,)), ((0,), (1,))), precision=highest)
+            real, imaginary = jnp.tensordot(second, x.reshape(16, 2, 17, *shape), 2, precision=highest)
+            power = (real * real + imaginary * imaginary).reshape(272, *shape).astype(jnp.float32)
+        energy = jnp.tensordot(_filters(FrontendConfig()), power, 1, precision=highest)
+        return jnp.log(jnp.maximum(energy, 1.1920929e-07)).transpose(1, 2, 0)
+
+    @jax.jit
+    def features(waveforms: jax.Array) -> jax.Array:
+        waveforms = waveforms[:, :samples]
+        padded = jnp.pad(waveforms, ((0, 0), (0, samples - waveforms.shape[1])))
+        hops = padded.reshape(batch, blocks * size + 2, 160)
+        cut = lambda i: jax.lax.dynamic_slice_in_dim(hops, i * size, size + 2, axis=1)  # noqa: E731
+        mels = jax.lax.map(lambda i: block(cut(i)), jnp.arange(blocks, dtype=jnp.int32))
+        return jnp.moveaxis(mels, 0, 1).reshape(batch, blocks * size, 128)[:, :frames]
+
+    return features(waveforms)
+
+
+@pytest.mark.parametrize("frames", [7, 298])
+def test_the_default_features_are_bit_for_bit_those_of_the_recipe(frames: int) -> None:
+    levels = np.array([[1], [1e-1], [1e-3], [1e-5], [0]])
+    waveforms = (levels * np.random.default_rng(0).standard_normal((5, 48_000))).astype(np.float32)
+    ours = np.asarray(Frontend(frames).log_mel(waveforms))
+    np.testing.assert_array_equal(ours.view(np.int32), np.asarray(recipe_features(waveforms, frames)).view(np.int32))
+
+
+SETTINGS: dict[str, dict] = {
+    "32 kHz": {"sample_rate": 32_000},
+    "PANNs": {"sample_rate": 32_000, "window": 32, "num_mels": 64, "low_hz": 50, "high_hz": 14_000},
+    "fractions of a sample": {"sample_rate": 22_050, "window": 23.3, "hop": 11.61, "num_mels": 80},
+    "no multiple of 16": {"sample_rate": 44_100},
+    "gaps between frames": {"hop": 30, "window": 10, "num_mels": 32},
+    "hop as long as the window": {"hop": 25, "num_mels": 64},
+    "shortest": {"window": 1, "hop": 0.0625, "num_mels": 2},
+    "tall": {"sample_rate": 32_000, "num_mels": 256, "window": 40, "hop": 12.5},
+    "slow": {"sample_rate": 8000, "num_mels": 40, "low_hz": 0},
+}
+
+
+def kaldi_with(waveform: np.ndarray, config: FrontendConfig) -> np.ndarray:
+    """Returns the features by Kaldi's definition for any settings, in float64."""
+    window, hop = (int(config.sample_rate * ms / 1000 + 1e-9) for ms in (config.window, config.hop))
+    size = 2 ** int(np.ceil(np.log2(window)))
+    x = np.stack([waveform[i : i + window] for i in range(0, len(waveform) - window + 1, hop)]).astype(np.float64)
+    x -= x.mean(axis=1, keepdims=True)
+    x -= 0.97 * np.concatenate([x[:, :1], x[:, :-1]], axis=1)
+    power = np.abs(np.fft.rfft(x * np.hanning(window), size)[:, : size // 2]) ** 2
+    high = config.high_hz or config.sample_rate / 2
+    points = 1127 * np.log1p(np.array([config.low_hz, high]) / 700)
+    edges = np.linspace(*points, config.num_mels + 2)
+    mel = 1127 * np.log1p(np.arange(size // 2) * config.sample_rate / size / 700)
+    rising = (mel - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - mel) / np.diff(edges)[1:, None]
+    filters = np.maximum(np.minimum(rising, falling), 0)
+    assert (filters.sum(axis=1) == 0).sum() == config.num_empty_mels
+    return np.log(np.maximum(power @ filters.T, np.finfo(np.float32).eps))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_other_settings_equal_kaldis_definition(name: str) -> None:
+    frontend = Frontend(20, **SETTINGS[name])
+    rng = np.random.default_rng(0)
+    waveform = (0.1 * rng.standard_normal(frontend.num_samples)).astype(np.float32)
+    expected = kaldi_with(waveform, frontend)
+    assert expected.shape == (20, frontend.num_mels)
+    shorter = frontend.num_samples - 1
+    ours = np.asarray(frontend.log_mel(np.stack([waveform] * 2), np.array([len(waveform), shorter], np.int32)))
+    np.testing.assert_allclose(ours[0], expected, atol=TOLERANCE)
+    np.testing.assert_array_equal(ours[1, :19], ours[0, :19])
+    assert (ours[1, 19] == 0).all()
+
+
+def test_a_mean_that_is_not_measured_yet_is_refused() -> None:
+    with pytest.raises(FrontendError, match="auto"):
+        Frontend.from_config(FrontendConfig(mean="auto"))
 
 
 def test_normalisation_comes_after_padding() -> None:

@@ -61,16 +61,22 @@ def test_the_name_of_a_segment_has_its_times_in_one_format(start, end, expected)
 @pytest.mark.parametrize("channel", ["mean", "first"])
 def test_a_segment_has_the_samples_of_the_whole_recording(tmp_path, name, rate, options, channel):
     path = store(tmp_path / name, rate, **options)
-    whole = decode.read(path, channel=channel)
+    for sample_rate in (16_000, 32_000):
+        assert_cut_from_the_whole(path, rate, channel, sample_rate)
+
+
+def assert_cut_from_the_whole(path, rate: int, channel, sample_rate: int) -> None:
+    settings = {"channel": channel, "sample_rate": sample_rate}
+    whole = decode.read(path, **settings)
     for start, end in TIMES:
-        cut = whole[round(start * 16_000) : None if math.isinf(end) else round(end * 16_000)]
-        waveform = segments.read(Segment(path, start, end), channel=channel)
+        cut = whole[round(start * sample_rate) : None if math.isinf(end) else round(end * sample_rate)]
+        waveform = segments.read(Segment(path, start, end), **settings)
         assert (waveform.dtype, waveform.shape) == (np.float32, cut.shape)
-        np.testing.assert_allclose(waveform, cut, atol=0 if rate == 16_000 else 5e-6)
-        blocks = np.concatenate(list(segments.blocks(Segment(path, start, end), channel=channel)))
+        np.testing.assert_allclose(waveform, cut, atol=0 if rate == sample_rate else 5e-6)
+        blocks = np.concatenate(list(segments.blocks(Segment(path, start, end), **settings)))
         np.testing.assert_array_equal(blocks, waveform)
-        limited = segments.read(Segment(path, start, end), channel=channel, seconds=0.2)
-        np.testing.assert_array_equal(limited, waveform[:3200])
+        limited = segments.read(Segment(path, start, end), seconds=0.2, **settings)
+        np.testing.assert_array_equal(limited, waveform[: sample_rate // 5])
 
 
 def test_whole_files_are_read_as_before(tmp_path):

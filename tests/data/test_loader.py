@@ -30,6 +30,7 @@ SHAPES = {
     "num_samples": ((), np.int32),
     "left_out": ((), np.int32),
     "flawed": ((), np.int32),
+    "narrow": ((), np.int32),
     "labels": ((len(CLASSES),), np.float32),
     "valid": ((), np.float32),
     "clip": ((), np.int64),

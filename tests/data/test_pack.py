@@ -14,10 +14,10 @@ import pytest
 import soundfile
 from recordings import MIDS, noise, write
 
-from psla_jax.audio import decode, shards
+from psla_jax.audio import decode, segments, shards
 from psla_jax.audio.decode import AudioError
 from psla_jax.audio.shards import ShardError
-from psla_jax.config import DataConfig, SamplingConfig
+from psla_jax.config import ConfigError, DataConfig, SamplingConfig
 from psla_jax.data import datafile, pack
 from psla_jax.data.datafile import Datafile, Record
 from psla_jax.data.loader import Batch, batches, evaluation_source
@@ -352,7 +352,25 @@ def test_the_manifest_lists_job_and_shards(home):
     assert [shard["clips"] for shard in manifest["shards"].values()] == [4, 4, 3]
 
 
+def test_shards_of_another_rate_have_the_samples_of_the_files_at_that_rate(home):
+    result = packed(home, format="float32", sample_rate=32_000)
+    one, other = read(home / "train.json"), read(result.datafile)
+    for clip in range(CLIPS):
+        expected = segments.read(one.audio(clip), sample_rate=32_000)
+        assert decode.header(other.audio(clip))[1] == 32_000
+        np.testing.assert_array_equal(segments.read(other.audio(clip), sample_rate=32_000), expected)
+    with pytest.raises(PackError, match="sample_rate 32000, not 16000"):
+        packed(home, format="float32")
+    manifest = home / "packed" / "train.pack.json"
+    earlier = json.loads(manifest.read_text())
+    del earlier["job"]["sample_rate"]
+    manifest.write_text(json.dumps(earlier))
+    assert packed(home, format="float32").reused == len(result.shards)  # Earlier versions wrote no other rate.
+
+
 def test_invalid_settings(home):
+    with pytest.raises(ConfigError, match="sample_rate is 16: use 1000 to"):
+        packed(home, sample_rate=16)
     with pytest.raises(PackError, match="clips_per_shard is 0"):
         packed(home, clips_per_shard=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_equal_models_have_equal_fingerprints_and_others_do_not(network, saved, 
     same, other = (fingerprint(tmp_path / name, card()) for name in ("same", "other"))
     assert same == fingerprint(saved, card()) != other
     assert fingerprint(saved, card(ModelConfig(name="efficientnet-b0", heads=2))) != same
+
+
+def test_a_fingerprint_has_only_those_settings_of_the_frontend_that_earlier_versions_had_or_that_were_changed(saved):
+    frontend = {"target_length": 64, "mean": -1.0, "std": 2.0}
+    settings = [dataclasses.asdict(card().model), frontend, VOCABULARY.mids]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(b"weights.safetensors" + hashlib.sha256((saved / "weights.safetensors").read_bytes()).digest())
+    assert fingerprint(saved, card()) == digest.hexdigest()
+    changes = {"sample_rate": 32_000, "num_mels": 64, "hop": 12.5, "window": 32.0, "low_hz": 50.0, "high_hz": 7000.0}
+    others = [dataclasses.replace(card(), frontend=FrontendConfig(**frontend, **{k: v})) for k, v in changes.items()]
+    assert len({fingerprint(saved, other) for other in [card(), *others]}) == 7
+    earlier = json.loads(others[0].to_json())
+    assert ModelCard.from_json(json.dumps(earlier)) == others[0]
+    earlier["frontend"] = frontend
+    assert ModelCard.from_json(json.dumps(earlier)) == card()
 
 
 def test_exclusive_classes_are_recorded_and_derived_from_the_loss_of_earlier_versions():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from psla_jax.tagging.events import EventError, EventFinder, Rules, RunningMedian, Span, find_events
-from psla_jax.tagging.windows import OUTPUT_FRAME_SECONDS
 
 
 def brute_force(scores: np.ndarray, rules: Rules) -> list[Span]:
@@ -27,14 +26,14 @@ def brute_force(scores: np.ndarray, rules: Rules) -> list[Span]:
             i = max(j, i + 1)
         merged: list[list[int]] = []
         for run in runs:
-            if merged and (run[0] - merged[-1][1]) * OUTPUT_FRAME_SECONDS < rules.min_gap - 1e-9:
+            if merged and (run[0] - merged[-1][1]) * 0.32 < rules.min_gap - 1e-9:
                 merged[-1][1] = run[1]
             else:
                 merged.append(run)
         spans += [
             Span(a, column, b, float(max(row[i:j].max() for i, j in runs if a <= i < b)))
             for a, b in merged
-            if (b - a) * OUTPUT_FRAME_SECONDS >= rules.min_duration - 1e-9
+            if (b - a) * 0.32 >= rules.min_duration - 1e-9
         ]
     return sorted(spans)
 

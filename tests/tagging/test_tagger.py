@@ -20,6 +20,7 @@ from psla_jax.aggregation.evaluate_models import evaluate
 from psla_jax.audio import decode
 from psla_jax.audio.decode import AudioError, write_pcm16
 from psla_jax.audio.frontend import Frontend
+from psla_jax.audio.windows import Grid
 from psla_jax.data import datafile
 from psla_jax.data.datafile import Datafile, Record
 from psla_jax.evaluation.scores import Scores, ScoresError
@@ -29,7 +30,7 @@ from psla_jax.tagging.events import Rules, find_events
 from psla_jax.tagging.plot.figure import PlotError
 from psla_jax.tagging.recording import FrameOutputs
 from psla_jax.tagging.tagger import Failure, Options, Tagger, TaggerError
-from psla_jax.tagging.windows import OUTPUT_FRAME_SAMPLES, Cutter, num_output_frames
+from psla_jax.tagging.windows import Cutter
 
 SIZE = 400 + 160 * 95
 
@@ -43,7 +44,7 @@ def direct_outputs(model, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     scores = [jax.nn.sigmoid(cla(features))[0] for cla in head.cla]
     weights = [jax.nn.sigmoid(att(features))[0] for att in head.att]
     attention = sum(w / w.sum(axis=0) for w in weights)
-    average = attention[: num_output_frames(len(samples))].mean(axis=0)
+    average = attention[: Grid().num_output_frames(len(samples))].mean(axis=0)
     frames = sum(w * s for w, s in zip(head.head_weight[...], scores)) * np.minimum(1, attention / average)
     return np.asarray(head(features))[0], np.asarray(frames), np.asarray(features)[0]
 
@@ -153,7 +154,7 @@ def test_a_long_recording_is_its_windows_joined(saved, sound):
     tagger = psla_jax.load(saved("attention"), overlap=0.4, batch_size=4)
     cutter = Cutter(SIZE, 2)
     windows = [*cutter.push(sound), *cutter.finish()]
-    outputs = [(w, *direct_outputs(model, sound[w.start * OUTPUT_FRAME_SAMPLES :][:SIZE])) for w in windows]
+    outputs = [(w, *direct_outputs(model, sound[w.start * Grid().output_samples :][:SIZE])) for w in windows]
     count = windows[-1].start + windows[-1].num_frames
     assert count == 19
     total, features, weights = np.zeros((count, 4)), np.zeros((count, outputs[0][3].shape[1])), np.zeros((count, 1))
@@ -196,7 +197,7 @@ def test_scores_of_exclusive_classes_are_distributions(saved, sound):
     tagger, plain = (Tagger([("m", m)], Options(overlap=0.4, batch_size=4)) for m in (exclusive, model))
     cutter = Cutter(SIZE, 2)
     windows = [*cutter.push(sound), *cutter.finish()]
-    scores = np.stack([direct_outputs(model, sound[w.start * OUTPUT_FRAME_SAMPLES :][:SIZE])[0] for w in windows])
+    scores = np.stack([direct_outputs(model, sound[w.start * Grid().output_samples :][:SIZE])[0] for w in windows])
     expected = (scores / scores.sum(axis=1, keepdims=True)).mean(axis=0)
     np.testing.assert_allclose(tagger.tag(sound, 16_000).scores, expected, atol=2e-6)
     assert plain.tag(sound, 16_000).scores.sum() > 1.1

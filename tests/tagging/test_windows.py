@@ -10,10 +10,13 @@ import pytest
 from flax import nnx
 from tolerance import assert_close
 
-from psla_jax.audio.windows import OUTPUT_FRAME_SAMPLES, WindowError, hop_frames, window_starts
+from psla_jax.audio.windows import Grid, WindowError
+from psla_jax.config import FrontendConfig
 from psla_jax.models.factory import build_model
-from psla_jax.tagging.windows import Cutter, OverlapAverage, frame_start, num_output_frames
+from psla_jax.tagging.windows import Cutter, OverlapAverage
 
+GRID = Grid()
+OUTPUT_FRAME_SAMPLES = 32 * 160
 SIZE = 3 * OUTPUT_FRAME_SAMPLES + 240
 
 
@@ -39,7 +42,7 @@ def test_windows_are_slices_that_cover_the_recording(hop, length):
         covered[start : start + SIZE] = True
     assert covered.all()
     starts = [window.start for window in windows]
-    assert starts == window_starts(length, SIZE, hop)
+    assert starts == GRID.window_starts(length, SIZE, hop)
     assert starts[0] == 0
     assert starts[:-1] == [hop * i for i in range(len(starts) - 1)]
     assert all(0 < b - a <= hop for a, b in pairwise(starts))
@@ -57,18 +60,38 @@ def test_an_empty_recording_has_no_window():
     ("samples", "frames"), [(1, 1), (399, 1), (400, 1), (5360, 1), (5519, 1), (5520, 2), (160_000, 32), (169_200, 33)]
 )
 def test_output_frames_cover_all_complete_spectrogram_frames(samples, frames):
-    assert num_output_frames(samples) == frames
+    assert GRID.num_output_frames(samples) == frames
+
+
+@pytest.mark.parametrize("samples", [1, 400, 5519, 5520, 160_000, 169_200])
+def test_twice_the_sample_rate_has_the_same_frames_at_the_same_times(samples):
+    double = Grid.of(FrontendConfig(sample_rate=32_000))
+    assert (double.hop, double.window, double.output_seconds) == (320, 800, GRID.output_seconds)
+    assert double.num_output_frames(2 * samples) == GRID.num_output_frames(samples)
+    assert [double.frame_start(frame) for frame in range(9)] == [GRID.frame_start(frame) for frame in range(9)]
+    starts = GRID.window_starts(samples, SIZE, 2)
+    assert double.window_starts(2 * samples, 2 * SIZE, 2) == starts
+    cutter = Cutter(2 * SIZE, 2, double)
+    windows = [*cutter.push(np.zeros(2 * samples, np.float32)), *cutter.finish()]
+    assert [window.start for window in windows] == starts
+    assert sum(window.num_frames for window in windows[-1:]) == GRID.num_output_frames(len(windows[-1].samples) // 2)
+
+
+def test_the_hop_determines_the_output_frames():
+    grid = Grid.of(FrontendConfig(sample_rate=32_000, hop=12.5, window=32))
+    assert (grid.output_samples, grid.output_seconds) == (12_800, 0.4)
+    assert [grid.frame_start(frame) for frame in (0, 1, 2)] == pytest.approx([0, 0.216, 0.616])
 
 
 @pytest.mark.parametrize(("overlap", "hop"), [(0.0, 33), (0.5, 16), (0.9, 3), (0.95, 2)])
 def test_hops_are_whole_output_frames(overlap, hop):
-    assert hop_frames(169_200, overlap) == hop
+    assert GRID.hop_frames(169_200, overlap) == hop
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
 def test_an_invalid_overlap_is_named(overlap):
     with pytest.raises(WindowError, match="overlap is"):
-        hop_frames(169_200, overlap)
+        GRID.hop_frames(169_200, overlap)
 
 
 def test_windows_shorter_than_an_output_frame_are_refused():
@@ -115,5 +138,5 @@ def test_an_output_frame_is_centred_on_the_sound_that_it_represents():
             cotangent[0, frame] = rng.normal(size=features.shape[-1])
             sensitivity += np.square(np.asarray(back(cotangent)[0])[0]).sum(axis=1)
         centre = (sensitivity * np.arange(320)).sum() / sensitivity.sum() * 0.01 + 0.0125
-        assert (frame_start(frame) + frame_start(frame + 1)) / 2 == pytest.approx(centre, abs=0.06)
-    assert [frame_start(frame) for frame in (0, 1)] == pytest.approx([0.0, 0.1725])
+        assert (GRID.frame_start(frame) + GRID.frame_start(frame + 1)) / 2 == pytest.approx(centre, abs=0.06)
+    assert [GRID.frame_start(frame) for frame in (0, 1)] == pytest.approx([0.0, 0.1725])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from psla_jax.audio.windows import Grid
 from psla_jax.config import AggregationConfig, DataConfig, FrontendConfig, OptimizerConfig, RunConfig, SamplingConfig
 
 _MAX_SECONDS = 30.0
@@ -75,7 +76,7 @@ def make_config(summary: DataSummary) -> RunConfig:
 def target_length(seconds: tuple[float, ...]) -> int:
     """Returns the number of frames that covers 95% of the clips, a multiple of the network's stride; at most 30 s."""
     longest = min(float(np.quantile(seconds, _COVERAGE, method="higher")), _MAX_SECONDS)
-    frames = max(1 + (round(16_000 * longest) - 400) // 160, 1)
+    frames = max(Grid().num_frames(round(Grid().rate * longest)), 1)
     return min(_FRAMES_PER_OUTPUT_FRAME * math.ceil(frames / _FRAMES_PER_OUTPUT_FRAME), 3000)
 
 

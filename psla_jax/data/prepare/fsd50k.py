@@ -1,4 +1,4 @@
-"""FSD50K as downloaded: audio resampled to 16 kHz, and datafiles (https://zenodo.org/record/4060432)."""
+"""FSD50K as downloaded: resampled audio, and datafiles (https://zenodo.org/record/4060432)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from psla_jax.audio import decode
+from psla_jax.config import require_sample_rate
 from psla_jax.data import datafile
 from psla_jax.data.prepare.collection import ExcludedClip
 from psla_jax.data.validate.findings import format_count
@@ -68,18 +69,21 @@ def prepare(
     *,
     workers: int | None = None,
     channel: Literal["mean", "first"] = "mean",
+    sample_rate: int = decode.SAMPLE_RATE,
     progress: bool = True,
 ) -> Prepared:
-    """Resamples FSD50K to 16 kHz and writes the reference's datafiles for it.
+    """Resamples FSD50K, to 16 kHz by default, and writes the reference's datafiles for it.
 
-    Audio is written to ``FSD50K.dev_audio_16k`` and ``FSD50K.eval_audio_16k``, all else to ``datafiles``. Existing
-    recordings are not resampled again, so that an interrupted run can be restarted; the other files are rewritten.
+    Audio is written to ``FSD50K.dev_audio_16k`` and ``FSD50K.eval_audio_16k``, all else to ``datafiles``; for other
+    rates the names are such as ``FSD50K.dev_audio_32k`` and ``datafiles_32k``. Existing recordings are not resampled
+    again, so that an interrupted run can be restarted; the other files are rewritten.
 
     Args:
         directory: contains ``FSD50K.dev_audio``, ``FSD50K.eval_audio`` and ``FSD50K.ground_truth``.
         out: output folder; defaults to `directory`.
         workers: number of threads; None for a few more than there are cores.
         channel: how several channels are converted to mono, see :func:`psla_jax.audio.decode.read`.
+        sample_rate: samples per second of the resampled recordings, those of the frontend that will be trained.
         progress: whether to show progress bars on stderr.
 
     Raises:
@@ -88,20 +92,23 @@ def prepare(
     """
     if workers is not None and workers < 1:
         raise FSD50KError(f"workers is {workers}: use at least one thread.")
+    require_sample_rate(sample_rate, "sample_rate")
+    suffix = f"_{sample_rate / 1000:g}k"
     root = os.path.abspath(directory)
     target = root if out is None else os.path.abspath(out)
     truth = os.path.join(root, "FSD50K.ground_truth")
     vocabulary = _read_vocabulary(os.path.join(truth, "vocabulary.csv"))
     dev = _read_clips(os.path.join(truth, "dev.csv"), vocabulary, splits=("train", "val"))
     evaluation = _read_clips(os.path.join(truth, "eval.csv"), vocabulary)
-    jobs = [(os.path.join(root, _DEV), os.path.join(target, f"{_DEV}_16k"), dev)]
-    jobs.append((os.path.join(root, _EVAL), os.path.join(target, f"{_EVAL}_16k"), evaluation))
+    jobs = [(os.path.join(root, _DEV), os.path.join(target, f"{_DEV}{suffix}"), dev)]
+    jobs.append((os.path.join(root, _EVAL), os.path.join(target, f"{_EVAL}{suffix}"), evaluation))
     for source, resampled, _ in jobs:
         if not os.path.isdir(source) and not os.path.isdir(resampled):
             raise FSD50KError(f"{root} has no folder {os.path.basename(source)}: {_DOWNLOAD}.")
     try:
-        recordings = [_resample(*job, workers, channel, progress) for job in jobs]
-        return _write_datafiles(os.path.join(target, "datafiles"), vocabulary, *recordings)
+        recordings = [_resample(*job, workers, channel, sample_rate, progress) for job in jobs]
+        folder = "datafiles" if sample_rate == decode.SAMPLE_RATE else f"datafiles{suffix}"
+        return _write_datafiles(os.path.join(target, folder), vocabulary, *recordings)
     except OSError as error:
         problem = f"{error.filename or target} cannot be written ({error.strerror})"
         raise FSD50KError(f"{problem}: free some space, or use another folder.") from error
@@ -155,7 +162,13 @@ def _read_table(path: str) -> list[tuple[int, list[str]]]:
 
 
 def _resample(
-    source: str, target: str, clips: list[_Clip], workers: int | None, channel: Literal["mean", "first"], progress: bool
+    source: str,
+    target: str,
+    clips: list[_Clip],
+    workers: int | None,
+    channel: Literal["mean", "first"],
+    sample_rate: int,
+    progress: bool,
 ) -> _Recordings:
     """Resamples the recordings that do not exist in ``target`` yet."""
     os.makedirs(target, exist_ok=True)
@@ -166,7 +179,8 @@ def _resample(
     def convert(clip: _Clip) -> ExcludedClip | None:
         path = os.path.join(source, f"{clip.name}.wav")
         try:
-            decode.write_pcm16(os.path.join(target, f"{clip.name}.wav"), decode.read(path, channel=channel))
+            waveform = decode.read(path, channel=channel, sample_rate=sample_rate)
+            decode.write_pcm16(os.path.join(target, f"{clip.name}.wav"), waveform, sample_rate)
         except decode.AudioError as error:
             return ExcludedClip(path, error.reason)
         return None

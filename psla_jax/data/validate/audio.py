@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from psla_jax.audio.decode import SAMPLE_RATE
 from psla_jax.data.validate.findings import Finding, MeasuredDataset, finding_for_items, format_count
 from psla_jax.data.validate.measure import MAX_SECONDS
 
@@ -18,9 +17,10 @@ SILENCE_PEAK = 1e-3
 """Peak below which a clip is silent, -60 dB."""
 CLIPPED_FRACTION = 1e-3
 """Fraction of samples at full scale from which a clip is clipped."""
-MIN_BANDWIDTH = 7000.0
-"""Hertz. Model inputs extend to 8000 Hz; resamplers begin to cut a little below half the sample rate."""
-LONG_SECONDS, FRAME_SECONDS = 600.0, 0.025
+MIN_BANDWIDTH = 0.875
+"""Least bandwidth as a fraction of the highest frequency of model inputs, 7000 of 8000 Hz by default; resamplers begin
+to cut a little below half the sample rate."""
+LONG_SECONDS = 600.0
 MAX_MEAN_OFFSET, MAX_STD_RATIO = 0.5, 1.25
 """Largest accepted difference of the log-mel mean, in standard deviations, and ratio of the standard deviations."""
 
@@ -123,18 +123,18 @@ def check_silence(dataset: MeasuredDataset) -> Iterator[Finding]:
 
 def check_bandwidth(dataset: MeasuredDataset) -> Iterator[Finding]:
     """Reports clips without the upper part of the frequency range of the model."""
-    table = dataset.table
-    limited = np.flatnonzero(table["bandwidth"] < MIN_BANDWIDTH)
-    num_upsampled = int((table["rate"][limited] >= SAMPLE_RATE).sum())
+    table, top = dataset.table, dataset.frontend.top_hz
+    limited = np.flatnonzero(table["bandwidth"] < MIN_BANDWIDTH * top)
+    num_upsampled = int((table["rate"][limited] >= 2 * top).sum())
     upsampled = f" {format_count(num_upsampled, 'file')} probably upsampled." if num_upsampled else ""
     cutoffs = format_values(np.round(table["bandwidth"][limited] / 1000, 1), "kHz")
     yield from dataset.finding_for_rows(
         limited,
         "band",
         "warning",
-        f"Nothing above {MIN_BANDWIDTH / 1000:.0f} kHz",
-        f"The spectrum ends at {cutoffs}.{upsampled} Model inputs extend to 8 kHz: if only some classes or data sets "
-        "are band-limited, the model learns to recognise the cutoff.",
+        f"Nothing above {MIN_BANDWIDTH * top / 1000:g} kHz",
+        f"The spectrum ends at {cutoffs}.{upsampled} Model inputs extend to {top / 1000:g} kHz: if only some classes "
+        "or data sets are band-limited, the model learns to recognise the cutoff.",
         "Use recordings of full bandwidth, or limit the bandwidth of all data sets equally.",
         lambda row: f"{table['rate'][row]:,} Hz, ends at {table['bandwidth'][row] / 1000:.1f} kHz",
     )
@@ -145,13 +145,15 @@ def check_log_mel(dataset: MeasuredDataset) -> Iterator[Finding]:
     measured, config = dataset.log_mel, dataset.frontend
     if measured is None:
         return
-    offset, ratio = abs(measured.mean - config.mean) / config.std, measured.std / config.std
+    mean = measured.mean if config.mean == "auto" else config.mean
+    std = measured.std if config.std == "auto" else config.std
+    offset, ratio = abs(measured.mean - mean) / max(std, 1e-9), measured.std / max(std, 1e-9)
     if offset > MAX_MEAN_OFFSET or not 1 / MAX_STD_RATIO < ratio < MAX_STD_RATIO:
         yield Finding(
             "log-mel",
             "warning",
             f"Normalisation does not fit the data: log-mel {measured.mean:.2f} ± {measured.std:.2f}, "
-            f"config {config.mean:.2f} ± {config.std:.2f}",
+            f"config {mean:.2f} ± {std:.2f}",
             f"Measured on {format_count(measured.num_clips, 'clip')} without padding. A mean that is off by a few "
             "units indicates another type of recording, by ten or more a wrong scale.",
             f"Train with --frontend.mean {measured.mean:.4f} --frontend.std {measured.std:.4f}; to fine-tune a model, "
@@ -174,16 +176,17 @@ def check_lengths(dataset: MeasuredDataset) -> Iterator[Finding]:
         "Cut the files into clips, and label each clip.",
         lambda row: f"{seconds[row] / 60:,.0f} min",
     )
+    frontend = dataset.frontend
     yield from dataset.finding_for_rows(
-        np.flatnonzero(seconds < FRAME_SECONDS),
+        np.flatnonzero(seconds < frontend.window / 1000),
         "too-short",
         "warning",
-        f"Shorter than one frame of {1000 * FRAME_SECONDS:.0f} ms",
+        f"Shorter than one frame of {frontend.window:g} ms",
         "The input of the model consists of padding, and the model learns the labels of these clips from it.",
         "Record or cut the clips again, or remove them from the datafile.",
         lambda row: f"{1000 * seconds[row]:.1f} ms",
     )
-    input_seconds = 0.01 * dataset.frontend.target_length + 0.015
+    input_seconds = frontend.num_samples / frontend.sample_rate
     cut = np.flatnonzero(seconds > input_seconds + 0.1)
     unused = (seconds[cut] - input_seconds).sum() / max(seconds.sum(), 1e-9)
     yield from dataset.finding_for_rows(
@@ -214,16 +217,16 @@ def check_clipping(dataset: MeasuredDataset) -> Iterator[Finding]:
 
 def check_rates(dataset: MeasuredDataset) -> Iterator[Finding]:
     """Reports clips that are resampled on every access."""
-    table = dataset.table
-    other = np.flatnonzero(table["rate"] != SAMPLE_RATE)
+    table, rate = dataset.table, dataset.frontend.sample_rate
+    other = np.flatnonzero(table["rate"] != rate)
     rates = format_values(table["rate"][other] / 1000, "kHz")
     yield from dataset.finding_for_rows(
         other,
         "rates",
         "note",
-        "Not at 16 kHz",
+        f"Not at {rate / 1000:g} kHz",
         f"Training resamples these clips on every access, which costs time: {rates}.",
-        "Write a copy at 16 kHz with psla pack.",
+        f"Write a copy at {rate / 1000:g} kHz with psla pack{'' if rate == 16_000 else f' --sample-rate {rate}'}.",
         lambda row: f"{table['rate'][row]:,} Hz",
     )
 

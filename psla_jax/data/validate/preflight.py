@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +37,7 @@ def find_unreadable_clips(
     workers: int | None = None,
     progress: bool = True,
     damaged: list[ClipProblem] | None = None,
+    rates: Counter[int] | None = None,
 ) -> list[ClipProblem]:
     """Looks up the audio files of all clips and returns the unreadable ones in the order of the datafile, each once.
 
@@ -47,6 +49,7 @@ def find_unreadable_clips(
         workers: number of threads; None or 0 for the number of cores plus 4, at most 32.
         progress: whether to show progress bars on stderr.
         damaged: receives the defects of the clips that were read although a part of them is missing.
+        rates: receives the sample rates of the clips that were read.
     """
     blocks = [range(start, min(start + _BLOCK, len(datafile))) for start in range(0, len(datafile), _BLOCK)]
     in_threads = functools.partial(decode.in_threads, workers=workers, progress=progress)
@@ -58,6 +61,8 @@ def find_unreadable_clips(
     problems.update((found.problem.index, found.problem) for found in read if found.problem)
     if damaged is not None:
         damaged += [defect for found in read for defect in found.defects]
+    if rates is not None:
+        rates.update(found.rate for found in read if not found.problem)
     return [problems[i] for i in sorted(problems)]
 
 
@@ -93,6 +98,8 @@ class _Outcome:
 
     problem: ClipProblem | None
     defects: tuple[ClipProblem, ...] = ()
+    rate: int = 0
+    """Samples per second of the file, the lowest ones if they vary."""
 
 
 def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> _Outcome:
@@ -102,4 +109,4 @@ def _read(datafile: Datafile, index: int, channel: Literal["mean", "first"]) -> 
         segments.read(clip, channel=channel, seconds=decode.MAX_CLIP_SECONDS, reading=reading)
     except decode.AudioError as error:
         return _Outcome(ClipProblem(index, path, error.reason))
-    return _Outcome(None, tuple(ClipProblem(index, path, note) for note in reading.notes))
+    return _Outcome(None, tuple(ClipProblem(index, path, note) for note in reading.notes), reading.rate)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from psla_jax.audio import decode
-from psla_jax.audio.decode import SAMPLE_RATE, AudioError, Resampler
-from psla_jax.audio.frontend import FRAME_LENGTH, FRAME_SHIFT
+from psla_jax.audio.decode import AudioError
+from psla_jax.audio.resampling import SAMPLE_RATE, Resampler
 from psla_jax.tagging.events import Span
 from psla_jax.tagging.inputs import MAX_CHANNELS, read_block
 from psla_jax.tagging.live.event_tracker import Change, EventTracker, Kind
 from psla_jax.tagging.recording import FrameOutputs
 from psla_jax.tagging.result import Event, clock
 from psla_jax.tagging.tagger import Tagger
-from psla_jax.tagging.windows import OUTPUT_FRAME_SAMPLES, OUTPUT_FRAME_SECONDS, Window, frame_start, num_output_frames
+from psla_jax.tagging.windows import Window
 
 RATES = 1_000, 1_000_000
 """Minimum and maximum sample rate in Hz."""
@@ -33,8 +33,6 @@ RESAMPLED_SECONDS = 10
 """Maximum duration that is resampled at a time, to bound the memory of long blocks."""
 TIMED_WINDOWS = 16
 """Number of recent windows of which the computing time is averaged."""
-_FRAME_OVERHANG = FRAME_LENGTH - FRAME_SHIFT
-"""Samples by which the last spectrogram frame of an output frame extends beyond it."""
 
 
 class StreamError(ValueError):
@@ -116,18 +114,24 @@ class Stream:
 
         Raises:
             AudioError: the sample rate is invalid.
+            StreamError: the models of an ensemble need waveforms of several sample rates.
         """
         decode.require_rate("the stream", sample_rate)
         if not RATES[0] <= sample_rate <= RATES[1]:
             raise AudioError(
                 "the stream", f"has the sample rate {sample_rate!r}: use {RATES[0]} to {RATES[1]} samples per second."
             )
+        if len(rates := tagger.sample_rates) > 1:
+            listed = " and ".join(map(str, rates))
+            raise StreamError(f"the models need sound at {listed} Hz: use models of one frontend.sample_rate.")
         self._tagger, self._rate, self._classes, self._early = tagger, float(sample_rate), classes, early
         self._on_event = on_event or (lambda update: None)
         self._lock, self._closed, self._channels = threading.Lock(), False, 0
         self._channel_axis: int | None = None  # Axis of the channels in the previous block.
-        self._rules = tagger.options.rules
-        self._tracker = EventTracker(self._rules.min_gap_frames)
+        self._rules, self._grid = tagger.options.rules, tagger.grid
+        # Samples by which the last spectrogram frame of an output frame extends beyond it.
+        self._overhang = max(cutter.grid.window for cutter in tagger.cutters()) - self._grid.hop
+        self._tracker = EventTracker(self._rules.min_gap_frames(self._grid))
         self._compute_seconds: list[deque[float]] = [deque(maxlen=TIMED_WINDOWS) for _ in tagger.cutters()]
         self._offset, self._earlier_peak = 0.0, 0.0
         self.reading = decode.Reading()
@@ -140,7 +144,7 @@ class Stream:
     def _reset(self) -> None:
         """Discards all audio: the next sample is the first one of the next window."""
         self._pushed = 0
-        self._resampler = Resampler(self._rate)
+        self._resampler = Resampler(self._rate, self._grid.rate)
         self._state = self._tagger.accumulator("the stream", FrameOutputs(), self._classes, self._rate)
         self._cutters = self._tagger.cutters()
         self._incomplete: list[tuple[Window, np.ndarray, np.ndarray | None] | None] = [None] * len(self._cutters)
@@ -161,18 +165,19 @@ class Stream:
     def latency(self) -> Latency:
         """Delays of the updates, which follow from windows and rules, and the measured computing time."""
         compute = [sum(seconds) / max(1, len(seconds)) for seconds in self._compute_seconds]
-        loads = [seconds / (cutter.hop * OUTPUT_FRAME_SECONDS) for seconds, cutter in zip(compute, self._cutters)]
+        grid, frame = self._grid, self._grid.output_seconds
+        loads = [seconds / (cutter.hop * frame) for seconds, cutter in zip(compute, self._cutters)]
         # A window is complete with the last spectrogram frame of its last output frame, and an output frame stands for
         # sound from before its first spectrogram frame.
-        edge = _FRAME_OVERHANG / SAMPLE_RATE + OUTPUT_FRAME_SECONDS - frame_start(1)
+        edge = self._overhang / grid.rate + frame - grid.frame_start(1)
         hop = max(cutter.hop for cutter in self._cutters)
-        window = max(cutter.hop + num_output_frames(cutter.size) for cutter in self._cutters)
+        window = max(cutter.hop + cutter.grid.num_output_frames(cutter.size) for cutter in self._cutters)
         lookahead = self._rules.smooth // 2
-        duration, gap = self._rules.min_duration_frames - 1, max(self._rules.min_gap_frames, 1) - 1
+        duration, gap = self._rules.min_duration_frames(grid) - 1, max(self._rules.min_gap_frames(grid), 1) - 1
         return Latency(
-            start=round((hop + duration) * OUTPUT_FRAME_SECONDS + edge, 3),
-            certain=round((window + duration + lookahead) * OUTPUT_FRAME_SECONDS + edge, 3),
-            end=round((window + gap + lookahead) * OUTPUT_FRAME_SECONDS + edge, 3),
+            start=round((hop + duration) * frame + edge, 3),
+            certain=round((window + duration + lookahead) * frame + edge, 3),
+            end=round((window + gap + lookahead) * frame + edge, 3),
             compute=sum(compute),
             load=sum(loads),
         )
@@ -266,9 +271,9 @@ class Stream:
             yield from self._advance(self._resampler.push(piece))
 
     def _advance(self, samples: np.ndarray) -> Iterator[Update]:
-        """Processes samples at 16 kHz one output frame at a time, so that updates do not depend on block sizes."""
+        """Processes resampled audio one output frame at a time, so that updates do not depend on block sizes."""
         self._buffer = np.concatenate([self._buffer, samples])
-        while len(self._buffer) >= (size := OUTPUT_FRAME_SAMPLES + (_FRAME_OVERHANG if self._frames == 0 else 0)):
+        while len(self._buffer) >= (size := self._grid.output_samples + (self._overhang if self._frames == 0 else 0)):
             piece, self._buffer = self._buffer[:size], self._buffer[size:]
             self._state.add_samples(piece)
             self._frames += 1
@@ -281,7 +286,7 @@ class Stream:
         windows = list(cutter.push(piece))
         for window in windows:
             self._add_window(number, window)
-        incomplete = self._frames < cutter.size // OUTPUT_FRAME_SAMPLES
+        incomplete = self._frames < cutter.size // self._grid.output_samples
         if self._early and not windows and incomplete and self._frames % cutter.hop == 0:
             # Before the first window is complete, score its beginning like a recording that ends here.
             window = cutter.partial()
@@ -308,7 +313,7 @@ class Stream:
         if self._early:
             changes = self._tracker.update(finished, self._early_events(), final, min(self._scored_frames))
         else:
-            shortest = self._rules.min_duration_frames
+            shortest = self._rules.min_duration_frames(self._grid)
             active = [span for span in self._state.active_events() if span.stop - span.start >= shortest]
             changes = self._tracker.update(finished, active, final, final)
         return map(self._to_update, changes)
@@ -325,7 +330,7 @@ class Stream:
         """Scores the audio after the last complete window, and returns the updates that end all events."""
         yield from self._advance(self._resampler.finish())
         self._state.add_samples(self._buffer)
-        if self._state.samples >= FRAME_LENGTH:
+        if self._state.samples >= self._overhang + self._grid.hop:
             for number, cutter in enumerate(self._cutters):
                 for window in [*cutter.push(self._buffer), *cutter.finish()]:
                     self._add_window(number, window)

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from psla_jax.audio.windows import Grid
+from psla_jax.config import FrontendConfig
 from psla_jax.runtime import files
 from psla_jax.tagging.defaults import DEFAULTS
 from psla_jax.tagging.plot.fonts import drawable
 from psla_jax.tagging.plot.heatmap import Heatmaps
 from psla_jax.tagging.plot.spectrogram import Spectrogram
 from psla_jax.tagging.result import Event, Tag, Tags, clock
-from psla_jax.tagging.windows import OUTPUT_FRAME_SECONDS, frame_start
 
 MAX_CLASSES = 40
 """Maximum number of classes in a plot that is still legible."""
@@ -29,7 +30,7 @@ LABEL_WIDTH = 32
 """Maximum number of characters in a line of a class label."""
 DYNAMIC_RANGE = 80.0
 """Range of the spectrogram's colour scale, in decibels below the maximum."""
-FREQUENCIES = (125, 250, 500, 1000, 2000, 4000, 8000)
+FREQUENCIES = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
 """Ticks of the frequency axis, in Hz."""
 TICK_INTERVALS = (
     *(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30),
@@ -86,19 +87,20 @@ def build_figure(tags: Tags, heatmaps: Heatmaps, spectrogram: Spectrogram, *, to
     for panel in panels[1:]:
         panel.sharex(panels[0])
     figure.colorbar(_draw_spectrogram(panels[0], tags, spectrogram), cax=colour_bars[0], label="dB")
-    frames, start = heatmaps.frames_per_column, frame_start(1) - OUTPUT_FRAME_SECONDS
-    edges = _time_edges(len(heatmaps.scores), frames * OUTPUT_FRAME_SECONDS, start, tags.duration)
+    grid, frames = Grid.of(spectrogram.frontend), heatmaps.frames_per_column
+    start, each = grid.frame_start(1) - grid.output_seconds, f"per frame of {grid.output_seconds:.3g} s"
+    edges = _time_edges(len(heatmaps.scores), frames * grid.output_seconds, start, tags.duration)
     mesh = rows.draw(panels[1], edges, heatmaps.scores, cmap="viridis", vmin=0.0, vmax=1.0)
     figure.colorbar(mesh, cax=colour_bars[1], label="score")
     rows.draw_events(panels[1], tags.events)
-    source = "per frame of 0.32 s" if tags.events_from == "head" else "per window, as this model does not score frames"
+    source = each if tags.events_from == "head" else "per window, as this model does not score frames"
     reduced = f", maximum of {frames} frames per column" if frames > 1 else ""
     _set_title(panels[1], f"score {source}{reduced}; lines mark events")
     if heatmaps.attention is not None:
         limit = max(2.0, float(heatmaps.attention[:, rows.columns].max()))
         mesh = rows.draw(panels[2], edges, heatmaps.attention, cmap="cividis", vmin=0.0, vmax=limit)
         figure.colorbar(mesh, cax=colour_bars[2], label="attention")
-        _set_title(panels[2], f"attention weight per frame of 0.32 s, mean over heads; 1 is uniform{reduced}")
+        _set_title(panels[2], f"attention weight {each}, mean over heads; 1 is uniform{reduced}")
     for panel in panels[:-1]:
         panel.tick_params(labelbottom=False)
     _set_time_axis(panels[-1], tags.duration)
@@ -158,13 +160,15 @@ class _ClassRows:
 def _draw_spectrogram(panel: Any, tags: Tags, spectrogram: Spectrogram) -> Any:
     import librosa.display
 
-    decibels = spectrogram.decibels
+    decibels, frontend = spectrogram.decibels, spectrogram.frontend
+    hop = frontend.hop_samples / frontend.sample_rate
+    start = (frontend.window_samples / frontend.sample_rate - hop) / 2
     maximum = float(decibels.max())
     minimum = max(float(decibels.min()), maximum - DYNAMIC_RANGE)
     mesh = librosa.display.specshow(
         decibels.T,
-        x_coords=_time_edges(len(decibels), spectrogram.frames_per_column * 0.01, 0.0075, tags.duration),
-        y_coords=_mel_edges(decibels.shape[1]),
+        x_coords=_time_edges(len(decibels), spectrogram.frames_per_column * hop, start, tags.duration),
+        y_coords=_mel_edges(frontend),
         y_axis="mel",
         cmap="magma",
         vmin=minimum,
@@ -172,7 +176,8 @@ def _draw_spectrogram(panel: Any, tags: Tags, spectrogram: Spectrogram) -> Any:
         ax=panel,
     )
     panel.set(xlabel="", ylabel="Hz")
-    panel.set_yticks(FREQUENCIES, [str(hertz) for hertz in FREQUENCIES])
+    ticks = [hertz for hertz in FREQUENCIES if hertz <= frontend.top_hz]
+    panel.set_yticks(ticks, [str(hertz) for hertz in ticks])
     panel.minorticks_off()
     return mesh
 
@@ -202,8 +207,9 @@ def _time_edges(columns: int, width: float, start: float, end: float) -> np.ndar
     return edges
 
 
-def _mel_edges(bands: int) -> np.ndarray:
+def _mel_edges(frontend: FrontendConfig) -> np.ndarray:
     """Returns the edges of mel bands in Hz: halfway, in mel, between the centre frequencies of Kaldi's filters."""
-    low, high = (1127 * np.log1p(hertz / 700) for hertz in (20.0, 8000.0))
+    low, high = (1127 * np.log1p(hertz / 700) for hertz in (frontend.low_hz, frontend.top_hz))
+    bands = frontend.num_mels
     width = (high - low) / (bands + 1)
     return 700 * np.expm1((low + width * (np.arange(bands + 1) + 0.5)) / 1127)

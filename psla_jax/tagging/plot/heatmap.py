@@ -57,4 +57,4 @@ class Heatmaps:
     attention: np.ndarray | None
     """Attention weights of the same shape, as multiples of a uniform weight; None for models without attention."""
     frames_per_column: int
-    """Number of output frames of 0.32 s per column."""
+    """Number of output frames per column."""

@@ -12,6 +12,7 @@ import soundfile
 import soxr
 
 from psla_jax.audio import decode
+from psla_jax.config import ConfigError
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.prepare import fsd50k
 from psla_jax.data.prepare.fsd50k import FSD50KError
@@ -128,11 +129,25 @@ def test_results_are_written_to_the_output_folder(root, tmp_path, monkeypatch):
     assert wav == str(tmp_path / "out" / "FSD50K.dev_audio_16k" / "10.wav")
 
 
+def test_another_rate_has_folders_of_its_own(root):
+    prepare(root)
+    before = contents(root / "datafiles")
+    prepared = prepare(root, sample_rate=32_000)
+    assert contents(root / "datafiles") == before
+    wav = Datafile.read(prepared.datafiles["train"], Vocabulary.read(prepared.labels)).wav(0)
+    assert wav == str(root / "FSD50K.dev_audio_32k" / "10.wav")
+    assert os.path.dirname(prepared.datafiles["train"]) == str(root / "datafiles_32k")
+    rates = [scipy.io.wavfile.read(root / f"FSD50K.dev_audio_{rate}k" / "10.wav") for rate in (16, 32)]
+    assert [(rate, len(samples)) for rate, samples in rates] == [(16_000, 1600), (32_000, 3200)]
+    with pytest.raises(ConfigError, match="sample_rate is 0: use 1000 to"):
+        prepare(root, sample_rate=0)
+
+
 def test_existing_recordings_are_not_resampled_again(root, monkeypatch):
     first = prepare(root)
     before = contents(root / "datafiles")
     written = []
-    monkeypatch.setattr(decode, "write_pcm16", lambda path, waveform: written.append(path))
+    monkeypatch.setattr(decode, "write_pcm16", lambda path, *_: written.append(path))
     second = prepare(root)
     assert written == []
     assert second.resampled == 0
@@ -172,11 +187,11 @@ def test_the_originals_may_be_deleted_after_resampling(root):
 def test_an_interrupted_run_leaves_complete_files_and_can_be_restarted(root, monkeypatch):
     write, calls = decode.write_pcm16, []
 
-    def interrupted(path, waveform):
+    def interrupted(path, *sound):
         calls.append(path)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(path, waveform)
+        write(path, *sound)
 
     monkeypatch.setattr(decode, "write_pcm16", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -190,7 +205,7 @@ def test_an_interrupted_run_leaves_complete_files_and_can_be_restarted(root, mon
 
 
 def test_a_full_disk_is_an_error(root, monkeypatch):
-    def full(path, waveform):
+    def full(path, *_):
         raise OSError(28, "No space left on device", path)
 
     monkeypatch.setattr(decode, "write_pcm16", full)

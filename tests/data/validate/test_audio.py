@@ -154,6 +154,19 @@ def test_bands_and_rates_are_counted(tmp_path):
     assert "8 kHz (2), 11.025 kHz (1)." in only(check_rates, dataset).meaning
 
 
+def test_bands_rates_and_lengths_are_those_of_the_frontend(tmp_path):
+    write(tmp_path / "16.wav", noise(0, 1.0))
+    write(tmp_path / "32.wav", noise(1, 1.0, 32_000), 32_000)
+    frontend = FrontendConfig(target_length=40, sample_rate=32_000, mean="auto", std="auto")
+    dataset = measure(tmp_path, [("16.wav", []), ("32.wav", [])], frontend=frontend, log_mel=LogMelStatistics(-9, 2, 2))
+    assert list(check_log_mel(dataset)) == []
+    band, rates = only(check_bandwidth, dataset), only(check_rates, dataset)
+    assert band.title.startswith("Nothing above 14 kHz")
+    assert [item.partition("  ")[2] for item in band.items] == ["16,000 Hz, ends at 8.0 kHz"]
+    assert (len(rates.items), rates.remedy) == (1, "Write a copy at 32 kHz with psla pack --sample-rate 32000.")
+    assert "the 0.4 s input of the model" in only(check_lengths, dataset).title
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "fits"),
     [

@@ -55,7 +55,7 @@ def test_without_a_limit_only_paths_are_looked_up(data, monkeypatch):
 
 def test_clips_to_read_are_evenly_spaced(data, monkeypatch):
     read = []
-    monkeypatch.setattr(decode, "read", lambda path, channel, seconds, reading: read.append((path, channel, seconds)))
+    monkeypatch.setattr(decode, "read", lambda path, channel, seconds, **_: read.append((path, channel, seconds)))
     assert [problem.index for problem in find(data, 5)] == [3, 7, 8]
     assert sorted(read) == sorted((data.wav(i), "mean", 600.0) for i in (0, 4, 12, 16))
 

@@ -16,12 +16,13 @@ import soxr
 
 import psla_jax
 from psla_jax.audio.decode import AudioError
+from psla_jax.audio.windows import Grid
 from psla_jax.tagging.events import Rules
 from psla_jax.tagging.live.stream import Stream, StreamError, Update
 from psla_jax.tagging.tagger import Tagger
-from psla_jax.tagging.windows import OUTPUT_FRAME_SAMPLES, frame_start
 
 SIZE = 400 + 160 * 95
+GRID = Grid()
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,7 @@ def test_every_event_starts_once_and_ends_once(finder, sound, early):
 def peak_scores(self: Tagger, number: int, window) -> tuple[np.ndarray, np.ndarray]:
     """Replaces the model: the score of the first class is the peak of each frame, the others have score 0.01."""
     count = window.num_frames
-    padded = np.zeros(count * OUTPUT_FRAME_SAMPLES, np.float32)
+    padded = np.zeros(count * GRID.output_samples, np.float32)
     padded[: len(window.samples)] = window.samples[: len(padded)]
     frames = np.full((count, 4), 0.01, np.float32)
     frames[:, 0] = np.abs(padded.reshape(count, -1)).max(axis=1)
@@ -155,9 +156,9 @@ def peak_scores(self: Tagger, number: int, window) -> tuple[np.ndarray, np.ndarr
 
 def bursts(starts: list[int], length: int, total: int) -> np.ndarray:
     """Returns `total` output frames of silence, with bursts of `length` frames that start at the frames `starts`."""
-    sound = np.zeros(total * OUTPUT_FRAME_SAMPLES, np.float32)
+    sound = np.zeros(total * GRID.output_samples, np.float32)
     for start in starts:
-        sound[start * OUTPUT_FRAME_SAMPLES : (start + length) * OUTPUT_FRAME_SAMPLES] = 0.8
+        sound[start * GRID.output_samples : (start + length) * GRID.output_samples] = 0.8
     return sound
 
 
@@ -180,7 +181,7 @@ def test_latency_is_the_maximum_delay(saved, monkeypatch, rules, overlap):
         stream = Stream(tagger, early=early)
         updates = stream.push(sound)
         begun = [u for u in updates if u.kind == "start"]
-        assert [u.event.onset for u in begun] == pytest.approx([frame_start(start) for start in starts], abs=0.001)
+        assert [u.event.onset for u in begun] == pytest.approx([GRID.frame_start(start) for start in starts], abs=0.001)
         late = max(u.position - u.event.onset for u in begun)
         assert late == pytest.approx(stream.latency.start if early else stream.latency.certain, abs=0.002)
         ends = [u for u in updates if u.kind == "end"]
@@ -192,7 +193,7 @@ def test_an_event_is_reported_before_the_first_window_is_complete(saved, monkeyp
     monkeypatch.setattr(Tagger, "score_window", peak_scores)
     tagger = psla_jax.load(saved("attention"), overlap=0.7, rules=Rules(0.5))
     stream = Stream(tagger)
-    (start,) = stream.push(bursts([0], 1, 2)[: OUTPUT_FRAME_SAMPLES + 240 - 1]) + stream.push(np.zeros(1))
+    (start,) = stream.push(bursts([0], 1, 2)[: GRID.output_samples + 240 - 1]) + stream.push(np.zeros(1))
     assert (start.kind, start.event.onset, start.event.offset, start.sounding) == ("start", 0.0, 0.335, True)
     assert start.position == 0.335
 
@@ -201,13 +202,13 @@ def test_updates_of_a_long_event(saved, monkeypatch):
     monkeypatch.setattr(Tagger, "score_window", peak_scores)
     tagger = psla_jax.load(saved("attention"), overlap=0.7, rules=Rules(0.5))
     sound = bursts([2], 40, 60)
-    sound[30 * OUTPUT_FRAME_SAMPLES : 42 * OUTPUT_FRAME_SAMPLES] = 0.9
+    sound[30 * GRID.output_samples : 42 * GRID.output_samples] = 0.9
     updates = stream_updates(tagger, sound)
     changes = [(u.kind, u.event.offset, round(u.event.score, 2), u.sounding) for u in updates]
     # Positions at which the last spectrogram frame of these output frames is complete.
-    now = [(frames * OUTPUT_FRAME_SAMPLES + 240) / 16_000 for frames in (3, 19, 31)]
-    end = round(frame_start(42), 3)
-    assert [u.event.onset for u in updates] == [round(frame_start(2), 3)] * 5
+    now = [(frames * GRID.output_samples + 240) / 16_000 for frames in (3, 19, 31)]
+    end = round(GRID.frame_start(42), 3)
+    assert [u.event.onset for u in updates] == [round(GRID.frame_start(2), 3)] * 5
     assert changes == [
         ("start", now[0], 0.8, True),
         ("update", now[1], 0.8, True),  # 16 frames longer
@@ -237,11 +238,15 @@ def test_lost_sound_ends_what_was_before_it(saved, monkeypatch):
     stream = Stream(tagger)
     stream.push(bursts([2], 10, 12))
     (end,) = [u for u in stream.skip(60.0) if u.kind == "end"]
-    assert (end.id, end.event.onset, end.event.offset) == (1, round(frame_start(2), 3), 3.84)
+    assert (end.id, end.event.onset, end.event.offset) == (1, round(GRID.frame_start(2), 3), 3.84)
     assert stream.position == 63.84
     stream.push(bursts([1], 10, 11))
     (end,) = [u for u in stream.close() if u.kind == "end"]
-    assert (end.id, end.event.onset, end.event.offset) == (2, pytest.approx(63.84 + frame_start(1), abs=0.001), 67.36)
+    assert (end.id, end.event.onset, end.event.offset) == (
+        2,
+        pytest.approx(63.84 + GRID.frame_start(1), abs=0.001),
+        67.36,
+    )
     assert stream.peak == pytest.approx(0.8)
 
 

@@ -11,12 +11,12 @@ import pytest
 from matplotlib import image
 from sounds import VOCABULARY
 
+from psla_jax.audio.windows import Grid
 from psla_jax.tagging.plot import figure as plot
 from psla_jax.tagging.plot.figure import PlotError
 from psla_jax.tagging.plot.heatmap import Heatmaps
 from psla_jax.tagging.plot.spectrogram import Spectrogram
 from psla_jax.tagging.result import Event, Tags
-from psla_jax.tagging.windows import frame_start
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 ODD = Vocabulary(("/o/a", "/o/b"), ("$\\frac_{1", "An odd and long name, " * 6))
@@ -59,7 +59,7 @@ def test_panels_hold_the_log_mel_the_scores_with_events_and_the_attention():
     mesh = scores.collections[0].get_coordinates()[0, :, 0]
     assert mesh[0] == 0
     assert mesh[-1] == 6
-    np.testing.assert_allclose(mesh[1:-1], [frame_start(step) for step in range(1, len(mesh) - 1)])
+    np.testing.assert_allclose(mesh[1:-1], [Grid().frame_start(step) for step in range(1, len(mesh) - 1)])
     (bars,) = [c for c in scores.collections if not hasattr(c, "get_coordinates") and c.get_paths()]
     box = bars.get_paths()[0].get_extents()
     assert (box.x0, box.x1) == (0.64, 1.6)
