@@ -256,8 +256,8 @@ def require_usable(trainer: Trainer, num_classes: int) -> None:
         raise ingredients.IngredientError(
             f"{field}, which cannot be computed ({ingredients.reason(error)}): correct the step."
         ) from error
-    frames = result["spectrogram"][1:2]  # A step may remove frames.
-    expected = {**shapes, "spectrogram": (2, *frames, trainer.frontend.num_mels)}
+    kept = result["spectrogram"][1:2]  # A step may remove frames.
+    expected = {**shapes, "spectrogram": (2, *kept, mels)}
     if wrong := [name for name in shapes if result[name] != expected[name]]:
         raise ingredients.IngredientError(
             f"{field}, which changes the shape of {wrong[0]} from {shapes[wrong[0]]} to {result[wrong[0]]}: a step may "
