@@ -14,8 +14,6 @@ data sets with folds of their own, such as ESC-50 and UrbanSound8K, keep them.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import tyro
 
 import psla_jax
@@ -27,16 +25,16 @@ def main(run_dir: str = "runs/five_fold", epochs: int = 6) -> float:
     data = psla_jax.read_datafile("demo:evaluation", classes)
     folds = psla_jax.write_folds(data, classes, f"{run_dir}-folds", 5)
 
-    demo = psla_jax.read_config("demo")
-    config = replace(
-        demo,
-        run_dir=run_dir,
-        data=replace(demo.data, batch_size=24, validation=""),
-        optimizer=replace(demo.optimizer, epochs=epochs, learning_rate=4e-3),
-        aggregation=replace(demo.aggregation, first=max(1, epochs - 2)),
-        bootstrap=0,
-    )
-    results = psla_jax.crossval(config, folds)
+    settings = {
+        "run_dir": run_dir,
+        "data.batch_size": 24,
+        "data.validation": "",
+        "optimizer.epochs": epochs,
+        "optimizer.learning_rate": 4e-3,
+        "aggregation.first": max(1, epochs - 2),
+        "bootstrap": 0,
+    }
+    results = psla_jax.crossval(psla_jax.read_config("demo", settings), folds)
     for result in results:
         values = "  ".join(f"{metrics.mAP:.3f}" for metrics in result.folds)
         print(f"{result.name}: mAP {result.estimate('mAP')}, by fold {values}")

@@ -15,8 +15,6 @@ epochs on the demo set.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import tyro
 from sklearn.linear_model import LogisticRegression
@@ -37,17 +35,15 @@ def embed(tagger: psla_jax.Tagger, path: str, labels: str) -> tuple[np.ndarray, 
 
 def train_network(run_dir: str) -> str:
     """Trains a small network on the demo set for a few epochs; returns its run directory."""
-    demo = psla_jax.read_config("demo")
-    optimizer = replace(demo.optimizer, epochs=5, learning_rate=4e-3)
-    psla_jax.train(
-        replace(
-            demo,
-            run_dir=run_dir,
-            data=replace(demo.data, batch_size=24, evaluation=""),
-            optimizer=optimizer,
-            aggregation=replace(demo.aggregation, first=4),
-        )
-    )
+    settings = {
+        "run_dir": run_dir,
+        "data.batch_size": 24,
+        "data.evaluation": "",
+        "optimizer.epochs": 5,
+        "optimizer.learning_rate": 4e-3,
+        "aggregation.first": 4,
+    }
+    psla_jax.train(psla_jax.read_config("demo", settings))
     return run_dir
 
 

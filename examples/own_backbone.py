@@ -17,7 +17,6 @@ A network of another project needs a few lines around it. This one trains the Co
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -80,15 +79,14 @@ def bonsai_convnext(*, rngs: nnx.Rngs) -> nnx.Module:
 
 def main(run_dir: str = "runs/own_backbone", epochs: int = 3, backbone: str = BACKBONE) -> float:
     """Trains a backbone, tags a recording with it, and trains another head on the frozen backbone; returns its mAP."""
-    demo = psla_jax.read_config("demo")
-    config = replace(
-        demo,
-        run_dir=run_dir,
-        model=psla_jax.ModelConfig(backbone, "attention", heads=2),
-        optimizer=replace(demo.optimizer, epochs=epochs),
-        aggregation=psla_jax.AggregationConfig(first=epochs),
-        bootstrap=0,
-    )
+    settings = {
+        "run_dir": run_dir,
+        "model": psla_jax.ModelConfig(backbone, "attention", heads=2),
+        "optimizer.epochs": epochs,
+        "aggregation.first": epochs,
+        "bootstrap": 0,
+    }
+    config = psla_jax.read_config("demo", settings)
     psla_jax.train(config)
 
     clip = psla_jax.read_datafile("demo:evaluation", "demo").audio(0)
@@ -97,13 +95,13 @@ def main(run_dir: str = "runs/own_backbone", epochs: int = 3, backbone: str = BA
     print("tags:", ", ".join(f"{tag.name} {tag.score:.2f}" for tag in tags.top(3)))
     print(f"timeline {timeline.scores.shape}, embeddings {embeddings.frames.shape}")
 
-    fine_tuned = replace(
-        config,
-        run_dir=f"{run_dir}-head",
-        model=psla_jax.ModelConfig(backbone, "mean"),
-        pretraining=psla_jax.PretrainingConfig(source=run_dir, freeze=True),
-    )
-    best, *_ = psla_jax.train(fine_tuned)
+    fine_tuning = {
+        "run_dir": f"{run_dir}-head",
+        "model.pooling": "mean",
+        "pretraining.source": run_dir,
+        "pretraining.freeze": True,
+    }
+    best, *_ = psla_jax.train(psla_jax.with_settings(config, fine_tuning))
     print(f"another head on the frozen backbone: evaluation mAP {best.sets['evaluation'].mAP:.3f}")
     return best.sets["evaluation"].mAP
 

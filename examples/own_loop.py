@@ -17,7 +17,6 @@ The parts of PSLA are plain functions, so that a notebook or a script needs no f
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -54,7 +53,7 @@ def main(directory: str = "runs/own_loop", epochs: int = 6) -> float:
     result = psla_jax.predict(model, frontend, test).metrics()
     print(f"evaluation mAP {result.mAP:.3f}, AUC {result.mAUC:.3f}")
     card = psla_jax.ModelCard(psla_jax.ModelConfig(**ARCHITECTURE), frontend, classes)
-    psla_jax.save_model(Path(directory), card, state["params"], state["batch_stats"])
+    psla_jax.save_model(directory, card, state["params"], state["batch_stats"])
     print(f"saved: psla tag recording.wav --model {directory}")
     return result.mAP
 

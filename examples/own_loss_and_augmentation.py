@@ -60,20 +60,17 @@ def tilt(batch: Batch, keys: jax.Array, std: float, *, decibels: float = 6.0) ->
 
 def main(run_dir: str = "runs/own_loss_and_augmentation", epochs: int = 5) -> float:
     """Trains on the embedded demo set, and returns the evaluation mAP of the best epoch."""
-    demo = psla_jax.read_config("demo")
-    config = replace(
-        demo,
-        run_dir=run_dir,
-        data=replace(demo.data, batch_size=24),
-        sampling=replace(
-            demo.sampling,
-            waveform=(partial(change_speed, most=1.05), "mixup"),
-            spectrogram=("specaugment", tilt),
-        ),
-        optimizer=replace(demo.optimizer, epochs=epochs, learning_rate=4e-3, loss=partial(tolerant, margin=0.95)),
-        aggregation=replace(demo.aggregation, first=max(1, epochs - 1)),
-    )
-    best, *_ = psla_jax.train(config)
+    settings = {
+        "run_dir": run_dir,
+        "data.batch_size": 24,
+        "sampling.waveform": (partial(change_speed, most=1.05), "mixup"),
+        "sampling.spectrogram": ("specaugment", tilt),
+        "optimizer.loss": partial(tolerant, margin=0.95),
+        "optimizer.epochs": epochs,
+        "optimizer.learning_rate": 4e-3,
+        "aggregation.first": max(1, epochs - 1),
+    }
+    best, *_ = psla_jax.train(psla_jax.read_config("demo", settings))
     mean_average_precision = best.sets["evaluation"].mAP
     print(f"evaluation mAP {mean_average_precision:.3f}")
     return mean_average_precision

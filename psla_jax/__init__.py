@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # For editors and type checkers; "as" marks a name as exporte
     from psla_jax.config import PretrainingConfig as PretrainingConfig
     from psla_jax.config import RunConfig as RunConfig
     from psla_jax.config import SamplingConfig as SamplingConfig
+    from psla_jax.config_distill import DistillConfig as DistillConfig
+    from psla_jax.config_fields import with_settings as with_settings
     from psla_jax.data.datasets import read_datafile as read_datafile
     from psla_jax.data.folds import write_folds as write_folds
     from psla_jax.data.loader import loader as loader
@@ -56,6 +58,8 @@ _NAMES = {
     "cli.train_evaluate": "read_config",
     "config": "AggregationConfig DataConfig DistributedConfig FrontendConfig ModelConfig OptimizerConfig "
     "PretrainingConfig RunConfig SamplingConfig",
+    "config_distill": "DistillConfig",
+    "config_fields": "with_settings",
     "data.datasets": "read_datafile",
     "data.folds": "write_folds",
     "data.loader": "loader",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import get_args
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
 
 from psla_jax.ingredients import IngredientError, specification
+
+Config = TypeVar("Config")
 
 PREFIXES: dict[type, str] = {}
 """Prefix of the command-line names of a section's fields by its class, which :mod:`psla_jax.config` fills in."""
@@ -45,3 +49,24 @@ def name_ingredients(config: object, *names: str, several: bool = False) -> None
         except IngredientError as error:
             raise ConfigError(f"{field_name(config, name)}: {error}.") from error
         object.__setattr__(config, name, text)
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Returns a config with other values of fields, by their command-line names, as in ``{"optimizer.epochs": 5}``.
+
+    Raises ConfigError if there is no such field, or a value is invalid.
+    """
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    of_sections: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, field = name.partition(".")
+        if section not in fields or (field and not dataclasses.is_dataclass(fields[section])):
+            raise ConfigError(f"there is no setting {field_name(config, name)}: psla train CONFIG --help lists them.")
+        if field:
+            of_sections.setdefault(section, {})[field] = value
+        else:
+            values[section] = value
+    for name, changes in of_sections.items():
+        values[name] = with_settings(values.get(name, fields[name]), changes)
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import psla_jax
 from psla_jax.config import (
     FREE_FIELDS,
     AggregationConfig,
@@ -437,3 +438,28 @@ def test_the_demo_needs_no_file_and_no_network():
     data = config.data
     assert all(name.startswith("demo:") for name in (data.train, data.validation, data.evaluation, data.labels))
     assert config.pretraining.source == ""
+
+
+def test_settings_are_changed_by_their_names_on_the_command_line():
+    changes = {"seed": 3, "optimizer.epochs": 5, "optimizer.learning_rate": 1e-3, "aggregation.first": 4}
+    config = psla_jax.read_config("demo", changes)
+    before, after = flatten(psla_jax.read_config("demo")), flatten(config)
+    assert {name: value for name, value in after.items() if before[name] != value} == changes
+    distill = psla_jax.DistillConfig(teacher="scores.npz")
+    assert psla_jax.with_settings(config, {"distill": distill, "distill.weight": 0.5}).distill.weight == 0.5
+    assert psla_jax.with_settings(config, {}) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("optimizer.lerning_rate", 1, r"there is no setting optimizer\.lerning_rate: psla train CONFIG --help lists"),
+        ("optimiser.epochs", 1, r"there is no setting optimiser\.epochs: "),
+        ("seed.x", 1, r"there is no setting seed\.x: "),
+        ("optimizer.epochs", 0, r"optimizer\.epochs is 0: train for at least one epoch"),
+        ("aggregation.first", 31, r"aggregation\.first is 31: the run ends after epoch 30"),
+    ],
+)
+def test_a_setting_that_does_not_exist_or_is_invalid_is_named(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        psla_jax.read_config("demo", {name: value})

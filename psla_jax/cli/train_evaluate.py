@@ -7,6 +7,7 @@ import importlib.resources
 import re
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.config import Channel, ConfigError, DistributedConfig, RunConfig
+from psla_jax.config_fields import with_settings
 
 
 def train(arguments: list[str]) -> int:
@@ -40,16 +42,18 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def read_config(name: str) -> RunConfig:
+def read_config(name: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
     """Executes a config file and returns the RunConfig that it assigns to ``config``.
 
     The file becomes a module that can be imported by its stem, so that a config can name functions that it defines.
 
     Args:
         name: path of the file, or name of a config that comes with the package, such as ``demo``.
+        settings: other values of fields, by their command-line names, as in ``{"optimizer.epochs": 5}``.
 
     Raises:
-        UsageError, ConfigError: if the file does not exist or has errors; the message names the file.
+        UsageError, ConfigError: if the file does not exist or has errors, or a setting is invalid; the message names
+            the file or the setting.
     """
     path = find_config(name)
     if path is None:
@@ -65,7 +69,7 @@ def read_config(name: str) -> RunConfig:
         raise UsageError(f"the config file {path} cannot be run: {type(error).__name__}: {error}.") from error
     if not isinstance(config, RunConfig):
         raise UsageError(f"{path} is not a config file: it must assign a RunConfig to the name config.")
-    return config
+    return with_settings(config, settings or {})
 
 
 def _execute(path: Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grain
 import numpy as np
@@ -54,15 +54,12 @@ import numpy as np
 from psla_jax.audio.decode import AudioError, StrPath, in_threads
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.windows import Grid
-from psla_jax.config import Channel, ConfigError, DataConfig, SamplingConfig
+from psla_jax.config import Channel, ConfigError, DataConfig, FrontendConfig, SamplingConfig
 from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import read_datafile
 from psla_jax.data.train_source import TrainSource, train_source
 from psla_jax.vocabulary.vocabulary import Vocabulary
-
-if TYPE_CHECKING:  # This module does not import JAX.
-    from psla_jax.audio.frontend import Frontend
 
 Batch = dict[str, np.ndarray]
 """One array per field, see the table at the top of this module."""
@@ -278,7 +275,7 @@ def evaluation_source(
 
 def loader(
     data: StrPath | Datafile,
-    frontend: Frontend | None = None,
+    frontend: FrontendConfig | None = None,
     *,
     labels: StrPath | Vocabulary = "",
     sampling: SamplingConfig | None = None,

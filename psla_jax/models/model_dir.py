@@ -120,7 +120,7 @@ class Model:
 
 
 def save_model(
-    directory: Path,
+    directory: str | os.PathLike[str],
     card: ModelCard,
     params: Any,
     batch_stats: Any,
@@ -143,6 +143,7 @@ def save_model(
     Raises:
         CheckpointError: the directory holds something other than a model.
     """
+    directory = Path(directory)
     require_replaceable(directory, overwrite=True)
     writer = distributed.max_over_processes(os.getpid() if distributed.is_primary() else 0)
     temporary = directory.with_name(f".{shortened(directory.name)}.{writer}")

@@ -63,6 +63,16 @@ def test_a_dataset_takes_paths_and_its_frontend_gives_the_length(data):
     assert [len(demo), demo[0]["waveform"].shape, demo[0]["labels"].shape] == [7, (32, 15_600), (32, 17)]
 
 
+def test_waveforms_have_the_sample_rate_of_the_frontend(data):
+    for sampling in (None, SamplingConfig(balanced=False, waveform=())):
+        settings = {"sampling": sampling, "seed": SEED, "batch_size": CLIPS}
+        usual = psla_jax.loader(data, psla_jax.FrontendConfig(20), **settings)[0]
+        double = psla_jax.loader(data, psla_jax.FrontendConfig(20, sample_rate=32_000), **settings)[0]
+        assert [usual["waveform"].shape, double["waveform"].shape] == [(CLIPS, 3440), (CLIPS, 6880)]
+        np.testing.assert_array_equal(double["num_samples"], 2 * usual["num_samples"])
+        assert sorted(usual["num_samples"].tolist()) == sorted(LENGTHS)
+
+
 def test_own_functions_come_between_reading_and_batching(data):
     def loudest(row):
         return {**row, "peak": np.abs(row["waveform"]).max()}
