@@ -1,70 +1,170 @@
-"""Measures what each ingredient of PSLA adds on the embedded data set: the table in the README.
+"""Measures what ingredients add: the two tables in the README.
 
-    python scripts/ingredients.py [--seeds 0 1 2] [--directory runs/ingredients]
+    python scripts/ingredients.py [--seeds 0 1 2]                   # PSLA's own, on the embedded data set
+    python scripts/ingredients.py --data DATAFILES [--seeds 0 1 2]  # changes to PSLA's recipe, on FSD50K
 
-Trains the demo config with and without balanced sampling, mixup and masks, once per seed.
+The first form trains the demo config with and without balanced sampling, mixup and masks. The second one trains an
+EfficientNet-B0 from random weights on the datafiles that ``psla prepare fsd50k`` wrote to the folder DATAFILES, with
+PSLA's recipe, with one change at a time, and with all changes that helped. Finished runs are not repeated, so that the
+script can be interrupted; ``--share 0/2`` and ``--share 1/2`` divide the runs between two processes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import runpy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import tyro
 
-from psla_jax.config import RunConfig, SamplingConfig
-from psla_jax.training import loop
-from psla_jax.training.run_directory import SUMMARY
+import psla_jax
+from psla_jax.cli.sweep import parse_share
+from psla_jax.config import RunConfig
+from psla_jax.config_fields import with_settings
+from psla_jax.tagging.share import Share
+from psla_jax.training.sweep import SettingResult, sweep
 
-ROWS = (
-    "best single epoch",
-    "+ weight average, batch statistics re-estimated",
-    "weight average with plainly averaged statistics",
-    "+ checkpoint ensemble",
-)
-DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+PLAIN = {"sampling.balanced": False, "sampling.mixup": 0.0, "sampling.freq_mask": 0, "sampling.time_mask": 0}
+"""The demo config without balanced sampling, mixup and masks."""
+SMALL = {
+    "model.name": "efficientnet-b0",
+    "pretraining.source": "",
+    "frontend.target_length": 208,
+    "sampling.time_mask": 40,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.warmup_steps": 0,
+    "optimizer.epochs": 20,
+    "optimizer.ema": 0.99,
+    "aggregation.first": 11,
+    "data.workers": 0,
+    "bootstrap": 0,
+}
+"""What differs from configs/fsd50k.py, so that a run takes minutes on a CPU; the average of steps changes no other."""
+PSLA = "PSLA"
+ADAMW = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01, "optimizer.schedule": "cosine"}
+CHANGES: dict[str, dict[str, Any]] = {
+    PSLA: {},
+    "AdamW and cosine": ADAMW,
+    "freq-MixStyle": {"sampling.spectrogram": ("specaugment", "freq_mixstyle")},
+    "gain and roll": {"sampling.waveform": ("gain", "roll", "mixup")},
+    "label smoothing 0.1": {"optimizer.label_smoothing": 0.1},
+    "measured normalisation": {"frontend.mean": "auto", "frontend.std": "auto"},
+    "mixup of 2 to 5 clips": {"sampling.waveform": ("mixup(most=5)",)},
+    "two consistent views": {"distill.consistency": 1.0},
+}
+"""Settings by label, each of which changes one thing."""
+PLUS = "all that helped (fsd50k_plus)"
+TEACHERS = ("distillation, stored scores", "distillation, consistent", "distillation per second")
+MODELS = {
+    "best": "best single",
+    "average": "weight average, statistics re-estimated",
+    "EMA": "moving average of the weights",
+    "ensemble": "checkpoint ensemble",
+}
+"""Columns of the second table, and the beginnings of the names in a summary."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Command-line arguments."""
 
+    data: str = ""
+    """Folder of the datafiles of FSD50K; empty for the embedded data set."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs; every configuration is trained once per seed."""
     directory: str = "runs/ingredients"
     """Directory of the runs; finished runs are not repeated."""
-
-
-def without_sampling(config: RunConfig) -> RunConfig:
-    """Returns the config without balanced sampling, mixup and masks."""
-    return dataclasses.replace(config, sampling=SamplingConfig(balanced=False, mixup=0.0, freq_mask=0, time_mask=0))
-
-
-def evaluation_maps(config: RunConfig) -> list[float]:
-    """Trains and returns the evaluation mAP of the best epoch, the two weight averages and the ensemble."""
-    loop.train(config)
-    summary = json.loads((Path(config.run_dir) / SUMMARY).read_text(encoding="utf-8"))
-    return [metrics["evaluation"]["mAP"] for metrics in summary.values()]
+    share: str = "0/1"
+    """INDEX/COUNT: the part of the runs that this process trains."""
 
 
 def main(options: Options) -> None:
     """Trains the missing runs and prints the table."""
-    demo: RunConfig = runpy.run_path(str(DEMO))["config"]
-    plain: list[list[float]] = []
-    psla: list[list[float]] = []
-    for seed in options.seeds:
-        for name, config, maps in (("plain", without_sampling(demo), plain), ("psla", demo, psla)):
-            run_dir = str(Path(options.directory) / f"{name}-{seed}")
-            maps.append(evaluation_maps(dataclasses.replace(config, seed=seed, run_dir=run_dir)))
-    print(f"\nevaluation mAP, mean of seeds {options.seeds}\n")
-    print("| | no sampling, mixup or masks | + sampling, mixup and masks |")
-    print("|---|---|---|")
-    for row, name in enumerate(ROWS):
-        print(f"| {name} | {np.mean(plain, axis=0)[row]:.3f} | {np.mean(psla, axis=0)[row]:.3f} |")
+    if options.data:
+        print_changes(options)
+    else:
+        print_demo(options)
+
+
+def print_demo(options: Options) -> None:
+    """Prints what balanced sampling, mixup and masks add on the embedded data set."""
+    demo = runpy.run_path(str(CONFIGS / "demo.py"))["config"]
+    plain, psla = "no sampling, mixup or masks", "+ sampling, mixup and masks"
+    settings = {plain: with_settings(demo, PLAIN), psla: demo}
+    results = trained(settings, options, options.directory)
+    print(f"\nevaluation mAP, mean and standard error of seeds {options.seeds}\n")
+    print(f"| | {plain} | {psla} |\n|---|---|---|")
+    for model in results[psla].models:
+        print(f"| {model} | " + " | ".join(cell(results[label], model) for label in settings) + " |")
+
+
+def print_changes(options: Options) -> None:
+    """Prints what changes to PSLA's recipe add on FSD50K."""
+    base = with_settings(runpy.run_path(str(CONFIGS / "fsd50k.py"))["config"], SMALL | data_settings(options.data))
+    results = trained({k: with_settings(base, v) for k, v in CHANGES.items()}, options, f"{options.directory}/changes")
+    models = [run.run_dir for run in results[PSLA].finished]
+    if len(models) < len(options.seeds):
+        print("The teachers are not trained yet: start the script again when all shares have ended.")
+        return
+    distilled = {label: with_settings(base, value) for label, value in teachers(models, base, options).items()}
+    distilled[PLUS] = with_settings(base, plus(models, options))
+    results |= trained(distilled, options, f"{options.directory}/distilled")
+    print(f"\nevaluation mAP, mean and standard error of seeds {options.seeds}\n")
+    print(f"| | {' | '.join(MODELS)} |\n|---|{'---|' * len(MODELS)}")
+    for label, result in results.items():
+        names = [next(name for name in result.models if name.startswith(start)) for start in MODELS.values()]
+        print(f"| {label} | {' | '.join(cell(result, name) for name in names)} |")
+
+
+def data_settings(folder: str) -> dict[str, Any]:
+    """Returns the settings for the datafiles of ``psla prepare fsd50k``."""
+    sets = {"train": "tr", "validation": "val", "evaluation": "eval"}
+    paths = {f"data.{name}": f"{folder}/fsd50k_{short}_full.json" for name, short in sets.items()}
+    return {**paths, "data.labels": f"{folder}/class_labels_indices.csv"}
+
+
+def teachers(models: Sequence[str], base: RunConfig, options: Options) -> dict[str, dict[str, Any]]:
+    """Returns the settings of distillation from the ensemble of the weight averages of `models`, and stores its scores.
+
+    The consistent teacher scores the augmented clips in the step, which equals stored scores of ``psla teach``.
+    """
+    stored = Path(options.directory) / "teacher.npz", Path(options.directory) / "teacher_per_second.npz"
+    for path, segments in zip(stored, (0.0, 1.0)):
+        if not path.is_file():
+            psla_jax.evaluate(models, base.data.train, bootstrap=0, save=path, segments=segments)
+    whole, per_second = ({"distill.teacher": str(path), "distill.weight": 0.5} for path in stored)
+    consistent = {"distill.model": tuple(models), "distill.weight": 0.5}
+    return dict(zip(TEACHERS, (whole, consistent, {**per_second, "distill.segments": 1.0})))
+
+
+def plus(models: Sequence[str], options: Options) -> dict[str, Any]:
+    """Returns the settings of the recipe past PSLA."""
+    del models
+    return {
+        **ADAMW,
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.warmup_steps": 56,
+        **CHANGES["measured normalisation"],
+        "distill.teacher": str(Path(options.directory) / "teacher.npz"),
+        "distill.weight": 0.5,
+    }
+
+
+def trained(configs: Mapping[str, RunConfig], options: Options, directory: str) -> dict[str, SettingResult]:
+    """Trains the missing runs of this process; returns the results by label, in the order of `configs`."""
+    share = Share(*parse_share(options.share))
+    results = sweep(configs, options.seeds, directory, share=share, cache_programs=True)
+    by_label = {result.label: result for result in results}
+    return {label: by_label[label] for label in configs}
+
+
+def cell(result: SettingResult, model: str) -> str:
+    """Returns mean and standard error of the evaluation mAP of a model."""
+    estimate = result.estimate(model, "evaluation", "mAP")
+    return f"{estimate.mean:.3f} +- {estimate.error:.3f}" if estimate.count > 1 else f"{estimate.mean:.3f}"
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 The scores of a file are matched to the clips by clip id and to the classes by mid, and written once to a directory with
 one row per training clip. A clip or class that the teacher lacks has its label in place of a score.
 
-The scores are those of the clip as the teacher heard it. They are exact for the student's input where augmentation
-changes neither what is heard nor how much of it: masks, gain, shifts. For mixes, scores are mixed with the weights of
-the waveforms, which is the loss of both clips with these weights, and not what the teacher would say of the mix. For
-parts of clips (``crop``, or an input of the student that is shorter than that of the teacher) they are those of the
-whole clip, and background noise is not heard. ``psla teach`` and ``distill.model`` score the augmented input itself.
+The scores are those of the clip without augmentation. They are exact for the student's input where augmentation keeps
+all of the sound: masks, gain, shifts. For mixes, scores are mixed with the weights of the waveforms; this is the loss of
+both clips with these weights, and not the teacher's score of the mix. For parts of clips (``crop``, or an input of the
+student that is shorter than that of the teacher), they are those of the whole clip, and background noise does not enter
+them. ``psla teach`` and ``distill.model`` score the augmented input itself.
 
 This module does not import JAX.
 """
