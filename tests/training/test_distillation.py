@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sounds
+import starting
 from scipy.special import expit, logit, softmax
 
+from psla_jax.cli.main import main
 from psla_jax.config import OptimizerConfig, RunConfig, SamplingConfig, from_json, to_json
 from psla_jax.config_distill import DistillConfig
 from psla_jax.config_fields import ConfigError
@@ -169,6 +171,21 @@ def test_a_teacher_that_cannot_be_used_ends_the_run_before_its_first_step(data, 
     with pytest.raises(TeacherError, match=r"distill.teacher is .*none of the 26 training clips"):
         loop.train(settings)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--distill.teacher", "none.npz"], "distill.teacher is 'none.npz', which cannot be read (No such file"),
+        (["--distill.model", "none"], "distill.model: there is no model at none: name a model directory"),
+    ],
+)
+def test_the_command_refuses_a_teacher_in_one_sentence(data, tmp_path, capsys, options, message):
+    config = starting.prepare(tmp_path / "work", data) / "config.py"
+    assert main(["train", str(config), "--run-dir", str(tmp_path / "run"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"psla: {message}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_teacher_lacks_is_counted_in_the_log(data, tmp_path, capsys):

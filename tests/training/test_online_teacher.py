@@ -11,7 +11,7 @@ import pytest
 import sounds
 import tiny
 from flax import nnx
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from tolerance import assert_trees_close
 
 from psla_jax.audio.frontend import Frontend
@@ -128,6 +128,14 @@ def test_a_teacher_scores_what_the_student_sees(models, temperature):
     assert online == pytest.approx(stored, rel=1e-5)
     untaught, _ = run(trainer(dataclasses.replace(settings, distill=DistillConfig())), batch())
     assert online != pytest.approx(untaught, rel=1e-3)
+
+
+def test_a_teacher_of_exclusive_classes_gives_a_distribution(models):
+    seen = spectrograms(config(), batch(), 0)
+    scores = np.asarray(load_model(models[0], trust=True).network(seen["spectrogram"]))
+    teacher = load(models[:1], exclusive=True)
+    targets = teacher.targets(seen, teacher.weights, 2.0, exclusive=True)
+    np.testing.assert_allclose(targets, softmax(np.log(scores) / 2.0, axis=1), rtol=1e-4)
 
 
 def test_labels_stand_in_for_classes_that_a_teacher_lacks(models):
