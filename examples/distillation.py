@@ -11,7 +11,8 @@ The best convolutional networks of the field are trained so. There are three ste
 3. ``DistillConfig(teacher=...)`` trains the student: the loss is ``weight`` times the cross-entropy with the teacher's
    scores, plus ``1 - weight`` times the loss with the labels. Mixup mixes the scores as it mixes the labels.
 
-On the command line, these are ``psla train``, ``psla evaluate RUN... --data train.json --save teacher.npz`` and ``psla
+The student is trained with and without the teacher here. On a set and in a time this small, the gain is within the
+spread of the seeds. On the command line, these are ``psla train``, ``psla evaluate RUN... --data train.json --save teacher.npz`` and ``psla
 train CONFIG --distill.teacher teacher.npz``.
 """
 
@@ -25,7 +26,7 @@ import tyro
 import psla_jax
 
 
-def main(run_dir: str = "runs/distillation", teacher_epochs: int = 12, epochs: int = 5, weight: float = 0.9) -> float:
+def main(run_dir: str = "runs/distillation", teacher_epochs: int = 8, epochs: int = 4, weight: float = 0.9) -> float:
     """Trains a teacher, and shorter a student with and without it; returns the evaluation mAP of the one with it."""
     settings = {"data.batch_size": 24, "optimizer.learning_rate": 4e-3, "bootstrap": 0}
     demo = psla_jax.read_config("demo", settings)

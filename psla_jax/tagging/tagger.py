@@ -6,8 +6,8 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flax import nnx
@@ -21,10 +21,10 @@ from psla_jax.models.model_dir import Model, load_model
 from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.loading import load_calibration
 from psla_jax.tagging.calibration.model import Calibration
-from psla_jax.tagging.defaults import DEFAULTS, Policy
-from psla_jax.tagging.events import Rules
+from psla_jax.tagging.defaults import DEFAULTS
 from psla_jax.tagging.inputs import Audio, AudioFile, Source, read_input
 from psla_jax.tagging.network import CompiledModel, default_batch_size
+from psla_jax.tagging.options import Options, TaggerError
 from psla_jax.tagging.plot import figure
 from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
 from psla_jax.tagging.prefetch import prefetch
@@ -35,42 +35,6 @@ from psla_jax.vocabulary.vocabulary import Vocabulary
 
 READ_AHEAD = 8
 """Windows that are read in advance, in addition to one batch."""
-
-
-class TaggerError(ValueError):
-    """Models or settings that cannot be used together; the message names them."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """Settings of a :class:`Tagger`."""
-
-    policy: Policy = DEFAULTS.policy
-    """Treatment of recordings shorter than a window: padded with silence as in training and evaluation (pad), repeated
-    until the window is full (repeat), or padded and pooled over the output frames with sound only (mask)."""
-    overlap: float = DEFAULTS.overlap
-    """Overlap between consecutive windows, as a fraction of a window."""
-    rules: Rules = field(default_factory=Rules)
-    """Event detection parameters."""
-    times: Literal["head", "windows"] = "head"
-    """Source of event times: the head's score of every output frame, or the scores of windows."""
-    channel: Channel | None = DEFAULTS.channel
-    """Channel of a multi-channel recording: the mean of all, or the first; None for that of the (first) model's
-    training."""
-    batch_size: int = 0
-    """Maximum number of windows per batch; 0 chooses by the device."""
-    cache_programs: bool = False
-    """Cache traced programs in the user's cache directory, as ``psla tag`` does: the next process starts half a second
-    sooner. (Compiled programs are always cached, by JAX, unless ``JAX_ENABLE_COMPILATION_CACHE=false``.) Do not use it
-    where code of this package is replaced at run time: its programs would be cached too."""
-
-    def __post_init__(self) -> None:
-        times = ("head", "windows")
-        for name, choices in (("policy", get_args(Policy)), ("times", times), ("channel", (None, *get_args(Channel)))):
-            if getattr(self, name) not in choices:
-                raise TaggerError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(filter(None, choices))}.")
-        if self.batch_size < 0:
-            raise TaggerError(f"batch_size is {self.batch_size}: use 1 or more, or 0 to choose by the device.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +72,7 @@ def load_tagger(
         settings = Options(**options)
     except TypeError as error:
         text = str(error).replace("Options.__init__() ", "")
-        raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
+        raise TaggerError(f"{text}: see psla_jax.tagging.options.Options.") from error
     models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
     calibration, notes = load_calibration(models, settings.policy) if calibrated else (None, [])
     if settings.channel is None and len({model.card.channel for _, model in models}) > 1:
