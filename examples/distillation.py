@@ -12,8 +12,8 @@ The best convolutional networks of the field are trained so. There are three ste
    scores, plus ``1 - weight`` times the loss with the labels. Mixup mixes the scores as it mixes the labels.
 
 The student is trained with and without the teacher here. On a set and in a time this small, the gain is within the
-spread of the seeds. On the command line, these are ``psla train``, ``psla evaluate RUN... --data train.json --save teacher.npz`` and ``psla
-train CONFIG --distill.teacher teacher.npz``.
+spread of the seeds. On the command line, the steps are ``psla train``, ``psla evaluate RUN... --data train.json --save
+teacher.npz`` and ``psla train CONFIG --distill.teacher teacher.npz``.
 """
 
 from __future__ import annotations

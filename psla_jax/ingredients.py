@@ -121,9 +121,9 @@ def find(text: Ingredient, registry: Mapping[str, Callable[..., Any]], field: st
             raise IngredientError(f"{name!r} is unknown: choose one of {', '.join(registry)}, or name module:callable")
         if not callable(function):
             raise IngredientError(f"{name!r} is a {type(function).__name__}: name a callable")
+        known = ", ".join(_keywords(function)) or "none"
         unknown = [option for option in options if not _takes(function, option)]
         if unknown:
-            known = ", ".join(_keywords(function)) or "none"
             raise IngredientError(f"{name} has no option {unknown[0]!r}: its parameters are {known}")
     except IngredientError as error:
         raise IngredientError(f"{field} is {text!r}: {error}.") from error.__cause__

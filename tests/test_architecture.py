@@ -23,7 +23,7 @@ MAX_FILE, MAX_FUNCTION = 450, 60
 LAYERS = (
     ("ingredients",),
     ("config_fields",),
-    ("config_distill",),
+    ("config_distill", "config_model"),
     ("config",),
     ("runtime", "sampling"),
     ("audio", "vocabulary"),

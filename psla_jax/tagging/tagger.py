@@ -6,8 +6,8 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from flax import nnx
@@ -17,14 +17,16 @@ from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel
-from psla_jax.models.model_dir import Model, load_model
+from psla_jax.models.model_dir import load_model
 from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.loading import load_calibration
 from psla_jax.tagging.calibration.model import Calibration
-from psla_jax.tagging.defaults import DEFAULTS
+from psla_jax.tagging.defaults import DEFAULTS, Policy
+from psla_jax.tagging.events import Rules
 from psla_jax.tagging.inputs import Audio, AudioFile, Source, read_input
+from psla_jax.tagging.members import TaggerError as TaggerError
+from psla_jax.tagging.members import class_order, require_one_grid
 from psla_jax.tagging.network import CompiledModel, default_batch_size
-from psla_jax.tagging.options import Options, TaggerError
 from psla_jax.tagging.plot import figure
 from psla_jax.tagging.plot.spectrogram import log_mel_spectrogram
 from psla_jax.tagging.prefetch import prefetch
@@ -35,6 +37,38 @@ from psla_jax.vocabulary.vocabulary import Vocabulary
 
 READ_AHEAD = 8
 """Windows that are read in advance, in addition to one batch."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a :class:`Tagger`."""
+
+    policy: Policy = DEFAULTS.policy
+    """Treatment of recordings shorter than a window: padded with silence as in training and evaluation (pad), repeated
+    until the window is full (repeat), or padded and pooled over the output frames with sound only (mask)."""
+    overlap: float = DEFAULTS.overlap
+    """Overlap between consecutive windows, as a fraction of a window."""
+    rules: Rules = field(default_factory=Rules)
+    """Event detection parameters."""
+    times: Literal["head", "windows"] = "head"
+    """Source of event times: the head's score of every output frame, or the scores of windows."""
+    channel: Channel | None = DEFAULTS.channel
+    """Channel of a multi-channel recording: the mean of all, or the first; None for that of the (first) model's
+    training."""
+    batch_size: int = 0
+    """Maximum number of windows per batch; 0 chooses by the device."""
+    cache_programs: bool = False
+    """Cache traced programs in the user's cache directory, as ``psla tag`` does: the next process starts half a second
+    sooner. (Compiled programs are always cached, by JAX, unless ``JAX_ENABLE_COMPILATION_CACHE=false``.) Do not use it
+    where code of this package is replaced at run time: its programs would be cached too."""
+
+    def __post_init__(self) -> None:
+        times = ("head", "windows")
+        for name, choices in (("policy", get_args(Policy)), ("times", times), ("channel", (None, *get_args(Channel)))):
+            if getattr(self, name) not in choices:
+                raise TaggerError(f"{name} is {getattr(self, name)!r}: choose {' or '.join(filter(None, choices))}.")
+        if self.batch_size < 0:
+            raise TaggerError(f"batch_size is {self.batch_size}: use 1 or more, or 0 to choose by the device.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +106,7 @@ def load_tagger(
         settings = Options(**options)
     except TypeError as error:
         text = str(error).replace("Options.__init__() ", "")
-        raise TaggerError(f"{text}: see psla_jax.tagging.options.Options.") from error
+        raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
     models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
     calibration, notes = load_calibration(models, settings.policy) if calibrated else (None, [])
     if settings.channel is None and len({model.card.channel for _, model in models}) > 1:
@@ -106,7 +140,7 @@ class Tagger:
         threshold = DEFAULTS.threshold if calibration is None else calibration.event_thresholds
         self.options = replace(options, rules=options.rules.with_threshold(threshold))
         self.vocabulary: Vocabulary = models[0][1].card.vocabulary
-        self._class_orders = [_class_order(models[0], other) for other in models]
+        self._class_orders = [class_order(models[0], other) for other in models]
         self.on_compile = on_compile or (lambda text: None)
         policy, size = self.options.policy, self.options.batch_size or default_batch_size()
         self._models = [
@@ -116,22 +150,12 @@ class Tagger:
         if self.options.policy == "mask":
             maskless = [path for (path, _), model in zip(models, self._models) if not model.takes_mask]
             self.notes += tuple(f"{path} has no head that takes a mask: --policy mask is as pad" for path in maskless)
-        self._require_one_grid([name for name, _ in models])
+        require_one_grid([(name, model.frontend) for name, model in models])
         self.cutters()  # Raises WindowError for an invalid overlap.
 
     def __repr__(self) -> str:
         names = ", ".join(compiled.model.card.model.name for compiled in self._models)
         return f"Tagger({names}; {len(self.vocabulary)} classes, windows of {self.window_seconds:.1f} s)"
-
-    def _require_one_grid(self, names: Sequence[str]) -> None:
-        """Raises TaggerError if the output frames of the models are not equally long: their scores are averaged."""
-        seconds = [Grid.of(model.frontend).output_seconds for model in self._models]
-        differing = next((i for i, each in enumerate(seconds) if abs(each - seconds[0]) > 1e-9), 0)
-        if differing:
-            raise TaggerError(
-                f"the output frames of {names[0]} last {seconds[0]:.4g} s, and those of {names[differing]} "
-                f"{seconds[differing]:.4g} s: an ensemble needs models with the same frontend.hop."
-            )
 
     @property
     def model(self) -> nnx.Module:
@@ -409,14 +433,3 @@ def _expect(
         for window in of_model:
             recording.expect_window(index)
             yield recording, (index, window)
-
-
-def _class_order(reference: tuple[str, Model], other: tuple[str, Model]) -> np.ndarray:
-    """Returns the index in the classes of `other` of each class of `reference`, matched by mid."""
-    vocabulary, mids = other[1].card.vocabulary, reference[1].card.vocabulary.mids
-    if differing := sorted(set(mids) ^ set(vocabulary.mids)):
-        raise TaggerError(
-            f"the models {reference[0]} and {other[0]} differ in {len(differing)} classes, such as {differing[0]!r}: "
-            "an ensemble needs models of the same classes."
-        )
-    return np.array([vocabulary.index(mid) for mid in mids])

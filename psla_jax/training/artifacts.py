@@ -20,7 +20,7 @@ from psla_jax.data.datasets import DataSets
 from psla_jax.data.loader import Batch, HeldOutSource, batches, evaluation_source
 from psla_jax.data.taught import TaughtScores
 from psla_jax.data.teacher import TeacherScores
-from psla_jax.data.train_source import TrainSource, plain_source
+from psla_jax.data.train_source import TrainSource, plain_source, train_source
 from psla_jax.evaluation.evaluators import Evaluators
 from psla_jax.evaluation.predict import score
 from psla_jax.evaluation.scores import Scores
@@ -153,6 +153,14 @@ class RunArtifacts:
                 self._noted.add((kind, note))
                 self.logger.info(f"{kind} set: {note}")
         return dataclasses.replace(scores, mids=self.data.vocabulary.mids)
+
+    def train_source(self) -> TrainSource:
+        """Returns the rows of the training, with those of its teacher."""
+        config, samples = self.config, self.trainer.frontend.num_samples
+        return train_source(
+            self.data.train, config.data, config.sampling, num_samples=samples, epochs=config.optimizer.epochs,
+            seed=config.seed, grid=Grid.of(self.trainer.frontend), teacher=self.teacher, taught=self.taught,
+        )  # fmt: skip
 
     def reestimate_batch_stats(self, weights: Weights) -> Weights:
         """Returns the same parameters with batch statistics that one pass over the training set gives."""

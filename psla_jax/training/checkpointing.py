@@ -123,7 +123,8 @@ class RunCheckpoints:
         model = {k: restore_keys(loaded["model"][k], like[k]) for k in ("params", "batch_stats")}
         leaves = [loaded["opt"]["leaves"][str(i)] for i in range(len(loaded["opt"]["leaves"]))]
         opt = jax.tree.unflatten(jax.tree.structure(like["opt"]), leaves)
-        return {**model, "opt": opt, "progress": loaded["opt"]["progress"]}, notes
+        average = {"ema": restore_keys(loaded["ema"], like["ema"])} if "ema" in like else {}
+        return {**model, **average, "opt": opt, "progress": loaded["opt"]["progress"]}, notes
 
     def _rename_damaged(self, step: int) -> None:
         """Removes a checkpoint from the sequence, but preserves its files for inspection."""
@@ -172,9 +173,11 @@ def _raise_communication_errors(error: Exception) -> None:
 def _items(state: State) -> dict[str, Any]:
     """Returns the trees to store. The optimizer's leaves are numbered: its named tuples are internal to optax."""
     opt = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state["opt"]))}
+    average = {"ema": string_keys(state["ema"])} if "ema" in state else {}
     return {
         "model": {k: string_keys(state[k]) for k in ("params", "batch_stats")},
         "opt": {"leaves": opt, "progress": state["progress"]},
+        **average,
     }
 
 

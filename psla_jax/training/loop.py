@@ -23,10 +23,9 @@ from flax import nnx
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.windows import Grid
 from psla_jax.config import RunConfig, flatten, is_exclusive
-from psla_jax.data import datasets, segmented
+from psla_jax.data import datasets
 from psla_jax.data.datasets import VALIDATION, DataError, DataSets
 from psla_jax.data.loader import Batch, batches
-from psla_jax.data.train_source import train_source
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.scores import Scores
 from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelSummary, epoch_columns
@@ -40,15 +39,15 @@ from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.sharding import CONTROL, Placement
-from psla_jax.runtime.trackers import Trackers, require_available
-from psla_jax.training import losses, run_directory, short_runs, statistics, teachers
+from psla_jax.runtime.trackers import Trackers
+from psla_jax.training import losses, resolve, run_directory, short_runs, teachers
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
 from psla_jax.training.optimizer import make_schedule
 from psla_jax.training.profiling import Profile
 from psla_jax.training.run_directory import CHECKPOINTS, LOG, SUMMARY, RunError
-from psla_jax.training.selection import best_epoch, is_complete, require_measurable, selecting_columns
+from psla_jax.training.selection import best_epoch, is_complete, selecting_columns
 from psla_jax.training.step import State, zero_progress
 from psla_jax.training.summary import AGGREGATES, epoch_name, read_rows, summarise
 from psla_jax.training.trainer import make_trainer, require_known, require_usable
@@ -86,11 +85,9 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     logger = Logger(silent=not distributed.is_primary())
     with distributed.agree():
         require_known(config)
-        data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
-        config = prepared(config, data)
-        train = segmented.cut(data.train, config.distill.segments)
-        data = dataclasses.replace(data, train=train, teacher=teachers.identity(config.distill))
-    config = statistics.recorded(config, directory)
+        data = resolve.load_data(config, logger.info)
+        config = resolve.with_loss(config, data)
+    config = resolve.recorded(config, directory)
 
     def require_compatible() -> list[str]:
         return distributed.on_primary(lambda: run_directory.require_compatible(directory, config, data), RunError)
@@ -99,8 +96,8 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     distributed.on_primary(lambda: datasets.check_clips(data, config.data, logger.info, config.frontend), DataError)
     with run_directory.exclusive(directory):
         edited_sets = require_compatible()
-        config, measured = statistics.measured(config, data, logger)
-        notes = [*run_directory.extension_notes(directory, config), *measured, *statistics.notes(config)]
+        config, measured = resolve.measured(config, data, logger)
+        notes = [*run_directory.extension_notes(directory, config), *measured, *resolve.notes(config)]
         run_directory.write_metadata(directory, config, data)
         with StopHandler() as stop:
             run = open_run(directory, config, data, placement, stop, cache_programs)
@@ -112,13 +109,6 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
             with run.trackers:
                 run.fit()
                 return run.summarise()
-
-
-def prepared(config: RunConfig, data: DataSets) -> RunConfig:
-    """Returns the config as a run records it, with the loss itself; raises if metrics or trackers do not fit."""
-    require_measurable(config, data)
-    require_available(config.log)
-    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
 
 
 def open_run(
@@ -280,11 +270,7 @@ class Run:
 
     def _fit(self, checkpoints: RunCheckpoints, progress: Progress) -> None:
         config, trainer, data, first_step = self.config, self.artifacts.trainer, self.artifacts.data, progress.step
-        source = train_source(
-            data.train, config.data, config.sampling, num_samples=trainer.frontend.num_samples, epochs=self.epochs,
-            seed=config.seed, grid=Grid.of(trainer.frontend), teacher=self.artifacts.teacher,
-            taught=self.artifacts.taught,
-        )  # fmt: skip
+        source = self.artifacts.train_source()
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()
         stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)

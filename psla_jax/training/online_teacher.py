@@ -81,7 +81,13 @@ class OnlineTeacher:
 
 
 def load_teacher(
-    paths: Sequence[str], frontend: Frontend, vocabulary: Vocabulary, *, exclusive: bool, trusted: str, field: str
+    paths: Sequence[str],
+    frontend: Frontend,
+    vocabulary: Vocabulary,
+    *,
+    exclusive: bool,
+    trusted: Sequence[str],
+    field: str,
 ) -> OnlineTeacher:
     """Loads the models of a teacher.
 
@@ -90,7 +96,7 @@ def load_teacher(
         frontend: that of the student.
         vocabulary: classes of the student.
         exclusive: whether every clip has exactly one class.
-        trusted: name of the student's model, whose own code may be imported, see :func:`load_model`.
+        trusted: import paths of the code that models may be built by, those of the student.
         field: name of the setting, for the messages of errors.
 
     Raises:
@@ -101,7 +107,7 @@ def load_teacher(
     for path in paths:
         try:
             card = read_card(find_model(Path(path)))
-            model = load_model(path, trust=card.model.name == trusted)
+            model = load_model(path, trust=set(card.model.custom_code) <= set(trusted))
         except CheckpointError as error:
             raise TeacherError(f"{field}: {error}") from error
         own = model.frontend

@@ -25,7 +25,6 @@ from rich.table import Table
 
 from psla_jax import ingredients
 from psla_jax.config import FREE_FIELDS, RunConfig, flatten, from_json
-from psla_jax.data import datasets
 from psla_jax.data.datasets import EVALUATION, VALIDATION, DataSets
 from psla_jax.evaluation import tables
 from psla_jax.evaluation.tables import ACCURACY
@@ -35,7 +34,7 @@ from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler
 from psla_jax.runtime.sharding import Placement
 from psla_jax.tagging.share import ALL, Share
-from psla_jax.training import loop, run_directory
+from psla_jax.training import loop, resolve, run_directory
 from psla_jax.training.estimates import Estimate
 from psla_jax.training.run_directory import CONFIG, DATA, SUMMARY
 from psla_jax.training.selection import selecting_columns
@@ -185,22 +184,25 @@ def _directory_name(label: str, seed: int) -> str:
 
 def _unfinished(runs: Sequence[PlannedRun], logger: Logger) -> set[str]:
     """Returns the directories of the runs to train, after checking them. Raises SweepError if one cannot be trained."""
-    loaded: dict[tuple[Any, str], DataSets] = {}
+    loaded: dict[Any, DataSets] = {}
     checked: set[str] = set()
     missing: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         for run in runs:
-            config, key = run.config, (run.config.data, str(run.config.optimizer.loss))
+            config = run.config
+            key = config.data, str(config.optimizer.loss), config.distill
             try:
                 if key not in loaded:
-                    loaded[key] = datasets.load(*key, log=logger.info)
-                config = loop.prepared(config, loaded[key])
+                    loaded[key] = resolve.load_data(config, logger.info)
+                config = resolve.with_loss(config, loaded[key])
+                config = resolve.recorded(config, Path(config.run_dir))
                 if _is_finished(config, loaded[key]):
                     continue
                 run_directory.require_compatible(Path(config.run_dir), config, loaded[key])
                 if run.label not in checked:  # Seeds differ in nothing that could fail.
                     placement = Placement.over_all_devices()
-                    loop.open_run(Path(folder), config, loaded[key], placement, StopHandler(), False)
+                    numbered = resolve.with_numbers(config)  # They are measured when the run starts.
+                    loop.open_run(Path(folder), numbered, loaded[key], placement, StopHandler(), False)
             except ValueError as error:
                 if not type(error).__module__.startswith("psla_jax."):
                     raise

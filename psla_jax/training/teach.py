@@ -24,7 +24,7 @@ from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.windows import Grid
 from psla_jax.config import RunConfig, is_exclusive
 from psla_jax.config_fields import ConfigError
-from psla_jax.data import datasets, segmented
+from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError
 from psla_jax.data.loader import Batch, batches
 from psla_jax.data.taught import ARRAYS, CARD, PROGRESS, Card, read_progress
@@ -35,7 +35,7 @@ from psla_jax.runtime.files import atomic_text
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.sharding import Placement
-from psla_jax.training import statistics
+from psla_jax.training import resolve
 from psla_jax.training.objective import augmented, microbatches, rejoined, with_spectrograms
 from psla_jax.training.online_teacher import OnlineTeacher, fingerprints, load_teacher
 from psla_jax.training.teachers import draws
@@ -70,17 +70,16 @@ def _teach(config: RunConfig, models: Sequence[str], directory: Path, top: int) 
         raise TeacherError(f"{FIELD} is empty: name the models of the teacher.")
     logger, placement = Logger(silent=not distributed.is_primary()), Placement.over_all_devices()
     with distributed.agree():
-        data = datasets.load(config.data, str(config.optimizer.loss), logger.info)
-        data = dataclasses.replace(data, train=segmented.cut(data.train, config.distill.segments))
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
-    config, measured = statistics.measured(config, data, logger)
+        data = resolve.load_data(config, logger.info)
+        config = resolve.with_loss(config, data)
+    config, measured = resolve.measured(config, data, logger)
     for note in measured:
         logger.info(note)
     train_only = dataclasses.replace(data, held_out={})
     distributed.on_primary(lambda: datasets.check_clips(train_only, config.data, logger.info), DataError)
     frontend, exclusive = Frontend.from_config(config.frontend), is_exclusive(config.optimizer.loss)
     teacher = load_teacher(
-        models, frontend, data.vocabulary, exclusive=exclusive, trusted=config.model.name, field=FIELD
+        models, frontend, data.vocabulary, exclusive=exclusive, trusted=config.model.custom_code, field=FIELD
     )
     for note in teacher.notes:
         logger.info(note)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from psla_jax.config import RunConfig, flatten, is_exclusive
 from psla_jax.config_distill import DistillConfig
 from psla_jax.data import taught, teacher
 from psla_jax.data.datasets import DataSets
+from psla_jax.data.segmented import cut
 from psla_jax.data.taught import Card, TaughtScores
 from psla_jax.data.teacher import TeacherError, TeacherScores
 from psla_jax.runtime import distributed
@@ -42,12 +44,20 @@ def identity(config: DistillConfig) -> Mapping[str, Any]:
     return taught.identity(Path(config.teacher)) if os.path.isdir(config.teacher) else teacher.identity(config)
 
 
+def attached(data: DataSets, config: DistillConfig) -> DataSets:
+    """Returns the data sets of a run with the segments of its training set, and the identity of its teacher.
+
+    Raises TeacherError if there is no such teacher.
+    """
+    return replace(data, train=cut(data.train, config.segments), teacher=identity(config))
+
+
 def online_teacher(config: RunConfig, data: DataSets) -> OnlineTeacher | None:
     """Loads the models of ``distill.model``, None if there are none; raises TeacherError if they cannot be used."""
     if not config.distill.model:
         return None
     frontend, exclusive = Frontend.from_config(config.frontend), is_exclusive(config.optimizer.loss)
-    paths, own_code = config.distill.model, config.model.name
+    paths, own_code = config.distill.model, config.model.custom_code
     return load_teacher(paths, frontend, data.vocabulary, exclusive=exclusive, trusted=own_code, field=MODEL_FIELD)
 
 

@@ -57,7 +57,7 @@ def require_known(config: RunConfig) -> None:
     """Raises IngredientError if a name, an import path or an option cannot be found; needs no data and no model."""
     losses.from_config(config.optimizer)
     make_optimizer(config.optimizer, config.pretraining, 1, "")
-    augmentation(config.sampling, Frontend.from_config(config.frontend))
+    augmentation(config.sampling, Frontend())
     for text in config.sampling.waveform:
         ingredients.find(text, WAVEFORM_STEPS, WAVEFORM_FIELD)
 
@@ -240,11 +240,8 @@ def _has_imported_code(config: RunConfig) -> bool:
 
 def require_usable(trainer: Trainer, num_classes: int) -> None:
     """Raises IngredientError unless augmentation and loss can be computed, before anything is compiled."""
-    shapes = {
-        "spectrogram": (2, trainer.frontend.target_length, trainer.frontend.num_mels),
-        "labels": (2, num_classes),
-        "valid": (2,),
-    }
+    frames, mels = trainer.frontend.target_length, trainer.frontend.num_mels
+    shapes = {"spectrogram": (2, frames, mels), "labels": (2, num_classes), "valid": (2,)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     field = f"sampling.spectrogram is {trainer.config.sampling.spectrogram}"
     try:
@@ -257,7 +254,7 @@ def require_usable(trainer: Trainer, num_classes: int) -> None:
             f"{field}, which cannot be computed ({ingredients.reason(error)}): correct the step."
         ) from error
     kept = result["spectrogram"][1:2]  # A step may remove frames.
-    expected = {**shapes, "spectrogram": (2, *kept, mels)}
+    expected = {**shapes, "spectrogram": (2, *kept, trainer.frontend.num_mels)}
     if wrong := [name for name in shapes if result[name] != expected[name]]:
         raise ingredients.IngredientError(
             f"{field}, which changes the shape of {wrong[0]} from {shapes[wrong[0]]} to {result[wrong[0]]}: a step may "

@@ -149,7 +149,7 @@ def test_a_mix_has_the_weighted_targets_of_its_clips_or_their_union(most: int, u
             for name in ONE.targets
         }
         if union:
-            means["labels"] = np.max([member.targets["labels"] for member in members], axis=0)
+            means = {name: np.max([member.targets[name] for member in members], axis=0) for name in means}
         assert set(result.targets) == set(means)
         for name, mean in means.items():
             np.testing.assert_allclose(result.targets[name], mean, atol=1e-6)

@@ -89,7 +89,7 @@ def test_every_sample_has_the_scores_of_the_online_teacher(data, model, tmp_path
     source = train_source(
         sets.train, settings.data, SAMPLING, num_samples=frontend.num_samples, epochs=2, seed=0, taught=scores
     )
-    teacher = load_teacher([model], frontend, sets.vocabulary, exclusive=False, trusted="tiny:build", field="x")
+    teacher = load_teacher([model], frontend, sets.vocabulary, exclusive=False, trusted=("tiny:build",), field="x")
     augment, compared = augmentation(SAMPLING, frontend), 0
     for number, batch in enumerate(batches(source)):
         key = step_key(np.uint32(0), np.int32(number))

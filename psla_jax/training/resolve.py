@@ -1,23 +1,43 @@
-"""``frontend.mean auto`` and ``frontend.std auto``: normalisation by the statistics of the training set."""
+"""Settings that a run resolves before its first step: the loss, and the statistics of the frontend.
+
+``optimizer.loss auto`` depends on the training datafile; ``frontend.mean auto`` and ``frontend.std auto`` are measured.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from psla_jax.config import RunConfig, Statistic, from_json
+from psla_jax.data import datasets
 from psla_jax.data.datasets import DataError, DataSets
 from psla_jax.data.validate.feature_stats import log_mel_statistics
 from psla_jax.data.validate.measure import evenly_spaced
 from psla_jax.runtime import distributed
 from psla_jax.runtime.logging import Logger
+from psla_jax.runtime.trackers import require_available
+from psla_jax.training import teachers
 from psla_jax.training.run_directory import CONFIG, RunError, has_checkpoint
+from psla_jax.training.selection import require_measurable
 
 MAX_CLIPS = 1000
 """Number of clips that are measured, evenly spaced; more hardly change the second decimal."""
 DECIMALS = 4
 """Decimals of the results, as in the recipes: the command line can repeat a run with the numbers."""
+
+
+def load_data(config: RunConfig, log: Callable[[str], None]) -> DataSets:
+    """Loads the data sets of a run, with the training set in the segments and with the teacher of its distillation."""
+    data = datasets.load(config.data, str(config.optimizer.loss), log)
+    return teachers.attached(data, config.distill)
+
+
+def with_loss(config: RunConfig, data: DataSets) -> RunConfig:
+    """Returns the config with the loss itself in place of `auto`; raises if metrics or trackers do not fit."""
+    require_measurable(config, data)
+    require_available(config.log)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
 
 
 def is_measured(config: RunConfig) -> bool:
@@ -35,7 +55,7 @@ def recorded(config: RunConfig, directory: Path) -> RunConfig:
         return [frontend.mean, frontend.std]
 
     found = distributed.on_primary(numbers, RunError) if is_measured(config) else None
-    return config if found is None else _with_numbers(config, *found)
+    return config if found is None else with_numbers(config, *found)
 
 
 def measured(config: RunConfig, data: DataSets, logger: Logger) -> tuple[RunConfig, list[str]]:
@@ -64,14 +84,14 @@ def measured(config: RunConfig, data: DataSets, logger: Logger) -> tuple[RunConf
         return [round(found.mean, DECIMALS), round(found.std, DECIMALS), found.num_clips]
 
     mean, std, count = distributed.on_primary(measure, DataError)
-    resolved = _with_numbers(config, mean, std)
+    resolved = with_numbers(config, mean, std)
     return resolved, [
         f"log-mel features of {count:,} training clips: mean {mean} and standard deviation {std}; normalised with "
         f"frontend.mean {resolved.frontend.mean} and frontend.std {resolved.frontend.std}"
     ]
 
 
-def _with_numbers(config: RunConfig, mean: Statistic, std: Statistic) -> RunConfig:
+def with_numbers(config: RunConfig, mean: Statistic = 0.0, std: Statistic = 1.0) -> RunConfig:
     """Returns the config with these numbers in place of `auto`."""
     frontend = config.frontend
     mean, std = (mean if frontend.mean == "auto" else frontend.mean), (std if frontend.std == "auto" else frontend.std)
