@@ -39,7 +39,7 @@ from psla_jax.pretraining.state_dict import PretrainingError
 from psla_jax.runtime.sharding import Placement
 from psla_jax.tagging.tagger import TaggerError
 from psla_jax.training import loop
-from psla_jax.training.step import make_trainer
+from psla_jax.training.trainer import make_trainer
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 OWN = ModelConfig("customs:Patches(stride=16)", "customs:Maximum(gain=0.5)")
