@@ -8,11 +8,10 @@ device, and are not stored. A training with ``distill.teacher`` on the directory
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def teach(config: RunConfig, models: Sequence[str], out: str, top: int = 32) -> 
     """Scores the augmented inputs of a training with a teacher; resumes if the directory holds a part of the scores.
 
     Args:
-        config: the config of the training. Its run directory and its section ``distill`` are not used.
+        config: the config of the training. Its run directory and the teacher that it names are not used.
         models: model or run directories of the teacher; several are averaged.
         out: directory to write.
         top: number of largest scores of a row that are stored; of the others, their mean is.
@@ -68,6 +67,7 @@ def _teach(config: RunConfig, models: Sequence[str], directory: Path, top: int) 
         raise ConfigError(f"--top is {top}: store at least one score of a row.")
     if not models:
         raise TeacherError(f"{FIELD} is empty: name the models of the teacher.")
+    config = replace(config, distill=replace(config.distill, teacher="", model=()))  # The teacher is yet to be stored.
     logger, placement = Logger(silent=not distributed.is_primary()), Placement.over_all_devices()
     with distributed.agree():
         data = resolve.load_data(config, logger.info)
@@ -75,8 +75,10 @@ def _teach(config: RunConfig, models: Sequence[str], directory: Path, top: int) 
     config, measured = resolve.measured(config, data, logger)
     for note in measured:
         logger.info(note)
-    train_only = dataclasses.replace(data, held_out={})
-    distributed.on_primary(lambda: datasets.check_clips(train_only, config.data, logger.info), DataError)
+    train_only = replace(data, held_out={})
+    distributed.on_primary(
+        lambda: datasets.check_clips(train_only, config.data, logger.info, config.frontend), DataError
+    )
     frontend, exclusive = Frontend.from_config(config.frontend), is_exclusive(config.optimizer.loss)
     teacher = load_teacher(
         models, frontend, data.vocabulary, exclusive=exclusive, trusted=config.model.custom_code, field=FIELD

@@ -78,8 +78,11 @@ def arrays(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_every_sample_has_the_scores_of_the_online_teacher(data, model, tmp_path, accumulate):
-    """Two epochs of 26 clips in batches of 8 rows, of which the last one has 2, on four devices."""
-    settings = config(data, tmp_path, accumulate)
+    """Two epochs of 26 clips in batches of 8 rows, of which the last one has 2, on four devices.
+
+    The config is that of the training: it names the folder, which does not exist yet.
+    """
+    settings = config(data, tmp_path, accumulate, teacher=str(tmp_path / "out"))
     teach(settings, [model], str(tmp_path / "out"), top=100)
     card = Card.read(tmp_path / "out")
     assert (card.top, card.epochs, card.samples) == (CLASSES, 2, 26)
