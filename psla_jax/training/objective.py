@@ -40,26 +40,33 @@ class Objective:
     consistency: Consistency | None = None
 
     def value_and_grad(
-        self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array, total: jax.Array, teacher: Any
+        self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array, total: jax.Array, teacher_weights: Any
     ) -> tuple[tuple[jax.Array, Any], Any]:
-        """Returns ``((loss, batch_stats), gradients)`` of a microbatch of a batch with `total` clips.
+        """Returns ``((loss, batch_stats), gradients)`` of a microbatch.
 
-        `teacher` are the weights that `teach` takes.
+        Args:
+            params: parameters of the model.
+            batch_stats: its running statistics.
+            batch: the microbatch, with waveforms or spectrograms.
+            key: key of its augmentation and drop-connect.
+            total: number of clips of the whole batch, by which the sum of the losses is divided.
+            teacher_weights: second argument of `teach`.
         """
         augment_key, drop_key = jax.random.split(key)
         batch = with_spectrograms(batch, self.frontend)
         if self.consistency is None:
-            batch = self._view(batch, augment_key, teacher)
+            batch = self._view(batch, augment_key, teacher_weights)
         else:
-            batch = _interleaved([self._view(batch, key, teacher) for key in jax.random.split(augment_key)])
+            keys = jax.random.split(augment_key)
+            batch = _interleaved([self._view(batch, view_key, teacher_weights) for view_key in keys])
         return jax.value_and_grad(self._value, has_aux=True)(params, batch_stats, batch, drop_key, total)
 
-    def _view(self, batch: Batch, key: jax.Array, teacher: Any) -> Batch:
+    def _view(self, batch: Batch, key: jax.Array, teacher_weights: Any) -> Batch:
         """Returns the augmented batch, with the teacher's scores of it if there is a teacher."""
         batch = augmented(batch, self.augment, key)
         if self.teach is None:
             return batch
-        return {**batch, "teacher": jax.lax.stop_gradient(self.teach(batch, teacher))}
+        return {**batch, "teacher": jax.lax.stop_gradient(self.teach(batch, teacher_weights))}
 
     def _value(
         self, params: Any, batch_stats: Any, batch: Batch, key: jax.Array, total: jax.Array
@@ -78,7 +85,6 @@ class Objective:
             )
         if self.consistency is not None:  # The rows are pairs of views, and the loss of a clip is the mean of both.
             per_row = per_row / 2 + jnp.repeat(self.consistency(scores[::2], scores[1::2]) / 2, 2)
-        # Padding rows are masked out of the loss.
         # Without a clip, as in the last microbatch of a short batch, there are no statistics to learn from.
         any_clip = batch["valid"].any()
         updated = jax.tree.map(lambda new, old: jnp.where(any_clip, new, old), split_model(view)[1], batch_stats)

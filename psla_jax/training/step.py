@@ -24,12 +24,11 @@ from psla_jax.models.state import split_model
 from psla_jax.sampling.spectrogram import Augment, Batch
 from psla_jax.training.losses import Loss, binary_cross_entropy
 from psla_jax.training.objective import Consistency, Objective, Teach, microbatches
-from psla_jax.training.objective import with_spectrograms as with_spectrograms
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[State, Metrics]]
-"""A training step: ``(state, batch, key) -> (state, metrics)``, with a teacher's weights as fourth argument."""
+"""A training step: ``(state, batch, key) -> (state, metrics)``; with a teacher, its weights are a fourth argument."""
 
 
 class TrainingError(RuntimeError):
@@ -103,8 +102,8 @@ def make_train_step(
     graphdef = nnx.graphdef(model) if isinstance(model, nnx.Module) else model
     objective = Objective(graphdef, loss, augment, frontend, frozen, remat, teach, consistency)
 
-    def step(state: State, batch: Batch, key: jax.Array, teacher: Any = None) -> tuple[State, Metrics]:
-        value, batch_stats, gradients = _accumulated(objective, state, batch, key, accumulate, teacher)
+    def step(state: State, batch: Batch, key: jax.Array, teacher_weights: Any = None) -> tuple[State, Metrics]:
+        value, batch_stats, gradients = _accumulated(objective, state, batch, key, accumulate, teacher_weights)
         updates, opt = tx.update(gradients, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         count, progress = batch["valid"].sum(), state["progress"]
@@ -121,19 +120,21 @@ def make_train_step(
 
 
 def _accumulated(
-    objective: Objective, state: State, batch: Batch, key: jax.Array, parts: int, teacher: Any
+    objective: Objective, state: State, batch: Batch, key: jax.Array, parts: int, teacher_weights: Any
 ) -> tuple[jax.Array, Any, Any]:
     """Returns loss, new batch statistics and gradients of a batch, computed in one piece or in microbatches."""
     params, batch_stats = state["params"], state["batch_stats"]
     total = jnp.maximum(batch["valid"].sum(), 1.0)
     if parts == 1:
-        (loss, batch_stats), gradients = objective.value_and_grad(params, batch_stats, batch, key, total, teacher)
+        (loss, batch_stats), gradients = objective.value_and_grad(
+            params, batch_stats, batch, key, total, teacher_weights
+        )
         return loss, batch_stats, gradients
 
     def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
         loss, batch_stats, gradients = carry
         (part_loss, batch_stats), part_gradients = objective.value_and_grad(
-            params, batch_stats, part[0], part[1], total, teacher
+            params, batch_stats, part[0], part[1], total, teacher_weights
         )
         return (loss + part_loss, batch_stats, jax.tree.map(jnp.add, gradients, part_gradients)), None
 
@@ -143,11 +144,15 @@ def _accumulated(
 
 
 def _moved_average(average: Any, params: Any, batch_stats: Any, decay: float) -> Any:
+    """Returns the average after a step; arrays of integers, such as counters, are the latest ones."""
     steps = average["steps"]
     kept = jnp.minimum(decay, (1.0 + steps) / (10.0 + steps))
-    old = {"params": average["params"], "batch_stats": average["batch_stats"]}
+
+    def mix(old: jax.Array, new: jax.Array) -> jax.Array:
+        return kept * old + (1.0 - kept) * new if jnp.issubdtype(new.dtype, jnp.floating) else new
+
     new = {"params": params, "batch_stats": batch_stats}
-    return {**jax.tree.map(lambda a, b: kept * a + (1.0 - kept) * b, old, new), "steps": steps + 1.0}
+    return {**jax.tree.map(mix, {name: average[name] for name in new}, new), "steps": steps + 1.0}
 
 
 def zero_progress() -> dict[str, jax.Array]:

@@ -246,6 +246,27 @@ def test_the_moving_average_is_that_of_the_weights_after_every_step(decay: float
     assert moved or frozen
 
 
+class Counting(Small):
+    """A model with a counter of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        self.calls.set_value(self.calls[...] + 1)
+        return super().__call__(x, valid)
+
+
+def test_the_moving_average_has_the_latest_counters():
+    model, tx = Counting(), optax.sgd(0.1)
+    state, step = init_state(model, tx, ema=0.9), jax.jit(make_train_step(model, tx, ema=0.9))
+    for number in range(3):
+        state, _ = step(state, batch(number), key(number))
+    calls = state["ema"]["batch_stats"]["calls"]
+    assert (calls, calls.dtype) == (3, jnp.int32)
+
+
 def test_a_state_without_an_average_has_none_and_trains_the_same():
     (plain, without), (averaged, with_average) = (trained(*ready(ema=ema)) for ema in (0.0, 0.5))
     assert "ema" not in plain

@@ -32,7 +32,7 @@ from psla_jax.config import (
 from psla_jax.models import views
 from psla_jax.models.factory import from_config
 from psla_jax.runtime.sharding import Placement
-from psla_jax.training.step import with_spectrograms
+from psla_jax.training.objective import with_spectrograms
 from psla_jax.training.trainer import Trainer, augmentation, make_trainer
 
 CLASSES, BATCH, FRAMES = 5, 8, 40
