@@ -12,7 +12,6 @@ other parameters are options, as in ``adamw(b2=0.98)``. Optimizers and schedules
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,11 @@ Mask = Callable[[Any], Any] | None
 
 def _warmed_up(rate: jax.Array | float, step: jax.Array | int, warmup_steps: int) -> jax.Array:
     return rate / jnp.maximum(max(warmup_steps, 1) / (step + 1.0), 1.0)
+
+
+def _after_warm_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
+    """Returns a schedule that begins after a linear warm-up to its first rate."""
+    return lambda step: _warmed_up(schedule(jnp.maximum(jnp.asarray(step) - warmup_steps, 0)), step, warmup_steps)
 
 
 def step_decay(
@@ -54,28 +58,20 @@ def step_decay(
 
 def cosine(learning_rate: float, steps: int, warmup_steps: int, *, final: float = 0.0) -> optax.Schedule:
     """Returns half a cosine from the learning rate, after the warm-up, to `final` times it at the end of the run."""
-
-    def schedule(step: jax.Array | int) -> jax.Array:
-        share = jnp.clip((jnp.asarray(step) - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
-        rate = learning_rate * (final + (1.0 - final) * 0.5 * (1.0 + jnp.cos(math.pi * share)))
-        return _warmed_up(rate, step, warmup_steps)
-
-    return schedule
+    schedule = optax.cosine_decay_schedule(learning_rate, max(steps - warmup_steps, 1), final)
+    return _after_warm_up(schedule, warmup_steps)
 
 
 def constant(learning_rate: float, warmup_steps: int) -> optax.Schedule:
     """Returns the learning rate, after the warm-up."""
-    return lambda step: _warmed_up(learning_rate, jnp.asarray(step), warmup_steps)
+    return _after_warm_up(optax.constant_schedule(learning_rate), warmup_steps)
 
 
 def exponential(learning_rate: float, steps: int, warmup_steps: int, *, final: float = 0.01) -> optax.Schedule:
     """Returns an exponential decay from the learning rate, after the warm-up, to `final` times it at the end."""
-
-    def schedule(step: jax.Array | int) -> jax.Array:
-        share = jnp.clip((jnp.asarray(step) - warmup_steps) / max(steps - warmup_steps, 1), 0.0, 1.0)
-        return _warmed_up(learning_rate * jnp.power(final, share), step, warmup_steps)
-
-    return schedule
+    length = max(steps - warmup_steps, 1)
+    schedule = optax.exponential_decay(learning_rate, length, final, end_value=learning_rate * final)
+    return _after_warm_up(schedule, warmup_steps)
 
 
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
@@ -238,7 +234,7 @@ def scale_by_name(rates: tuple[str, ...]) -> optax.GradientTransformation:
     pairs = [rate.rpartition("=")[::2] for rate in rates]
 
     def factor(name: str) -> float:
-        return next((float(value) for pattern, value in pairs if fnmatch.fnmatchcase(name, pattern)), 1.0)
+        return next((float(value) for pattern, value in pairs if _matches(name, (pattern,))), 1.0)
 
     def scale(updates: Any, params: Any) -> Any:
         del params
@@ -251,7 +247,7 @@ def unmatched(patterns: tuple[str, ...], params: Any) -> list[str]:
     """Returns those of the patterns (or pattern=factor) that match no parameter of a tree."""
     names = jax.tree.leaves(_by_name(params, lambda name: name))
     plain = [pattern.rpartition("=")[0] or pattern for pattern in patterns]
-    return [pattern for pattern in plain if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+    return [pattern for pattern in plain if not any(_matches(name, (pattern,)) for name in names)]
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
