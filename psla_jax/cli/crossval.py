@@ -7,8 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from psla_jax.cli.arguments import UsageError
-from psla_jax.cli.train_evaluate import find_config, read_config
+from psla_jax.cli.train_evaluate import split_config
 from psla_jax.config import RunConfig
 
 
@@ -24,17 +23,8 @@ class Crossval:
 
 def crossval(arguments: list[str]) -> int:
     """psla crossval CONFIG [--folds F.json ...] [--section.field value ...]"""
-    asks_for_help = bool({"-h", "--help"} & set(arguments))
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    if not (name or asks_for_help):
-        raise UsageError("psla crossval needs a config as its first argument: psla crossval data/ESC-50/config.py")
-    config = RunConfig() if asks_for_help and find_config(name) is None else read_config(name)
-    options = tyro.cli(
-        Crossval,
-        default=Crossval(config),
-        args=arguments[1:] if name else arguments,
-        prog=f"psla crossval {name or 'CONFIG'}",
-    )
+    config, rest, program = split_config("crossval", arguments, "psla crossval data/ESC-50/config.py")
+    options = tyro.cli(Crossval, default=Crossval(config), args=rest, prog=program)
 
     from psla_jax.training.crossval import crossval
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from psla_jax.cli.arguments import UsageError
-from psla_jax.cli.train_evaluate import find_config, read_config
+from psla_jax.cli.train_evaluate import split_config
 from psla_jax.config import RunConfig, flatten
 
 REFUSED = {"run_dir": "it follows from the settings", "seed": "use --seeds"}
@@ -35,17 +35,8 @@ class Sweep:
 
 def sweep(arguments: list[str]) -> int:
     """psla sweep CONFIG [--set FIELD VALUE ...] [--seeds N] [--share I/N] [--section.field value ...]"""
-    asks_for_help = bool({"-h", "--help"} & set(arguments))
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    if not (name or asks_for_help):
-        raise UsageError("psla sweep needs a config as its first argument: psla sweep demo --seeds 3")
-    config = RunConfig() if asks_for_help and find_config(name) is None else read_config(name)
-    options = tyro.cli(
-        Sweep,
-        default=Sweep(config),
-        args=arguments[1:] if name else arguments,
-        prog=f"psla sweep {name or 'CONFIG'}",
-    )
+    config, rest, program = split_config("sweep", arguments, "psla sweep demo --seeds 3")
+    options = tyro.cli(Sweep, default=Sweep(config), args=rest, prog=program)
     if options.seeds < 1:
         raise UsageError(f"--seeds is {options.seeds}: use at least one seed.")
     configs = combinations(options.config, options.set)

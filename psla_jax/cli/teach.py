@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from psla_jax.cli.arguments import UsageError
-from psla_jax.cli.train_evaluate import find_config, read_config
+from psla_jax.cli.train_evaluate import split_config
 from psla_jax.config import RunConfig
 
 
@@ -28,17 +28,8 @@ class Teach:
 
 def teach(arguments: list[str]) -> int:
     """psla teach CONFIG --models MODEL... --out DIR [--top 32] [--section.field value ...]"""
-    asks_for_help = bool({"-h", "--help"} & set(arguments))
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    if not (name or asks_for_help):
-        raise UsageError("psla teach needs a config as its first argument: psla teach demo --models runs/big --out DIR")
-    config = RunConfig() if asks_for_help and find_config(name) is None else read_config(name)
-    options = tyro.cli(
-        Teach,
-        default=Teach(config),
-        args=arguments[1:] if name else arguments,
-        prog=f"psla teach {name or 'CONFIG'}",
-    )
+    config, rest, program = split_config("teach", arguments, "psla teach demo --models runs/big --out DIR")
+    options = tyro.cli(Teach, default=Teach(config), args=rest, prog=program)
     if not options.out:
         raise UsageError("psla teach needs a directory for the scores: name one with --out DIR")
 

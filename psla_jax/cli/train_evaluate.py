@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 from tyro.conf import Positional
 
+from psla_jax import ingredients
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.config import Channel, ConfigError, DistributedConfig, RunConfig
 from psla_jax.config_fields import with_settings
@@ -22,15 +23,12 @@ from psla_jax.config_fields import with_settings
 
 def train(arguments: list[str]) -> int:
     """Runs ``psla train CONFIG [--section.field value ...]`` and returns its exit code."""
-    asks_for_help = bool({"-h", "--help"} & set(arguments))
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
-    if not (name or asks_for_help):
-        raise UsageError("psla train needs a config as its first argument, for example: psla train demo")
+    default, options, program = split_config("train", arguments, "psla train demo")
     config = tyro.cli(
         RunConfig,
-        default=RunConfig() if asks_for_help and find_config(name) is None else read_config(name),
-        args=arguments[1:] if name else arguments,
-        prog=f"psla train {name or 'CONFIG'}",
+        default=default,
+        args=options,
+        prog=program,
         description="Train, evaluate and aggregate a model. CONFIG is a config file, or the name of a config that "
         "comes with the package. Example: psla train demo --seed 1 --run-dir runs/demo-1",
         config=(tyro.conf.FlagConversionOff,),
@@ -40,6 +38,20 @@ def train(arguments: list[str]) -> int:
 
     loop.train(config, cache_programs=True)
     return 0
+
+
+def split_config(command: str, arguments: list[str], example: str) -> tuple[RunConfig, list[str], str]:
+    """Returns the config that the first argument of a command names, the other arguments, and the title of its help.
+
+    Where help is asked for, the config may be missing. Raises UsageError, with an `example` of the command, if it is
+    missing otherwise, and the errors of :func:`read_config`.
+    """
+    asks_for_help = bool({"-h", "--help"} & set(arguments))
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if not (name or asks_for_help):
+        raise UsageError(f"psla {command} needs a config as its first argument, for example: {example}")
+    config = RunConfig() if asks_for_help and find_config(name) is None else read_config(name)
+    return config, arguments[1:] if name else arguments, f"psla {command} {name or 'CONFIG'}"
 
 
 def read_config(name: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
@@ -66,7 +78,7 @@ def read_config(name: str, settings: Mapping[str, Any] | None = None) -> RunConf
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except Exception as error:
-        raise UsageError(f"the config file {path} cannot be run: {type(error).__name__}: {error}.") from error
+        raise UsageError(f"the config file {path} cannot be run: {ingredients.reason(error)}.") from error
     if not isinstance(config, RunConfig):
         raise UsageError(f"{path} is not a config file: it must assign a RunConfig to the name config.")
     return with_settings(config, settings or {})
