@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from psla_jax.runtime import process, streams
+from psla_jax.runtime.errors import is_own
 from psla_jax.runtime.terminal import accept_any_text, printable
 
 
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"psla: {message}.", file=sys.stderr)
         return 1
     except (ValueError, RuntimeError) as error:
-        if not type(error).__module__.startswith("psla_jax."):
+        if not is_own(error):
             raise
         print(f"psla: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

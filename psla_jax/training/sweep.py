@@ -14,7 +14,7 @@ import math
 import re
 import tempfile
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from psla_jax.evaluation import tables
 from psla_jax.evaluation.tables import ACCURACY
 from psla_jax.runtime import distributed
 from psla_jax.runtime.distributed import PeerError
+from psla_jax.runtime.errors import is_own
 from psla_jax.runtime.logging import Logger
 from psla_jax.runtime.preemption import StopHandler
 from psla_jax.runtime.sharding import Placement
@@ -204,7 +205,7 @@ def _unfinished(runs: Sequence[PlannedRun], logger: Logger) -> set[str]:
                     numbered = resolve.with_numbers(config)  # They are measured when the run starts.
                     loop.open_run(Path(folder), numbered, loaded[key], placement, StopHandler(), False)
             except ValueError as error:
-                if not type(error).__module__.startswith("psla_jax."):
+                if not is_own(error):
                     raise
                 raise SweepError(f"{run.label}: {error}") from error
             checked.add(run.label)
@@ -241,7 +242,7 @@ def _train(config: RunConfig, logger: Logger, cache_programs: bool) -> None:
         # Of several processes, all have a loss that is not finite, but only some may have another error.
         if distributed.process_count() > 1 and not isinstance(error, TrainingError):
             raise
-        known = type(error).__module__.startswith("psla_jax.")
+        known = is_own(error)
         reason = str(error) if known else ingredients.reason(error)
         logger.info(f"{config.run_dir} failed: {reason}")
         if distributed.is_primary():
@@ -337,7 +338,7 @@ def _cell(value: float) -> float | str:
     return "" if math.isnan(value) else value
 
 
-def _to_json(setting: SettingResult, pairs: Sequence[tuple[str, str]] | Any) -> dict[str, Any]:
+def _to_json(setting: SettingResult, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     models: dict[str, Any] = {}
     for model in setting.models:
         for kind, metric in pairs:
