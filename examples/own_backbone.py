@@ -3,8 +3,8 @@
     python examples/own_backbone.py
 
 A backbone is a module with the attribute ``num_features`` that maps spectrograms `(batch, frames, mels)` to features
-`(batch, output frames, num_features)`; its attribute ``stride`` says how many spectrogram frames an output frame stands
-for. It gets one of the pooling heads, or one of your own, and with it everything that the backbones of the package
+`(batch, output frames, num_features)`; its attribute ``stride`` is the number of spectrogram frames per output
+frame. It gets one of the pooling heads, or one of your own, and with it everything that the backbones of the package
 have: events and the timeline, embeddings, weight averages, and fine-tuning with a frozen backbone.
 
 A network of another project needs a few lines around it. This one trains the ConvNeXt of https://github.com/jax-ml/bonsai

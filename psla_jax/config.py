@@ -18,6 +18,7 @@ from psla_jax.config_fields import PREFIXES, ConfigError
 from psla_jax.config_fields import name_ingredients as _name_ingredients
 from psla_jax.config_fields import require as _require
 from psla_jax.config_fields import require_one_of as _require_one_of
+from psla_jax.config_fields import to_tuples as _to_tuples
 from psla_jax.config_model import FrontendConfig as FrontendConfig
 from psla_jax.config_model import ModelConfig as ModelConfig
 from psla_jax.config_model import Padding as Padding
@@ -192,8 +193,7 @@ class OptimizerConfig:
         _require(self, "nonfinite", self.nonfinite in ("stop", "skip"), "choose stop or skip")
         _require_one_of(self, "compute", Compute)
         _name_ingredients(self, "name", "schedule", "loss")
-        for name in ("no_decay", "rates"):  # JSON has lists.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _to_tuples(self, "no_decay", "rates")
         factors = [rate.rpartition("=")[2] for rate in self.rates]
         valid = all(_is_number(factor) and 0 <= float(factor) < math.inf for factor in factors)
         _require(self, "rates", valid and all("=" in rate for rate in self.rates), "give pattern=factor, factor >= 0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from psla_jax.config_fields import require
+from psla_jax.config_fields import require, to_tuples
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class DistillConfig:
     mids: str = "mids"
     """Classes of its columns: an array of mids in the file, a CSV file with the header index,mid,display_name,
     `audioset` or `fsd50k`."""
-
     segments: float = 0.0
     """Seconds of the segments into which the training clips are cut, each with the labels of its clip and with scores
     of its own (`psla evaluate --segments`, `psla teach`); 0 trains on whole clips."""
@@ -41,8 +40,7 @@ class DistillConfig:
     scores; the loss is otherwise the mean over both. 0 trains on one view, at half the cost."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "clips"):  # JSON has lists.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        to_tuples(self, "model", "clips")
         require(self, "model", not (self.model and self.teacher), "use either this or distill.teacher")
         require(self, "segments", self.segments == 0 or 0.1 <= self.segments < math.inf, "use 0.1 s or more, or 0")
         require(self, "consistency", 0 <= self.consistency < math.inf, "use 0 or a positive weight")

@@ -51,6 +51,12 @@ def name_ingredients(config: object, *names: str, several: bool = False) -> None
         object.__setattr__(config, name, text)
 
 
+def to_tuples(config: object, *names: str) -> None:
+    """Replaces the lists in the fields `names`, which JSON has, by tuples."""
+    for name in names:
+        object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """Returns a config with other values of fields, by their command-line names, as in ``{"optimizer.epochs": 5}``.
 

@@ -110,7 +110,7 @@ def print_changes(options: Options) -> None:
         print("The teachers are not trained yet: start the script again when all shares have ended.")
         return
     distilled = {label: with_settings(base, value) for label, value in teachers(models, base, options).items()}
-    distilled[PLUS] = with_settings(base, plus(models, options))
+    distilled[PLUS] = with_settings(base, plus(options))
     results |= trained(distilled, options, f"{options.directory}/distilled")
     print(f"\nevaluation mAP, mean and standard error of seeds {options.seeds}\n")
     print(f"| | {' | '.join(MODELS)} |\n|---|{'---|' * len(MODELS)}")
@@ -140,9 +140,8 @@ def teachers(models: Sequence[str], base: RunConfig, options: Options) -> dict[s
     return dict(zip(TEACHERS, (whole, consistent, {**per_second, "distill.segments": 1.0})))
 
 
-def plus(models: Sequence[str], options: Options) -> dict[str, Any]:
+def plus(options: Options) -> dict[str, Any]:
     """Returns the settings of the recipe past PSLA."""
-    del models
     return {
         **ADAMW,
         "optimizer.learning_rate": 3e-3,

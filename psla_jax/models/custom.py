@@ -93,12 +93,12 @@ def attach_streams(view: nnx.Module, key: jax.Array) -> None:
         setattr(module, attribute, nnx.data(rngs.default if mark.single else rngs))
 
 
-def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: int, mels: int = 128) -> None:
+def require_trainable(model: nnx.Module, name: str, num_classes: int, frames: int, mels: int) -> None:
     """Raises ModelError if a training step cannot train the custom model `name`, or would train something else.
 
     Parameters and other variables must be float32 arrays and the same before and after a call, and a model maps
-    spectrograms `(batch, frames, mels)` to scores `(batch, classes)` in [0, 1]. A backbone and a head must be as
-    :mod:`psla_jax.models.protocols` says.
+    spectrograms `(batch, frames, mels)` to scores `(batch, classes)` in [0, 1]. Backbone and head are as
+    :mod:`psla_jax.models.protocols` defines them.
     """
     _require_float32(model, name)
     spectrograms = jnp.sin(jnp.arange(2.0 * frames * mels)).reshape(2, frames, mels)
@@ -146,10 +146,9 @@ def _calling(name: str, spectrograms: jax.Array) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(
             f"the model {name!r} cannot be called with spectrograms of the shape {spectrograms.shape} "
-            f"({type(error).__name__}: {reason:.200}): correct its __call__."
+            f"({ingredients.reason(error):.200}): correct its __call__."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Convolution layers, batch normalisation, squeeze-excite and drop-connect.
 
-Images are `(batch, height, width, channels)`. Modules are built in their
-evaluation view; ``nnx.view(module, deterministic=False, use_running_average=False)`` returns the training view.
+Images are `(batch, height, width, channels)`. Modules are built in their evaluation view;
+``nnx.view(module, deterministic=False, use_running_average=False)`` returns the training view.
 """
 
 from __future__ import annotations

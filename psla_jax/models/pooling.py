@@ -70,7 +70,7 @@ class FrameOutputs(NamedTuple):
     """Classification scores of the frame, summed over the heads with their weights."""
     attention: jax.Array | None = None
     """Weight of the frame in the clip's score of the class, as a multiple of an even weight; mean over the heads. None
-    if the head knows no weights."""
+    if the head has no weights of frames."""
 
 
 class MeanPooling(nnx.Module):

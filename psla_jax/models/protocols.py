@@ -15,16 +15,13 @@ mask)``, which returns :class:`psla_jax.models.pooling.FrameOutputs`; ``has_atte
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from psla_jax import ingredients
-
-STRIDE = 32
-"""Spectrogram frames per output frame of a backbone that names no other number."""
+from psla_jax.audio.windows import OUTPUT_STRIDE
 
 
 class Parts(NamedTuple):
@@ -36,7 +33,7 @@ class Parts(NamedTuple):
     @property
     def stride(self) -> float:
         """Spectrogram frames per output frame."""
-        return getattr(self.backbone, "stride", STRIDE)
+        return getattr(self.backbone, "stride", OUTPUT_STRIDE)
 
     @property
     def offset(self) -> float:
@@ -81,10 +78,6 @@ def parts(model: nnx.Module) -> Parts | None:
 
 
 def can_rematerialise(model: nnx.Module) -> bool:
-    """Returns whether the blocks of a model's backbone are known: :meth:`Backbone.run_blocks` calls them."""
+    """Returns whether the blocks of a model's backbone are known, as in :class:`psla_jax.models.layers.Backbone`."""
     found = parts(model)
     return found is not None and hasattr(found.backbone, "remat")
-
-
-HeadBuilder = Callable[..., nnx.Module]
-"""Builds a head from those of ``channels``, ``classes``, ``heads`` and ``rngs`` that its parameters name."""

@@ -11,9 +11,9 @@ from psla_jax.models.protocols import Parts
 class PSLAModel(nnx.Module):
     """Backbone features, averaged over frequency and pooled over time.
 
-    A new model is in its evaluation view; :func:`train_view` returns the training view of the same variables. As in the
-    released checkpoints, the backbone is the attribute ``effnet`` or ``model``, the head ``attention`` or
-    ``classifier``.
+    A new model is in its evaluation view; :func:`psla_jax.models.views.train_view` returns the training view of the
+    same variables. As in the released checkpoints, the backbone is the attribute ``effnet`` or ``model``, the head
+    ``attention`` or ``classifier``.
 
     Args:
         backbone, head: see :mod:`psla_jax.models.protocols`.

@@ -89,7 +89,7 @@ def _mean(terms: jax.Array, class_weights: jax.Array | None) -> jax.Array:
 
 
 LOSSES: dict[str, Loss] = {
-    "auto": binary_cross_entropy,  # A run replaces "auto" by what the training datafile says of its classes.
+    "auto": binary_cross_entropy,  # A run resolves "auto" to bce or ce, by the training datafile.
     "bce": binary_cross_entropy,
     "ce": cross_entropy,
     "focal": focal,

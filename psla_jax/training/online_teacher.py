@@ -135,12 +135,12 @@ def fingerprints(paths: Sequence[str], field: str) -> list[str]:
 
 def _require_frontend(own: Frontend, student: Frontend, path: str, field: str) -> None:
     """Raises TeacherError unless a teacher's spectrograms differ only in length and normalisation."""
-    own_fields, fields = dataclasses.asdict(own), dataclasses.asdict(student)
-    for name in fields.keys() - {"target_length", "mean", "std"}:
-        if own_fields[name] != fields[name]:
+    own_fields = dataclasses.asdict(own)
+    for name, value in dataclasses.asdict(student).items():
+        if name not in ("target_length", "mean", "std") and own_fields[name] != value:
             raise TeacherError(
-                f"{field} names {path}, which was trained with frontend.{name} {own_fields[name]} instead of "
-                f"{fields[name]}: score the clips with psla evaluate --save, and name the file with distill.teacher."
+                f"{field} names {path}, which was trained with frontend.{name} {own_fields[name]} instead of {value}: "
+                "score the clips with psla evaluate --save, and name the file with distill.teacher."
             )
 
 

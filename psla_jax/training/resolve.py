@@ -61,7 +61,7 @@ def recorded(config: RunConfig, directory: Path) -> RunConfig:
 def measured(config: RunConfig, data: DataSets, logger: Logger) -> tuple[RunConfig, list[str]]:
     """Returns the config with the statistics of the training set in place of `auto`, and a sentence on them if any.
 
-    They are those of the clips as training sees them, without augmentation and padding.
+    They are those of the inputs of the training, without augmentation and padding.
 
     Raises:
         DataError: no clip is as long as a frame, or all of them are silent.

@@ -210,10 +210,8 @@ def make_trainer(
         )
     separate = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = views.backbone_attribute(model) if separate else ""
-    optimizer, params = (
-        make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone),
-        split_model(model)[0],
-    )
+    optimizer = make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone)
+    params, _ = split_model(model)
     for name in ("no_decay", "rates"):
         if unused := unmatched(getattr(config.optimizer, name), params):
             raise ConfigError(f"optimizer.{name} has {unused[0]!r}, which matches no parameter: correct the pattern.")
@@ -226,9 +224,18 @@ def make_trainer(
         and teacher is None
         and not _has_imported_code(config)
     )
-    loss = loss or losses.from_config(config.optimizer)
-    frontend, parts = Frontend.from_config(config.frontend), (backbone, steps_per_epoch, teacher, caching)
-    return Trainer(config, frontend, nnx.graphdef(model), optimizer, placement, loss, *parts)
+    return Trainer(
+        config,
+        Frontend.from_config(config.frontend),
+        nnx.graphdef(model),
+        optimizer,
+        placement,
+        loss or losses.from_config(config.optimizer),
+        backbone,
+        steps_per_epoch,
+        teacher,
+        caching,
+    )
 
 
 def _has_imported_code(config: RunConfig) -> bool:

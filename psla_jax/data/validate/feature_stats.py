@@ -30,7 +30,7 @@ def log_mel_statistics(
 ) -> LogMelStatistics | None:
     """Computes the statistics of model inputs before normalisation, over all spectrogram frames without padding.
 
-    The clips are those that training sees, without augmentation; `mean` and `std` of `config` are not used. Unreadable
+    The clips are read as in training, without augmentation; `mean` and `std` of `config` are not used. Unreadable
     clips are skipped; the result is None if no clip is as long as a frame. `workers` threads read the clips; None or 0
     for the number of cores plus 4, at most 32. `advance` receives the number of clips processed since its last call,
     rounded up to whole batches.
