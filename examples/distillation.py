@@ -2,7 +2,7 @@
 
     python examples/distillation.py
 
-A teacher's scores say more than labels: how similar classes are, which labels are missing, and which clips are hard.
+A teacher's scores contain more than labels: how similar classes are, which labels are missing, which clips are hard.
 The best convolutional networks of the field are trained so. There are three steps:
 
 1. Train teachers, or take released models. Several make a better teacher than one.

@@ -2,7 +2,7 @@
 
     python examples/high_rate.py
 
-The network of PSLA hears up to 8 kHz, half of its sample rate of 16 kHz. Insects, bats at the lower end, many birds and
+The network of PSLA receives sound up to 8 kHz, half of its sample rate. Insects, bats at the lower end, many birds and
 machine faults are above that. The frontend is a setting of the model: ``FrontendConfig(sample_rate=32_000)`` resamples
 all audio to 32 kHz, and the mel filters then reach 16 kHz. Training, evaluation, ``psla tag``, live streams and model
 directories follow, because the frontend is stored with the model; nothing has to be repeated when the model is used.
@@ -10,8 +10,8 @@ directories follow, because the frontend is stored with the model; nothing has t
 The features of another rate, window or band have other statistics than those of the reference, so ``mean="auto"`` and
 ``std="auto"`` measure them from the training set before the first step.
 
-The recordings here are synthetic calls between 9 and 14 kHz in noise, at 48 kHz as a recorder writes them. A network at
-16 kHz can only guess which call it is; the same one at 32 kHz tells them apart.
+The recordings here are synthetic calls between 9 and 14 kHz in noise, at 48 kHz as a recorder writes them. At 16 kHz,
+a network can hardly distinguish them; at 32 kHz, the same one does.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 The embedding of a clip is the mean of the backbone's features over the output frames with sound. For classes that a
 network was not trained on, and data sets too small to train one, a linear model on these features is the first thing
-to try: it takes seconds, needs no GPU, and tells how much of the task the features already contain.
+to try: it takes seconds, needs no GPU, and shows how much of the task the features already contain.
 
 ``psla_jax.load`` loads any model of this package: one just trained, a released checkpoint that ``psla models`` or
 ``psla convert`` has converted, or one by ``psla_jax.save_model``. ``Tagger.embed`` embeds one recording of any format
