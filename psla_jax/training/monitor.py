@@ -15,7 +15,6 @@ from psla_jax.config import Channel
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.loader import Batch
 from psla_jax.runtime.sharding import CONTROL
-from psla_jax.training.step import TrainingError
 
 SLOW_LOADER = 0.1
 """Fraction of an epoch spent waiting for data from which on a message recommends a faster loader."""
@@ -26,6 +25,10 @@ MAX_CONSECUTIVE_SKIPS = 100
 POINTS_PER_EPOCH = 100
 """Number of points of each per-step curve in an epoch."""
 Curves = Callable[[Mapping[str, float], int], None]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot continue; the message has the step, its clips, and the remedy."""
 
 
 class TrainingMonitor:

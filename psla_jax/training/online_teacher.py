@@ -1,4 +1,4 @@
-"""A teacher in the training step (``distill.model``): it scores the augmented input that the student sees."""
+"""A teacher in the training step (``distill.model``): it scores the augmented input of the student."""
 
 from __future__ import annotations
 

@@ -31,10 +31,6 @@ Step = Callable[..., tuple[State, Metrics]]
 """A training step: ``(state, batch, key) -> (state, metrics)``; with a teacher, its weights are a fourth argument."""
 
 
-class TrainingError(RuntimeError):
-    """Training cannot continue; the message has the step, its clips, and the remedy."""
-
-
 def init_state(
     model: nnx.Module,
     tx: optax.GradientTransformation,

@@ -37,9 +37,9 @@ from psla_jax.runtime.sharding import Placement
 from psla_jax.tagging.share import ALL, Share
 from psla_jax.training import loop, resolve, run_directory
 from psla_jax.training.estimates import Estimate
+from psla_jax.training.monitor import TrainingError
 from psla_jax.training.run_directory import CONFIG, DATA, SUMMARY
 from psla_jax.training.selection import selecting_columns
-from psla_jax.training.step import TrainingError
 
 SUFFIX = "-sweep"
 """Suffix of the directory of a sweep, appended to the run directory of the config."""

@@ -68,12 +68,13 @@ def label_loss(config: RunConfig, data: DataSets) -> Loss:
 
 def run_loss(config: RunConfig, data: DataSets) -> Loss:
     """Returns the loss of the training steps of a run: that of the labels, or with a teacher, of both."""
-    loss = label_loss(config, data)
+    weights, exclusive = _class_weights(config, data), is_exclusive(config.optimizer.loss)
+    loss = losses.from_config(config.optimizer, weights)
     if not config.distill.active:
         return loss
-    weights, exclusive = _class_weights(config, data), is_exclusive(config.optimizer.loss)
-    array = None if weights is None else jnp.asarray(weights)
-    return distilled(loss, config.distill, exclusive=exclusive, weights=array)
+    return distilled(
+        loss, config.distill, exclusive=exclusive, weights=None if weights is None else jnp.asarray(weights)
+    )
 
 
 def _class_weights(config: RunConfig, data: DataSets) -> np.ndarray | None:

@@ -41,9 +41,8 @@ from psla_jax.runtime.preemption import Stopped
 from psla_jax.training import loop
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints
-from psla_jax.training.monitor import TrainingMonitor
+from psla_jax.training.monitor import TrainingError, TrainingMonitor
 from psla_jax.training.run_directory import RunError
-from psla_jax.training.step import TrainingError
 
 RESULTS = ("result.csv", "best_single_result.csv", "wa_result.csv", "wa_plain_result.csv", "ensemble_result.csv")
 

@@ -19,7 +19,7 @@ from psla_jax.data import datasets
 from psla_jax.runtime.preemption import Stopped
 from psla_jax.tagging.share import Share
 from psla_jax.training import loop, run_directory
-from psla_jax.training.step import TrainingError
+from psla_jax.training.monitor import TrainingError
 from psla_jax.training.sweep import SettingResult, SweepError, sweep
 
 CONFIG = """
