@@ -86,6 +86,7 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     with distributed.agree():
         require_known(config)
         data = resolve.load_data(config, logger.info)
+        resolve.require_outputs(config, data)
         config = resolve.with_loss(config, data)
     config = resolve.recorded(config, directory)
 

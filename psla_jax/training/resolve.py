@@ -34,10 +34,14 @@ def load_data(config: RunConfig, log: Callable[[str], None]) -> DataSets:
 
 
 def with_loss(config: RunConfig, data: DataSets) -> RunConfig:
-    """Returns the config with the loss itself in place of `auto`; raises if metrics or trackers do not fit."""
+    """Returns the config with the loss itself in place of `auto`."""
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
+
+
+def require_outputs(config: RunConfig, data: DataSets) -> None:
+    """Raises an error of this package unless the metrics and the trackers of a run can be used."""
     require_measurable(config, data)
     require_available(config.log)
-    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, loss=data.loss))
 
 
 def is_measured(config: RunConfig) -> bool:

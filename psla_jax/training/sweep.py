@@ -195,6 +195,7 @@ def _unfinished(runs: Sequence[PlannedRun], logger: Logger) -> set[str]:
             try:
                 if key not in loaded:
                     loaded[key] = resolve.load_data(config, logger.info)
+                resolve.require_outputs(config, loaded[key])
                 config = resolve.with_loss(config, loaded[key])
                 config = resolve.recorded(config, Path(config.run_dir))
                 if _is_finished(config, loaded[key]):
