@@ -21,8 +21,10 @@ REFUSED = {"run_dir": "it follows from the settings", "seed": "use --seeds"}
 @dataclass(frozen=True)
 class Sweep:
     """Trains all combinations of settings, each with several seeds, and reports mean and spread; rerun to resume.
+
     Example: psla sweep demo --set optimizer.learning_rate 1e-3 3e-3 --set sampling.mixup 0.3 0.5 --seeds 3
-    Under Slurm: sbatch --array=0-3 --wrap "psla sweep ..." divides the runs among the tasks of the array."""
+
+    Under Slurm, sbatch --array=0-3 --wrap "psla sweep ..." divides the runs among the tasks of the array."""
 
     config: Annotated[RunConfig, tyro.conf.FlagConversionOff, tyro.conf.arg(name="")]
     set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
@@ -90,18 +92,30 @@ def _parsed(config: RunConfig, values: Sequence[tuple[str, str]]) -> RunConfig:
     arguments: list[str] = []
     for name, value in values:
         several = isinstance(flatten(config)[name], tuple)
-        # Spaces separate the ingredients of a list, except within the options of one.
-        arguments += [f"--{name}", *re.findall(r"[^\s(]+(?:\([^)]*\))?", value)] if several else [f"--{name}={value}"]
+        arguments += [f"--{name}", *_words(value)] if several else [f"--{name}={value}"]
     parsed: Any = tyro.cli(
         RunConfig, default=config, args=arguments, prog="psla sweep", config=(tyro.conf.FlagConversionOff,)
     )
     return parsed
 
 
+def _words(text: str) -> list[str]:
+    """Returns the elements of a list, which are separated by spaces except within parentheses."""
+    words: list[str] = []
+    for part in text.split(" "):
+        if words and words[-1].count("(") > words[-1].count(")"):
+            words[-1] += f" {part}"
+        elif part:
+            words.append(part)
+    return words
+
+
 def _text(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value) or "none"
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -179,17 +179,22 @@ def _fill(
     """Fills in the scores of the file: `rows` are those of the clips in the file, -1 for none, `columns` of classes."""
     clips = np.argsort(rows, kind="stable")
     clips, known = clips[rows[clips] >= 0], np.flatnonzero(columns >= 0)
-    sorted_rows, first = rows[clips], 0
+    sorted_rows, first, within = rows[clips], 0, True
     for block in _blocks(config, num_classes):
         of_block = clips[slice(*np.searchsorted(sorted_rows, (first, first + len(block))))]
         values = block[rows[of_block] - first][:, columns[known]]
         _require_scores(config, values, rows[of_block])
+        within &= bool(((values >= 0) & (values <= 1)).all())
         soft = soften(values, config.temperature, exclusive=exclusive, logits=config.logits)
         if exclusive:  # A clip whose only class the teacher lacks keeps its label.
             taught = stored[of_block][:, known].any(axis=1)
             of_block, soft = of_block[taught], soft[taught]
         stored[np.ix_(of_block, known)] = soft
         first += len(block)
+    if config.logits and within:
+        raise TeacherError(
+            f"{FIELD} is {config.teacher!r}, whose values are all in [0, 1], as scores are: use --distill.logits False."
+        )
     if first != num_clips:
         raise TeacherError(
             f"{FIELD} is {config.teacher!r} with {first:,} rows of scores, but there are {num_clips:,} clip ids "

@@ -157,18 +157,19 @@ class TrainSource:
                     ) from error
                 if not usable:
                     raise ingredients.IngredientError(
-                        f"{FIELD} is {text!r}, which does not return an Example with a waveform (samples,) and labels "
-                        "(classes,) in float32: correct the step."
+                        f"{FIELD} is {text!r}, which does not return an Example with a finite waveform (samples,) and "
+                        "labels (classes,) in float32: correct the step."
                     )
 
 
 def _is_like(result: object, example: Example) -> bool:
-    """Returns whether the result of a step is an example with a waveform, and with targets of the same shapes."""
+    """Returns whether the result of a step is an example with a finite waveform, and targets of the same shapes."""
     if not (isinstance(result, Example) and set(result.targets) == set(example.targets)):
         return False
     pairs = [(np.shape(x), getattr(x, "dtype", None)) for x in (result.targets[name] for name in example.targets)]
     same = all(pair == (target.shape, target.dtype) for pair, target in zip(pairs, example.targets.values()))
-    return same and (np.ndim(result.waveform), getattr(result.waveform, "dtype", None)) == (1, np.float32)
+    is_waveform = (np.ndim(result.waveform), getattr(result.waveform, "dtype", None)) == (1, np.float32)
+    return bool(same and is_waveform and np.isfinite(result.waveform).all())
 
 
 def train_source(

@@ -41,12 +41,14 @@ def lwlrap(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def micro_f1(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> float:
     """Returns the F1 of all decisions ``score >= threshold`` together."""
+    _require_threshold(threshold)
     detected, positive = scores >= threshold, labels > 0.5
     return float(2 * (detected & positive).sum() / (detected.sum() + positive.sum()))
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> float:
     """Returns the mean F1 of the decisions ``score >= threshold``, over the classes with a positive clip."""
+    _require_threshold(threshold)
     detected, positive = scores >= threshold, labels > 0.5
     scored = positive.any(axis=0)
     f1 = 2 * (detected & positive).sum(axis=0)[scored] / (detected.sum(axis=0) + positive.sum(axis=0))[scored]
@@ -59,6 +61,7 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> 
     If every clip has one label, the class with the highest score is predicted; otherwise all classes with scores of
     `threshold` or more, as in scikit-learn's ``accuracy_score``.
     """
+    _require_threshold(threshold)
     if (np.count_nonzero(labels, axis=1) == 1).all():
         return float(np.mean(scores.argmax(axis=1) == labels.argmax(axis=1)))
     return float(np.mean(((scores >= threshold) == (labels > 0.5)).all(axis=1)))
@@ -66,9 +69,17 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int = 5) -> float:
     """Returns the fraction of labelled clips that have a label among their `k` classes with the highest scores."""
+    if not 0 < k < scores.shape[1]:
+        raise ValueError(f"k is {k} for {scores.shape[1]} classes")
     labelled = labels.any(axis=1)
     highest = np.argsort(-scores[labelled], axis=1, kind="stable")[:, :k]
     return float(np.take_along_axis(labels[labelled], highest, axis=1).any(axis=1).mean())
+
+
+def _require_threshold(threshold: float) -> None:
+    """Raises ValueError for a threshold that decides the same for all scores."""
+    if not 0 < threshold <= 1:
+        raise ValueError(f"the threshold {threshold} is not in (0, 1]")
 
 
 def micro_map(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -134,7 +145,7 @@ class Evaluators:
         except Exception as error:
             raise MetricsError(
                 f"{FIELD}: {name} cannot be computed for scores and labels of the shape {scores.scores.shape} "
-                f"({ingredients.reason(error)}): correct the function or remove it."
+                f"({ingredients.reason(error)}): correct the metric or its options, or remove it."
             ) from error
 
     def require_defined(self, data: Datafile) -> list[str]:

@@ -72,6 +72,8 @@ def filter_augment(batch: Batch, keys: jax.Array, std: float, *, decibels: float
     The gains are uniform in ``[-decibels, decibels]`` and interpolated linearly. Source: Nam et al., FilterAugment: an
     acoustic environmental data augmentation method (ICASSP 2022), in its linear form.
     """
+    if bands < 1:
+        raise ValueError(f"filter_augment has {bands} bands")
     x = batch["spectrogram"]
     mels = x.shape[-1]
 

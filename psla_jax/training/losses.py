@@ -57,6 +57,8 @@ def focal(
     The term of a positive label is weighted by ``(1 - score) ** gamma``, that of a negative one by ``score ** gamma``.
     Source: Lin et al., Focal loss for dense object detection (ICCV 2017), without the factor alpha.
     """
+    if gamma < 0:
+        raise ValueError(f"gamma is {gamma}, which is negative")
     scores = jnp.clip(scores, EPSILON, 1.0 - EPSILON)
     log_likelihood = labels * jnp.log(scores) * (1.0 - scores) ** gamma
     log_likelihood += (1.0 - labels) * jnp.log1p(-scores) * scores**gamma
@@ -77,6 +79,8 @@ def asymmetric(
     Negative scores are reduced by `margin`, and focused by `gamma_negative`; positive ones by `gamma_positive`. Source:
     Ridnik et al., Asymmetric loss for multi-label classification (ICCV 2021), where the factor is differentiated too.
     """
+    if min(gamma_positive, gamma_negative) < 0:
+        raise ValueError("gamma_positive or gamma_negative is negative")
     scores = jnp.clip(scores, EPSILON, 1.0 - EPSILON)
     shifted = jnp.maximum(scores - margin, EPSILON)
     log_likelihood = labels * jnp.log(scores) * (1.0 - scores) ** gamma_positive

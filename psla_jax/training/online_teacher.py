@@ -107,7 +107,12 @@ def load_teacher(
     for path in paths:
         try:
             card = read_card(find_model(Path(path)))
-            model = load_model(path, trust=set(card.model.custom_code) <= set(trusted))
+            if untrusted := sorted(set(card.model.custom_code) - set(trusted)):
+                raise TeacherError(
+                    f"{field}: {path} is a model of custom code, {', '.join(untrusted)}, which the student does not "
+                    "use: score the clips with psla evaluate --trust --save, for distill.teacher."
+                )
+            model = load_model(path, trust=True)
         except CheckpointError as error:
             raise TeacherError(f"{field}: {error}") from error
         own = model.frontend

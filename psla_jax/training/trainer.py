@@ -267,6 +267,11 @@ def require_usable(trainer: Trainer, num_classes: int) -> None:
             f"{field}, which changes the shape of {wrong[0]} from {shapes[wrong[0]]} to {result[wrong[0]]}: a step may "
             "only change the number of frames."
         )
+    if other := [name for name in shapes if augmented[name].dtype != jnp.float32]:
+        dtype = augmented[other[0]].dtype
+        raise ingredients.IngredientError(
+            f"{field}, which changes the type of {other[0]} from float32 to {dtype}: return float32."
+        )
     fields = {"valid": batch["valid"]}
     if trainer.config.distill.active:
         fields["teacher"] = batch["labels"]

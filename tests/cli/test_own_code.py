@@ -63,6 +63,10 @@ def nonsense(example, rng):
     return example.waveform
 
 
+def narrowed(batch, keys):
+    return {**batch, "spectrogram": batch["spectrogram"].astype("bfloat16")}
+
+
 def shrunk(batch, keys):
     return {**batch, "labels": batch["labels"][:, 1:]}
 
@@ -183,6 +187,7 @@ def test_functions_of_a_config_file_train_also_in_workers_and_when_resumed(home:
             "--sampling.waveform background(datafile='no.json')",
             "sampling.waveform is \"background(datafile='no.json')\": ",
         ),
+        ("--sampling.spectrogram own:narrowed", "which changes the type of spectrogram from float32 to bfloat16"),
         ("--sampling.spectrogram own:shrunk", "which changes the shape of labels from (2, 4) to (2, 3)"),
         (
             "--sampling.spectrogram patchout(share=1)",

@@ -191,6 +191,7 @@ def test_scores_that_cannot_be_used_are_refused_in_one_sentence(data, tmp_path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda path: {"logits": True}, r"whose values are all in \[0, 1\], as scores are: use --distill.logits False"),
         (lambda path: {"scores": "logits"}, "it has no array 'logits'.*: name its array of scores with distill.scores"),
         (lambda path: {"clips": ("ids",)}, "distill.clips is 'ids': .* cannot be read .*no array 'ids'"),
         (lambda path: {"mids": "classes"}, "distill.mids is 'classes'"),

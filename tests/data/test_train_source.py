@@ -114,6 +114,10 @@ def wide(example: Example, rng: np.random.Generator) -> Example:
     return dataclasses.replace(example, waveform=example.waveform.astype(np.float64))
 
 
+def not_finite(example: Example, rng: np.random.Generator) -> Example:
+    return dataclasses.replace(example, waveform=np.full_like(example.waveform, np.nan))
+
+
 def without_labels(example: Example, rng: np.random.Generator) -> Example:
     return dataclasses.replace(example, targets={})
 
@@ -127,7 +131,10 @@ def demanding(example: Example, rng: np.random.Generator, phase: float) -> Examp
 
 
 UNUSABLE = [
-    *[(name, "does not return an Example with") for name in ("nonsense", "samples_only", "a_list", "wide")],
+    *[
+        (name, "does not return an Example with")
+        for name in ("nonsense", "samples_only", "a_list", "wide", "not_finite")
+    ],
     ("without_labels", "does not return an Example with"),
     ("sometimes_broken", r"cannot be computed \(AttributeError: .*wavefrom"),
     (

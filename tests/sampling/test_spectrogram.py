@@ -137,6 +137,11 @@ def test_freq_mixstyle_gives_every_bin_the_mixed_statistics():
     np.testing.assert_allclose(after, normalised, atol=1e-3)
 
 
+def test_a_filter_without_bands_is_refused():
+    with pytest.raises(ValueError, match="filter_augment has 0 bands"):
+        spectrogram.filter_augment(batch(2), keys(2), STD, bands=0)
+
+
 def test_a_filter_is_the_same_in_every_frame_piecewise_linear_and_bounded_in_decibels():
     data, decibels = batch(200), 9.0
     result = spectrogram.filter_augment(data, keys(200), STD, decibels=decibels, bands=3)

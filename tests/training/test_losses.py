@@ -167,6 +167,16 @@ def demanding(scores: jax.Array, labels: jax.Array, difficulty: jax.Array) -> ja
 
 
 @pytest.mark.parametrize(
+    "text", ["focal(gamma=-1)", "asymmetric(gamma_positive=-1)", "asymmetric(gamma_negative=-0.5)"]
+)
+def test_a_negative_exponent_is_refused(text: str):
+    with pytest.raises(
+        IngredientError, match=r"optimizer\.loss is .*, which cannot be computed \(ValueError: .*negative"
+    ):
+        losses.require_usable(losses.from_config(OptimizerConfig(loss=text)), 3, {}, text)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("total", r"optimizer\.loss is '.*total', which returns \(\) for two clips: return one value per clip"),

@@ -180,7 +180,11 @@ def test_the_weights_of_a_teacher_are_arguments_of_the_program(models):
     ("paths", "settings", "message"),
     [
         (["/nowhere"], {}, "distill.model: there is no model at /nowhere"),
-        (None, {"trusted": ()}, "is a model of custom code, tiny:build"),
+        (
+            None,
+            {"trusted": ()},
+            "tiny:build, which the student does not use: score the clips with psla evaluate --trust --save",
+        ),
     ],
 )
 def test_a_teacher_that_cannot_be_used_is_named(models, paths, settings, message):

@@ -14,6 +14,7 @@ import pytest
 import sounds
 
 from psla_jax.cli import main
+from psla_jax.cli.sweep import combinations
 from psla_jax.config import AggregationConfig, OptimizerConfig, RunConfig
 from psla_jax.data import datasets
 from psla_jax.runtime.preemption import Stopped
@@ -195,6 +196,15 @@ def test_without_a_validation_set_the_order_is_the_given_one(data, tmp_path, mon
     shown = capsys.readouterr().out
     assert "There is no validation set to sort the settings by: do not select one by its evaluation" in shown
     assert "validation mAP" not in shown
+
+
+def test_lists_with_nested_options_and_values_that_differ_in_a_late_digit_are_settings_of_their_own():
+    nested = ("sampling.waveform", "mixup background(datafile='a b.json', snr=(0, 10)) gain", "")
+    found = combinations(RunConfig(), [nested, ("optimizer.learning-rate", "0.00123456", "0.001234561", "1e-3")])
+    steps = ("mixup", "background(datafile='a b.json', snr=(0, 10))", "gain")
+    assert [config.sampling.waveform for config in found.values()] == [steps] * 3 + [()] * 3
+    rates = ("0.00123456", "0.001234561", "0.001")
+    assert list(found) == [f"waveform={name}, learning_rate={rate}" for name in (nested[1], "none") for rate in rates]
 
 
 WRONG = {
