@@ -31,6 +31,10 @@ TRIALS = 8
 """Number of generators with which every step is tried before training, because many apply with a probability."""
 
 
+class AugmentationError(RuntimeError):
+    """A step of the augmentation raised an exception; the message names it and the sample."""
+
+
 @dataclass(frozen=True)
 class ReaderClips:
     """The clips of a reader as examples, for augmentation that combines clips."""
@@ -132,10 +136,20 @@ class TrainSource:
         return row if self.taught is None else {**row, "taught": row["labels"]}
 
     def augment(self, example: Example, epoch: int, sample: int) -> Example:
-        """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample)."""
+        """Returns the example after all steps of ``sampling.waveform``, as a function of (seed, epoch, sample).
+
+        Raises AugmentationError if a step raises an exception.
+        """
         for position, step in enumerate(self._steps):
             key = [STREAM, self.seed, epoch, sample, *([position] if position else [])]
-            example = step(example, np.random.default_rng(key))
+            try:
+                example = step(example, np.random.default_rng(key))
+            except Exception as error:
+                raise AugmentationError(
+                    f"the step {self.sampling.waveform[position]!r} of {FIELD} failed for sample {sample} of epoch "
+                    f"{epoch + 1} ({ingredients.reason(error)}): correct the step, and start the same command again to "
+                    "resume."
+                ) from error
         return example
 
     def require_usable(self) -> None:

@@ -40,7 +40,7 @@ from psla_jax.runtime.preemption import StopHandler, Stopped
 from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.trackers import Trackers
-from psla_jax.training import losses, resolve, run_directory, short_runs, teachers
+from psla_jax.training import losses, resolve, run_directory, setting_notes, teachers
 from psla_jax.training.artifacts import RunArtifacts
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError
 from psla_jax.training.monitor import MAX_STEPS_AHEAD, TrainingMonitor
@@ -241,7 +241,7 @@ class Run:
             f"training clips; {len(devices)} x {devices[0].device_kind}{processes}; run {self.directory}"
         )
         notes = teachers.notes(self.artifacts.trainer.teacher, self.artifacts.teacher)
-        for note in [*notes, *short_runs.notes(self.config, self.artifacts.model, self.steps_per_epoch)]:
+        for note in [*notes, *setting_notes.notes(self.config, self.artifacts.model, self.steps_per_epoch)]:
             self.logger.info(note)
         if padding := self._num_padding_rows():
             self.logger.info(

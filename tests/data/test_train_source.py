@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sounds
+from steps import fade
 
 from psla_jax.config import ConfigError, DataConfig, SamplingConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.loader import batches
-from psla_jax.data.train_source import STREAM, TrainSource, train_source
+from psla_jax.data.train_source import STREAM, AugmentationError, TrainSource, train_source
 from psla_jax.ingredients import IngredientError
 from psla_jax.sampling import waveform
-from psla_jax.sampling.waveform import Clips, Example
+from psla_jax.sampling.waveform import Example
 
 SAMPLES, SEED, BATCH = 4000, 3, 4
 
@@ -31,15 +33,8 @@ def source(folder: Path, *steps: str, epochs: int = 2, **fields: object) -> Trai
     return train_source(data, DataConfig(batch_size=BATCH), sampling, num_samples=SAMPLES, epochs=epochs, seed=SEED)
 
 
-def fade(example: Example, rng: np.random.Generator, num_samples: int, clips: Clips, *, power: float = 1.0) -> Example:
-    """A step of one's own: a fade to the end of the input, of a random depth."""
-    assert len(clips) == 10
-    envelope = 1 - rng.random() * np.minimum(np.arange(len(example.waveform)) / num_samples, 1) ** power
-    return dataclasses.replace(example, waveform=example.waveform * envelope.astype(np.float32))
-
-
 def test_steps_are_applied_in_their_order_with_generators_of_their_own(folder: Path):
-    steps = "gain(decibels=12)", f"{__name__}:fade(power=2)", "gain(decibels=3)"
+    steps = "gain(decibels=12)", "steps:fade(power=2)", "gain(decibels=3)"
     rows = source(folder, *steps)
     plain = source(folder)
     for item in (0, 5, 9, 12, 17, 21):
@@ -57,8 +52,9 @@ def test_steps_are_applied_in_their_order_with_generators_of_their_own(folder: P
 
 
 def test_worker_processes_apply_steps_of_ones_own_too(folder: Path):
-    text = f"{fade.__module__}:fade"
-    rows = source(folder, "mixup(most=3)", text, "crop", f"background(datafile={str(folder / 'validation.json')!r})")
+    rows = source(
+        folder, "mixup(most=3)", "steps:fade", "crop", f"background(datafile={str(folder / 'validation.json')!r})"
+    )
     rows.require_usable()
     here, there = list(batches(rows)), list(batches(rows, workers=2))
     assert len(here) == len(there) == 6
@@ -148,6 +144,19 @@ UNUSABLE = [
     ("background(snr=(0, 5))", r"cannot be called \(missing a required (keyword-only )?argument: 'datafile'\)"),
     ("nowhere:step", r"'nowhere:step' cannot be imported \(No module named 'nowhere'\)"),
 ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_that_fails_later_is_named_with_its_sample(folder: Path, workers: int):
+    rows = source(folder, "gain", "steps:fails_later", epochs=20)
+    with pytest.raises(RuntimeError) as raised:
+        list(batches(rows, workers=workers))
+    if workers == 0:
+        assert isinstance(raised.value, AugmentationError)
+    pattern = (
+        r"fails_later' of sampling\.waveform failed for sample \d of epoch \d+ \(ZeroDivisionError: division by zero\)"
+    )
+    assert re.search(pattern, str(raised.value))
 
 
 @pytest.mark.parametrize(("text", "message"), UNUSABLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import threading
@@ -141,7 +142,8 @@ def open_source(source: str) -> tuple[ByteStream, str]:
             raise AudioError(
                 "standard input", "is not a pipe: pipe audio into it, as in ffmpeg -i ... -f wav - | psla listen - ..."
             )
-        return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False), "standard input"
+        # A descriptor of its own: the reading thread may outlive the caller's, whose number another file then gets.
+        return open(os.dup(sys.stdin.fileno()), "rb", buffering=0), "standard input"
     try:
         return open(source, "rb", buffering=0), source
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Notes on runs that are too short for their warm-up or for the running batch statistics."""
+"""Notes on settings that have no effect, or that need more steps than the run has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 from psla_jax.config import RunConfig
+from psla_jax.models.protocols import parts
 from psla_jax.models.views import has_running_statistics
 from psla_jax.pretraining.initialize import IMAGENET
 
@@ -16,7 +17,8 @@ MAX_INITIAL_SHARE = 0.1
 
 
 def notes(config: RunConfig, model: nnx.Module, steps_per_epoch: int) -> Iterator[str]:
-    """Yields a sentence for each setting that needs more steps than the run has."""
+    """Yields a sentence for each setting that has no effect in this run, or needs more steps than it has."""
+    yield from _without_effect(config, model)
     steps = config.optimizer.epochs * steps_per_epoch
     warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
     if warmup > steps:
@@ -40,3 +42,20 @@ def notes(config: RunConfig, model: nnx.Module, steps_per_epoch: int) -> Iterato
 
 def _norms(model: nnx.Module) -> Iterator[Any]:
     return (module for _, module in nnx.iter_modules(model) if has_running_statistics(module))
+
+
+def _without_effect(config: RunConfig, model: nnx.Module) -> Iterator[str]:
+    default = RunConfig()
+    if not config.distill.active:
+        for name in ("weight", "temperature", "logits"):
+            value = getattr(config.distill, name)
+            if value != getattr(default.distill, name):
+                yield (
+                    f"distill.{name} is {value}, which has no effect without a teacher: name one with distill.teacher "
+                    "or distill.model"
+                )
+    if parts(model) is None and config.model.pooling != default.model.pooling:
+        yield (
+            f"model.pooling is {config.model.pooling!r}, which has no effect: {config.model.name} is a whole model, "
+            "and only a backbone gets a head"
+        )

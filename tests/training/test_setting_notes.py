@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import sounds
+from customs import Network
 from flax import nnx
 from tiny import build
 
-from psla_jax.config import AggregationConfig, OptimizerConfig, PretrainingConfig
-from psla_jax.training import short_runs
+from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig, PretrainingConfig
+from psla_jax.config_distill import DistillConfig
+from psla_jax.models.factory import build_model
+from psla_jax.models.initializers import AbstractRngs
+from psla_jax.training import setting_notes
+
+
+def test_settings_without_effect_are_named(tmp_path: Path) -> None:
+    fields = {"distill": DistillConfig(weight=0.5), "model": ModelConfig("tiny:build", "mean")}
+    config = sounds.config(tmp_path, tmp_path / "run", optimizer=OptimizerConfig(epochs=30, warmup_steps=0), **fields)
+    whole = Network(4, nnx.Rngs(0))
+    with_head = build_model("efficientnet-tiny", num_classes=4, rngs=AbstractRngs())
+    of_teacher = "distill.weight is 0.5, which has no effect without a teacher: name one with distill.teacher or "
+    of_teacher += "distill.model"
+    of_head = "model.pooling is 'mean', which has no effect: tiny:build is a whole model, and only a backbone gets a "
+    of_head += "head"
+    assert list(setting_notes.notes(config, whole, 100)) == [of_teacher, of_head]
+    assert list(setting_notes.notes(config, with_head, 100)) == [of_teacher]
+    taught = dataclasses.replace(config, distill=DistillConfig("scores.npz", weight=0.5))
+    assert list(setting_notes.notes(taught, with_head, 100)) == []
 
 
 @pytest.mark.parametrize(
@@ -43,6 +63,6 @@ from psla_jax.training import short_runs
 def test_what_needs_more_steps_is_named(tmp_path: Path, steps_per_epoch, optimizer, other, expected) -> None:
     fields = {"aggregation": AggregationConfig(1, 2), **other}
     config = sounds.config(tmp_path, tmp_path / "run", optimizer=optimizer, **fields)
-    notes = list(short_runs.notes(config, build(4, nnx.Rngs(0)), steps_per_epoch))
+    notes = list(setting_notes.notes(config, build(4, nnx.Rngs(0)), steps_per_epoch))
     assert len(notes) == len(expected)
     assert all(note.endswith(end) for note, end in zip(notes, expected)), notes
