@@ -36,7 +36,7 @@ MAX_DELAYS = {"start": 4.0, "loader": 0.02, "step": 0.05, "checkpoint": 0.3, "ev
 """Maximum delay between the beginning of each phase and the kill, in seconds."""
 FUNCTIONS = (
     ("loader", "monitor", "TrainingMonitor.fetch"),
-    ("step", "step", "Trainer.step"),
+    ("step", "trainer", "Trainer.step"),
     ("checkpoint", "checkpointing", "RunCheckpoints.save"),
     ("checkpoint", "checkpointing", "RunCheckpoints.wait"),
     ("evaluation", "artifacts", "RunArtifacts.score"),

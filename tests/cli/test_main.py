@@ -118,7 +118,7 @@ FIELDS = {
     "--data.batch-size 0": "data.batch_size is 0",
     "--aggregation.last 7": "aggregation.last is 7",
     "--sampling.mixup 2": "sampling.mixup is 2.0",
-    "--model.name efficientnet-b9": "there is no model 'efficientnet-b9'",
+    "--model.name efficientnet-b9": "model.name is 'efficientnet-b9': 'efficientnet-b9' is unknown: choose one of",
     "--model.name nowhere:build": "'nowhere:build' cannot be imported",
     "--data.validation= --data.evaluation=": "data.validation and data.evaluation are both empty",
     "--data.train=": "data.train is empty",
