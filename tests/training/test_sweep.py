@@ -259,6 +259,6 @@ def test_lists_of_ingredients_are_values_too(data, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "3")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "1")
-    values = ["lwlrap", "lwlrap micro_f1(threshold=0.3) top_k", ""]
+    values = ["lwlrap", "lwlrap micro_f1(threshold=0.3) top_k(k=2)", ""]
     assert main.main(arguments(data, tmp_path, "--set", "metrics", *values)) == 0
-    assert seen == [("lwlrap",), ("lwlrap", "micro_f1(threshold=0.3)", "top_k"), ()]
+    assert seen == [("lwlrap",), ("lwlrap", "micro_f1(threshold=0.3)", "top_k(k=2)"), ()]
