@@ -21,7 +21,6 @@ from psla_jax.models.state import split_model
 from psla_jax.models.views import apply, eval_view, statistics_view, train_view
 from psla_jax.training.losses import LOSSES
 
-BACKBONES = ("efficientnet-tiny", "mobilenet-v2", "resnet50")
 LABELS = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
 
 
@@ -52,8 +51,10 @@ def inner_product(a: Any, b: Any) -> float:
     return float(sum(np.vdot(np.float64(x), np.float64(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))))
 
 
-@pytest.mark.parametrize("view", [train_view, eval_view])
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [("efficientnet-tiny", train_view), ("efficientnet-tiny", eval_view), ("mobilenet-v2", train_view)],
+)
 def test_forward_mode_through_a_whole_loss_agrees_with_the_gradients_of_training(name: str, view) -> None:
     loss, params = loss_of_parameters(name, view)
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
