@@ -98,6 +98,12 @@ def write(folder: Path, *parts: str, name: str = "own.py") -> Path:
     return folder / name
 
 
+@pytest.fixture(autouse=True)
+def own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores the module path, in which reading a config inserts its folder: that of a json.py, for example."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
