@@ -149,7 +149,8 @@ class OptimizerConfig:
     decay: float = 0.5
     """Factor by which a decay multiplies the learning rate."""
     weight_decay: float = 5e-7
-    """Weight decay: for `adam` and `sgd` the L2 coefficient of a term of the gradient, else decoupled as in AdamW."""
+    """Weight decay: for `adam` and `sgd` the L2 coefficient of a term of the gradient, else decoupled, for which values
+    such as 0.01 are usual."""
     no_decay: tuple[str, ...] = ()
     """Patterns of the parameters without weight decay, such as `*.bias` `*_bn*`: shell patterns of dotted names."""
     rates: tuple[str, ...] = ()

@@ -98,7 +98,8 @@ def _train(config: RunConfig, cache_programs: bool) -> list[ModelSummary]:
     with run_directory.exclusive(directory):
         edited_sets = require_compatible()
         config, measured = resolve.measured(config, data, logger)
-        notes = [*run_directory.extension_notes(directory, config), *measured, *resolve.notes(config)]
+        steps = math.ceil(len(data.train) / config.data.batch_size)
+        notes = [*run_directory.extension_notes(directory, config, steps), *measured, *resolve.notes(config)]
         run_directory.write_metadata(directory, config, data)
         with StopHandler() as stop:
             run = open_run(directory, config, data, placement, stop, cache_programs)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from psla_jax import ingredients
@@ -170,6 +171,14 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int) -> optax.Schedu
             f"optimizer.schedule is {config.schedule!r}, which gives rates of the shape {rate.shape}: give one number."
         )
     return schedule
+
+
+def same_rates(one: OptimizerConfig, other: OptimizerConfig, steps_per_epoch: int) -> bool:
+    """Returns whether the schedules of two configs agree in every epoch that both have: at its first and last step."""
+    starts = np.arange(min(one.epochs, other.epochs)) * steps_per_epoch
+    steps = np.concatenate([starts, starts + steps_per_epoch - 1])
+    rates = [jax.vmap(make_schedule(config, steps_per_epoch))(steps) for config in (one, other)]
+    return bool(jnp.array_equal(*rates))
 
 
 def _lengths(config: OptimizerConfig, steps_per_epoch: int) -> dict[str, int]:

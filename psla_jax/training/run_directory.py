@@ -16,6 +16,7 @@ from psla_jax.config import RunConfig, differences, from_json, to_json
 from psla_jax.data.datasets import DataSets
 from psla_jax.evaluation import tables
 from psla_jax.runtime import distributed
+from psla_jax.training.optimizer import same_rates
 
 CONFIG, DATA, SUMMARY, LOG, LABELS = "config.json", "data.json", "summary.json", "log.txt", "labels.csv"
 CHECKPOINTS, LOCK, LOCK_OWNER = "checkpoints", ".lock", ".lock.owner"
@@ -56,14 +57,20 @@ def has_checkpoint(directory: Path) -> bool:
     return (directory / CONFIG).is_file() and any((directory / CHECKPOINTS).glob("[0-9]*"))
 
 
-def extension_notes(directory: Path, config: RunConfig) -> Iterator[str]:
-    """Yields a sentence if the run in `directory` has fewer epochs than `config`, and one on its weight average."""
+def extension_notes(directory: Path, config: RunConfig, steps_per_epoch: int) -> Iterator[str]:
+    """Yields a sentence if the run in `directory` has fewer epochs than `config`, and others on what this changes."""
     if not (directory / CONFIG).is_file():
         return
-    before = from_json((directory / CONFIG).read_text(encoding="utf-8")).optimizer.epochs
-    epochs, last = config.optimizer.epochs, config.aggregation.last
+    earlier = from_json((directory / CONFIG).read_text(encoding="utf-8")).optimizer
+    before, epochs, last = earlier.epochs, config.optimizer.epochs, config.aggregation.last
     if epochs > before:
         yield f"the run of {before} epochs is continued up to epoch {epochs}"
+        if not same_rates(earlier, config.optimizer, steps_per_epoch):
+            yield (
+                f"the schedule {config.optimizer.schedule} depends on the number of epochs: those so far were trained "
+                f"with the learning rates of a run of {before}, so the result is not that of a run started with "
+                f"{epochs} epochs"
+            )
         if last and last < epochs:
             yield (
                 f"the weight average ends with epoch {last}: use --aggregation.last 0 to average up to the last epoch"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import nnx
 
 from psla_jax.config import RunConfig
+from psla_jax.ingredients import accepts, find
 from psla_jax.models.protocols import parts
 from psla_jax.models.views import has_running_statistics
 from psla_jax.pretraining.initialize import IMAGENET
+from psla_jax.sampling.spectrogram import SPECTROGRAM_STEPS
+from psla_jax.sampling.waveform import WAVEFORM_STEPS
 
 MAX_INITIAL_SHARE = 0.1
 """Share of the initial values in the running batch statistics above which scores of an epoch are noted as too low."""
@@ -54,6 +57,14 @@ def _without_effect(config: RunConfig, model: nnx.Module) -> Iterator[str]:
                     f"distill.{name} is {value}, which has no effect without a teacher: name one with distill.teacher "
                     "or distill.model"
                 )
+    registries: dict[str, Mapping[str, Callable]] = {"waveform": WAVEFORM_STEPS, "spectrogram": SPECTROGRAM_STEPS}
+    settings = {"waveform": ("mixup",), "spectrogram": ("freq_mask", "time_mask")}
+    for field, registry in registries.items():
+        steps = [find(text, registry, f"sampling.{field}") for text in getattr(config.sampling, field)]
+        for name in settings[field]:
+            value = getattr(config.sampling, name)
+            if value and not any(accepts(step, name) for step in steps):
+                yield f"sampling.{name} is {value}, which has no effect: no step of sampling.{field} takes it"
     if parts(model) is None and config.model.pooling != default.model.pooling:
         yield (
             f"model.pooling is {config.model.pooling!r}, which has no effect: {config.model.name} is a whole model, "

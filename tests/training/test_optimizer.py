@@ -12,7 +12,7 @@ from tolerance import assert_close, assert_trees_close
 
 from psla_jax.config import OptimizerConfig, PretrainingConfig
 from psla_jax.ingredients import IngredientError
-from psla_jax.training.optimizer import make_optimizer, make_schedule, require_usable, unmatched
+from psla_jax.training.optimizer import make_optimizer, make_schedule, require_usable, same_rates, unmatched
 
 RATE, STEPS_PER_EPOCH = 1e-2, 10
 PLAIN = PretrainingConfig()
@@ -347,3 +347,9 @@ def test_settings_of_other_ingredients_are_not_passed_to_an_optimizer():
     """RMSProp has a parameter decay, which is not the factor of the schedule."""
     found = five_steps(made("optax:rmsprop", weight_decay=0.0))
     assert_trees_close(found, five_steps(optax.rmsprop(RATE)), 1e-6)
+
+
+@pytest.mark.parametrize(("schedule", "same"), [("step_decay", True), ("constant", True), ("cosine", False)])
+def test_rates_of_a_longer_run_differ_if_the_schedule_depends_on_its_length(schedule: str, same: bool) -> None:
+    short, long = (OptimizerConfig(schedule=schedule, epochs=epochs, warmup_steps=3) for epochs in (12, 20))
+    assert same_rates(short, long, 7) is same

@@ -11,7 +11,7 @@ from customs import Network
 from flax import nnx
 from tiny import build
 
-from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig, PretrainingConfig
+from psla_jax.config import AggregationConfig, ModelConfig, OptimizerConfig, PretrainingConfig, SamplingConfig
 from psla_jax.config_distill import DistillConfig
 from psla_jax.models.factory import build_model
 from psla_jax.models.initializers import AbstractRngs
@@ -29,6 +29,13 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     of_head += "head"
     assert list(setting_notes.notes(config, whole, 100)) == [of_teacher, of_head]
     assert list(setting_notes.notes(config, with_head, 100)) == [of_teacher]
+    sampling = SamplingConfig(time_mask=4, waveform=("gain",), spectrogram=("freq_mixstyle",))
+    without_masks = dataclasses.replace(config, distill=DistillConfig(), sampling=sampling)
+    assert list(setting_notes.notes(without_masks, with_head, 100)) == [
+        "sampling.mixup is 0.5, which has no effect: no step of sampling.waveform takes it",
+        "sampling.freq_mask is 48, which has no effect: no step of sampling.spectrogram takes it",
+        "sampling.time_mask is 4, which has no effect: no step of sampling.spectrogram takes it",
+    ]
     taught = dataclasses.replace(config, distill=DistillConfig("scores.npz", weight=0.5))
     assert list(setting_notes.notes(taught, with_head, 100)) == []
 
