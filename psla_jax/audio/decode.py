@@ -427,7 +427,7 @@ def in_threads(
         workers: number of threads; None or 0 for four more than the cores, at most 32.
         progress: whether to show the bar.
     """
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     hidden = not (progress and console.is_terminal)
     with contextlib.closing(in_order(work, items, workers or min(32, (os.cpu_count() or 1) + 4))) as results:
         return list(track(results, description, total=len(items), console=console, transient=True, disable=hidden))

@@ -180,8 +180,8 @@ class _Output(contextlib.ExitStack):
 
         super().__init__()
         self.events, self.began, self._live = 0, time.time(), live
-        self._out = Console(highlight=False, soft_wrap=True)
-        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._out = Console(emoji=False, highlight=False, soft_wrap=True)
+        self._err = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
         screen = self._out if self._out.is_terminal else self._err
         # A status line would break JSON on the same terminal.
         visible = screen.is_terminal and not (file == STANDARD and self._out.is_terminal)

@@ -211,7 +211,7 @@ class _TagCommand:
         columns = formats.COLUMNS if calibration is None else formats.COLUMNS + formats.CALIBRATED_COLUMNS
         self.csv_header = ",".join(columns) + "\n"
         self.num_noted = 0
-        self.screen = Console(highlight=False)
+        self.screen = Console(emoji=False, highlight=False)
         self.unwritten = set[str]()
 
     def run(self, recordings: list[Recording]) -> int:

@@ -154,7 +154,7 @@ def pack(
     finished = output.prepare(force)
     output.write_manifest(finished)  # Before the first shard, so that the same command resumes whatever happens to it.
     reused, threads = len(finished), workers or min(32, (os.cpu_count() or 1) + 4)
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     for note in data_notes(data, held_out=False):
         console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
     with Progress(console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:

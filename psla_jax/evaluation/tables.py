@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from psla_jax.evaluation.metrics import Interval, Metrics
@@ -92,7 +93,7 @@ def json_value(value: Any) -> Any:
 
 def print_summary(console: Console, models: Sequence[ModelSummary], title: str) -> None:
     """Prints the table at the end of a run, with one row per set and model."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("set")
     table.add_column("model", overflow="fold")
     single = any(not math.isnan(metrics.accuracy) for model in models for metrics in model.sets.values())

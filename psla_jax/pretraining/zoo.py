@@ -205,8 +205,8 @@ def unpack(path: Path, folder: Path) -> list[Path]:
 
 def show() -> None:
     """Prints the catalogue."""
-    terminal = Console(highlight=False, soft_wrap=True)
-    console = terminal if terminal.is_terminal else Console(highlight=False, soft_wrap=True, width=200)
+    terminal = Console(emoji=False, highlight=False, soft_wrap=True)
+    console = terminal if terminal.is_terminal else Console(emoji=False, highlight=False, soft_wrap=True, width=200)
     table = Table(title="official weights (mAP as published)", title_justify="left")
     for column in ("name", "what", "models", "mAP", "in cache", "link"):
         table.add_column(column, overflow="fold", no_wrap=column in ("name", "mAP"))

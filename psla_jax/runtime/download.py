@@ -134,6 +134,6 @@ def _transfer(url: str, part: Path) -> None:
 
 def _progress_bar() -> Progress:
     """Returns a progress bar on standard error, which is hidden unless that is a terminal."""
-    console, text = Console(stderr=True), TextColumn("{task.description}")
+    console, text = Console(emoji=False, stderr=True), TextColumn("{task.description}")
     columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

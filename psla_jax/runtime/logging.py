@@ -35,9 +35,11 @@ class Logger:
     def __init__(self, log: Path | None = None, *, silent: bool = False) -> None:
         """Creates a logger. Without `log` there is no file; with `silent`, nothing is written at all."""
         self._silent = silent
-        screen = _Screen(highlight=False, soft_wrap=True)
+        screen = _Screen(emoji=False, highlight=False, soft_wrap=True)
         # Output that is not a terminal has no width: tables redirected to a file must not be cut.
-        self.console = screen if screen.is_terminal else _Screen(highlight=False, soft_wrap=True, width=160)
+        self.console = (
+            screen if screen.is_terminal else _Screen(emoji=False, highlight=False, soft_wrap=True, width=160)
+        )
         self._log = log
 
     def info(self, text: str) -> None:
@@ -56,7 +58,7 @@ class Logger:
     @contextlib.contextmanager
     def progress(self, description: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Shows a progress bar, which disappears at the end, for `total` items of which `done` are complete."""
-        screen = Console(stderr=True)
+        screen = Console(emoji=False, stderr=True)
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from psla_jax.config import RunConfig
@@ -198,7 +199,7 @@ def _write(directory: Path, names: Sequence[str], results: Sequence[ModelResult]
 def _print(console: Console, title: str, results: Sequence[ModelResult]) -> None:
     """Prints the table of the means, and how it was measured."""
     metrics = results[0].metrics()
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("model", overflow="fold")
     for metric in metrics:
         table.add_column(_METRICS[metric], justify="right", no_wrap=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from psla_jax import ingredients
@@ -353,7 +354,7 @@ def _to_json(setting: SettingResult, pairs: Iterable[tuple[str, str]]) -> dict[s
 def _print(console: Console, title: str, settings: Sequence[SettingResult], metric: str) -> None:
     """Prints the table of the means, the runs that failed, and how it was measured."""
     shown = [(kind, name) for kind, name in _metrics(settings) if name in ("mAP", ACCURACY, metric)]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in ("setting", "model"):
         table.add_column(column, overflow="fold")
     for column in ("runs", *(f"{kind} {name}" for kind, name in shown)):
@@ -362,7 +363,7 @@ def _print(console: Console, title: str, settings: Sequence[SettingResult], metr
         runs = f"{len(setting.finished)} of {len(setting.runs)}"
         for model in setting.models or [""]:
             values = [setting.estimate(model, *pair).with_error() if model else "-" for pair in shown]
-            table.add_row(setting.label, model, runs, *values)
+            table.add_row(escape(setting.label), model, runs, *values)
         table.add_section()
     console.print(table)
     for run in (run for setting in settings for run in setting.runs if run.failed):

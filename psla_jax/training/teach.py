@@ -148,8 +148,9 @@ class Teaching:
                     self._record(number + 1)
                     raise Stopped(stop.signal or 15, f"the scores of {number + 1} steps are saved")
         self._record(total)
+        plural = "" if self.card.epochs == 1 else "s"
         self.logger.info(
-            f"{self.directory}: scores of {self.card.epochs} epochs of {self.card.samples:,} clips, the largest "
+            f"{self.directory}: scores of {self.card.epochs} epoch{plural} of {self.card.samples:,} clips, the largest "
             f"{self.card.top} of each row; train with --distill.teacher {self.directory}"
         )
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from psla_jax.evaluation.metrics import evaluate
+from psla_jax.evaluation.tables import ModelSummary, print_summary
 from psla_jax.runtime.logging import Logger, TensorBoardWriter
 
 
@@ -89,3 +91,12 @@ logger.console.print("a table")
         assert process.stderr.read() == ""
     assert process.returncode == 0
     assert (tmp_path / "log.txt").read_text().splitlines()[-1].endswith(" line 9999")
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Rich would print the colons of demo:train: as a picture, and leave out what is in brackets."""
+    text = "demo:train: 420 clips of [bold] runs/a[b]"
+    Logger().info(text)
+    metrics = evaluate(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[1, 0], [0, 1]]))
+    print_summary(Logger().console, [ModelSummary("model", {"evaluation": metrics}, {})], text)
+    assert capsys.readouterr().out.count(text) == 2

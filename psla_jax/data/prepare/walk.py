@@ -47,7 +47,7 @@ def walk(folders: Sequence[str], *, workers: int = 16, progress: bool = True) ->
     """
     visited: set[tuple[int, int]] = set()
     queue = [os.path.abspath(folder) for folder in folders]
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     columns = (SpinnerColumn(), TextColumn("Listing audio: {task.completed:,.0f} files"), TimeElapsedColumn())
     counter = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
     task = counter.add_task("", total=None)
