@@ -215,7 +215,7 @@ def _class_table(enhancement: Enhancement, vocabulary: Vocabulary, name: Thresho
 
 def _label_table(enhancement: Enhancement, relations: Relations, request: Request) -> Table:
     """Returns a table of the original and enhanced labels: their number, and missing parents and children."""
-    table = Table(title=f"labels of {request.data}", title_justify="left")
+    table = Table(title=escape(f"labels of {request.data}"), title_justify="left")
     table.add_column("labels", no_wrap=True)
     for column in ("count", "added", "clips changed", "without parent", "without child"):
         table.add_column(column, justify="right")
