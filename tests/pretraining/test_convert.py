@@ -122,7 +122,10 @@ def test_the_model_directory_contains_all_settings_and_a_report(home: Path) -> N
     assert description["model"] | {"drop_connect": 0} == {
         "name": "efficientnet-b0", "pooling": "attention", "heads": 1, "padding": "static", "drop_connect": 0,
     }  # fmt: skip
-    assert description["frontend"] == {"target_length": FRAMES, "mean": -5.0, "std": 4.0}
+    assert description["frontend"] == {
+        "target_length": FRAMES, "mean": -5.0, "std": 4.0,
+        "sample_rate": 16000, "num_mels": 128, "hop": 10.0, "window": 25.0, "low_hz": 20.0, "high_hz": 0.0,
+    }  # fmt: skip
     assert description["vocabulary"][3] == ["/t/3", "Sound 3, loud"]
     assert description["licence"] == "mine"
     assert description["notes"]["source"]["file"] == source.name
