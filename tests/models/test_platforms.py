@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scoring import FRONTEND, stream
+from tiny import TinyTagger
 from tolerance import assert_close
 
 import psla_jax
+from psla_jax.aggregation.average import reestimate
+from psla_jax.evaluation.predict import predict, score
+from psla_jax.models import cpu_kernels
 from psla_jax.models.efficientnet import EfficientNet
 from psla_jax.models.factory import build_model
 from psla_jax.models.layers import Conv, swish
-from psla_jax.models.platforms import layers_for, plain_layers
+from psla_jax.models.platforms import layers_for, num_devices, plain_layers, platform
 from psla_jax.models.state import split_model
 from psla_jax.models.views import apply, eval_view, statistics_view, train_view
+from psla_jax.runtime.sharding import Placement
+from psla_jax.tagging import network
 from psla_jax.training.losses import LOSSES
 
 LABELS = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
@@ -101,3 +108,37 @@ def test_a_jitted_function_is_traced_for_the_platform_of_its_call() -> None:
         assert not has_a_convolution()
     assert not has_a_convolution()
     assert_close(program(x), elsewhere, 1e-5)
+
+
+class Recorder(TinyTagger):
+    """A model that records for which devices it is traced."""
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+        TRACED_FOR.append((platform(), num_devices()))
+        return super().__call__(x, valid, rngs)
+
+
+TRACED_FOR: list[tuple[str, int]] = []
+
+
+def test_scores_and_statistics_are_traced_for_the_devices_that_hold_the_clips() -> None:
+    model = Recorder(5, nnx.Rngs(0))
+    for devices in (1, 2, 1):
+        placement = Placement.over(jax.devices()[:devices])
+        weights = nnx.graphdef(model), *placement.replicate(jax.device_get(split_model(model)))
+        TRACED_FOR.clear()
+        score(weights, FRONTEND, stream(4, 4), placement.shard_rows, str)
+        reestimate(weights, FRONTEND, stream(4, 4), placement.shard_rows)
+        # The programs for one device are found again the second time.
+        assert set(TRACED_FOR) <= {("cpu", devices)}
+        assert TRACED_FOR or devices == 1
+    TRACED_FOR.clear()
+    predict(model, FRONTEND, stream(2, 2))
+    assert set(TRACED_FOR) == {("cpu", 1)}
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(2, 1), (64, network.CPU_BATCH_SIZE)])
+def test_a_tagger_takes_windows_as_its_one_device_does(monkeypatch, cores: int, expected: int) -> None:
+    assert jax.device_count() > 1
+    monkeypatch.setattr(cpu_kernels.os, "cpu_count", lambda: cores)
+    assert network.default_batch_size() == expected
