@@ -31,7 +31,7 @@ LAYERS = (
     ("evaluation", "pretraining"),
     ("aggregation", "tagging"),
     ("training",),
-    ("labeling",),
+    ("labeling", "plan"),
     ("cli",),
 )
 """The packages, bottom up: each one imports only itself and packages of the rows above it."""

@@ -59,6 +59,11 @@ GROUPS = {
             "teach:teach",
             True,
         ),
+        "plan": Command(
+            "CONFIG --device h100 --devices 8",
+            "Plan a training on absent GPUs or TPUs: memory, bounds.",
+            "plan:plan",
+        ),
     },
     "evaluation and tagging": {
         "evaluate": Command(

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
+from jax.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -220,11 +221,11 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
     return Model(card, nnx.merge(nnx.graphdef(network), *weights))
 
 
-def abstract_model(config: ModelConfig, num_classes: int) -> nnx.Module:
-    """Builds a float32 model without drawing weights."""
+def abstract_model(config: ModelConfig, num_classes: int, dtype: DTypeLike = jnp.float32) -> nnx.Module:
+    """Builds a model without drawing weights; `dtype` is that of the activations of its backbone."""
     if config.custom_code:
-        return nnx.eval_shape(lambda: factory.from_config(config, num_classes, jnp.float32, nnx.Rngs(0)))
-    return factory.from_config(config, num_classes, jnp.float32, AbstractRngs())
+        return nnx.eval_shape(lambda: factory.from_config(config, num_classes, dtype, nnx.Rngs(0)))
+    return factory.from_config(config, num_classes, dtype, AbstractRngs())
 
 
 @functools.lru_cache

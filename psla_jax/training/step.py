@@ -48,12 +48,17 @@ def init_state(
         ema: as for :func:`make_train_step`.
         sharding: placement of the state; by default the first device.
     """
-    params, batch_stats = split_model(model)
+    state = state_of_weights(*split_model(model), tx, ema)
+    return jax.device_put(jax.tree.map(np.array, state), sharding)
+
+
+def state_of_weights(params: Any, batch_stats: Any, tx: optax.GradientTransformation, ema: float) -> State:
+    """Returns the state of :func:`init_state` from arrays, which may be abstract."""
     opt = jax.jit(tx.init)(params)
     state = {"params": params, "batch_stats": batch_stats, "opt": opt, "progress": zero_progress()}
     if ema:
         state["ema"] = {"params": params, "batch_stats": batch_stats, "steps": jnp.zeros(())}
-    return jax.device_put(jax.tree.map(np.array, state), sharding)
+    return state
 
 
 def make_train_step(

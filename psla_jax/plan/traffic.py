@@ -1,0 +1,209 @@
+"""Kernels of a compiled program, and the bytes and floating-point operations of each, read off its text.
+
+A kernel reads each of its operands once and writes its results once. Of an operand, a fused kernel reads only the
+elements that its result needs: the rows of a slice, for example. What a cache saves or repeats is not modelled.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psla_jax.plan.hlo import Array, Computation, Instruction, Program
+
+FREE = {
+    "parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "add-dependency", "domain",
+}  # fmt: skip
+"""Operations without a kernel."""
+COLLECTIVES = (
+    "all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute", "collective-broadcast",
+    "ragged-all-to-all",
+)  # fmt: skip
+_VIEWS = {"bitcast", "reshape", "get-tuple-element"}
+_PICKING = {"slice", "dynamic-slice", "gather"}
+"""Operations that read as many elements of their first operand as they return."""
+_WHOLE = {"dot", "convolution", "scatter", "sort", "reduce-window", "select-and-scatter", "custom-call", "fft", "map"}
+"""Operations that read all of their operands."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, library call or collective operation of a program."""
+
+    instruction: Instruction
+    operands: tuple[Instruction, ...]
+    times: int
+    """Number of launches per run of the program."""
+    read: float
+    """Bytes per launch."""
+    written: float
+    flops: float
+    """Of products and convolutions, per launch."""
+    dtypes: frozenset[str]
+    """Types of everything that it computes."""
+    scope: str
+    """See :attr:`psla_jax.plan.hlo.Instruction.scope`."""
+
+    @property
+    def moved(self) -> float:
+        """Bytes read and written in all launches."""
+        return self.times * (self.read + self.written)
+
+    @property
+    def collective(self) -> str:
+        """Name of the collective operation that it starts; empty for other kernels."""
+        name = self.instruction.operation.removesuffix("-start")
+        return name if name in COLLECTIVES else ""
+
+
+def kernels(program: Program) -> list[Kernel]:
+    """Returns the kernels of a program in the order of their launches.
+
+    A loop whose number of iterations the compiler does not know counts once, see :func:`unknown_loops`. Of the branches
+    of a condition, the one that moves most counts.
+    """
+    return list(_walk(program, program.entry, 1))
+
+
+def unknown_loops(program: Program) -> int:
+    """Returns the number of loops whose number of iterations the compiler does not know."""
+    return sum(i.operation == "while" and i.trip_count is None for _, i in program.instructions())
+
+
+def _walk(program: Program, computation: Computation, times: int) -> Iterator[Kernel]:
+    for instruction in computation.instructions:
+        operation = instruction.operation
+        if operation in FREE or operation.endswith(("-done", "-update")):
+            continue
+        if operation == "while":
+            body = program.computations[instruction.called("body")]
+            yield from _walk(program, body, times * (instruction.trip_count or 1))
+        elif operation == "conditional":
+            branches = [list(_walk(program, program.computations[name], times)) for name in instruction.branches]
+            yield from max(branches, key=lambda branch: sum(kernel.moved for kernel in branch), default=[])
+        elif operation == "call":
+            yield from _walk(program, program.computations[instruction.called("to_apply")], times)
+        elif operation == "async-start" and instruction.called("calls"):
+            yield from _walk(program, program.computations[instruction.called("calls")], times)
+        else:
+            yield _kernel(program, computation, instruction, times)
+
+
+def _kernel(program: Program, computation: Computation, instruction: Instruction, times: int) -> Kernel:
+    operands = computation.operands(instruction)
+    dtypes = {array.dtype for i in (instruction, *operands) for array in i.outputs}
+    scope = instruction.scope
+    if instruction.operation == "fusion":
+        fused = program.computations[instruction.called("calls")]
+        read, written = fusion_traffic(fused)
+        flops = sum(product_flops(fused, i) for i in fused.instructions)
+        dtypes |= {array.dtype for i in fused.instructions for array in i.outputs}
+        scope = scope or next((i.scope for i in reversed(fused.instructions) if i.scope), "")
+    else:
+        read, written = _traffic(instruction, operands)
+        flops = product_flops(computation, instruction)
+    return Kernel(instruction, tuple(operands), times, read, written, flops, frozenset(dtypes), scope)
+
+
+def _traffic(instruction: Instruction, operands: list[Instruction]) -> tuple[float, float]:
+    """Returns the bytes that an operation by itself reads and writes."""
+    operation, read = instruction.operation, sum(operand.nbytes for operand in operands)
+    if operation == "dynamic-update-slice":  # In place.
+        return operands[1].nbytes, operands[1].nbytes
+    if operation in _PICKING:
+        return instruction.nbytes + sum(operand.nbytes for operand in operands[1:]), instruction.nbytes
+    if operation.endswith("-start"):  # Its result is a tuple of the operand and the result, and may have a context.
+        return read, read if operation != "all-gather-start" else max(array.nbytes for array in instruction.outputs)
+    return read, sum(array.nbytes for array in results(instruction))
+
+
+def results(instruction: Instruction) -> tuple[Array, ...]:
+    """Returns the outputs of an instruction without the workspace of a library, which follows them as bytes."""
+    outputs = instruction.outputs
+    if instruction.operation == "custom-call" and len(outputs) > 1 and outputs[-1].dtype in ("s8", "u8"):
+        return outputs[:-1]
+    return outputs
+
+
+def fusion_traffic(fused: Computation) -> tuple[float, float]:
+    """Returns the bytes that a fused computation reads from its parameters, and those that it writes."""
+    roots = fused.operands(fused.root) if fused.root.operation == "tuple" else [fused.root]
+    needed: dict[str, float] = defaultdict(float)
+    for root in roots:
+        needed[root.name] = root.size
+    for instruction in reversed(fused.instructions):
+        if instruction.operation in ("parameter", "constant", "iota") or needed[instruction.name] <= 0:
+            continue
+        for position, operand in enumerate(fused.operands(instruction)):
+            share = _needed(instruction, needed[instruction.name], position, operand.size)
+            needed[operand.name] = min(operand.size, needed[operand.name] + share)
+    parameters = (i for i in fused.instructions if i.operation == "parameter")
+    read = sum(i.nbytes * needed[i.name] / i.size for i in parameters if i.size)
+    return read, sum(_written(fused, root) for root in roots)
+
+
+def _needed(instruction: Instruction, needed: float, position: int, full: int) -> float:
+    """Returns how many elements of an operand are read for `needed` elements of the result.
+
+    Args:
+        instruction: the operation.
+        needed: number of elements of its result that are computed.
+        position: index of the operand.
+        full: number of elements of the operand.
+    """
+    operation, part = instruction.operation, needed / max(instruction.size, 1)
+    if operation in _PICKING:
+        return needed if position == 0 else full
+    if operation == "dynamic-update-slice":
+        return 0 if position == 0 else full
+    if operation == "reduce":
+        return full * min(1.0, part * len(instruction.outputs))
+    if operation in _WHOLE:
+        return full
+    if operation == "concatenate":
+        return full * part
+    return min(full, needed)
+
+
+def _written(fused: Computation, root: Instruction) -> float:
+    """Returns the bytes that a root writes: those of the update if it updates an array in place."""
+    source = root
+    while source.operation in _VIEWS and source.operands:
+        source = fused.operands(source)[0]
+    return fused.operands(source)[1].nbytes if source.operation == "dynamic-update-slice" else root.nbytes
+
+
+def product_flops(computation: Computation, instruction: Instruction) -> float:
+    """Returns the floating-point operations of a matrix product or convolution; 0 for any other instruction."""
+    if instruction.operation == "dot":
+        contracted = instruction.numbers("lhs_contracting_dims")
+    elif instruction.operation == "custom-call" and "cublas" in instruction.target:
+        numbers = instruction.backend_config.get("gemm_backend_config", {}).get("dot_dimension_numbers", {})
+        contracted = tuple(map(int, numbers.get("lhs_contracting_dimensions", ())))
+    elif instruction.operation == "convolution" or "$conv" in instruction.target:
+        return _convolution_flops(computation, instruction)
+    else:
+        return 0.0
+    left = computation.operands(instruction)[0].outputs[0].dimensions
+    return 2.0 * instruction.outputs[0].size * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
+    """Returns twice the number of products: values of the output, taps of the window, input channels of a group."""
+    image, kernel = (operand.outputs[0] for operand in computation.operands(instruction)[:2])
+    output = instruction.outputs[0]
+    match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    size = re.search(r"window={size=([\dx]+)", instruction.attributes)
+    taps = math.prod(int(n) for n in size[1].split("x")) if size else 1
+    if match is None:
+        return 0.0
+    if "BackwardFilter" in instruction.target:  # Here the second operand is the gradient, the output the kernel.
+        groups = (instruction.numbers("feature_group_count") or (1,))[0]
+        return 2.0 * kernel.size * taps * image.dimensions[match[1].index("f")] / groups
+    if "BackwardInput" in instruction.target:  # The first operand is the gradient, the output the image.
+        return 2.0 * image.size * taps * kernel.dimensions[match[2].index("i")]
+    return 2.0 * output.size * taps * kernel.dimensions[match[2].index("i")]
