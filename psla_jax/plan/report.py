@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from psla_jax.config import RunConfig
-from psla_jax.plan.compiler import Compiled, compile_step
+from psla_jax.plan.compiler import Compiled, compile_step, compiler_folder
 from psla_jax.plan.devices import Device, PlanError, PlanTimeout
 
 TRAIN, EVALUATION = "train", "evaluation"
@@ -49,6 +49,10 @@ class Request:
     def memory(self) -> float:
         """Bytes of a device that JAX uses by default."""
         return self.device.memory * self.device.usable
+
+    def install(self, log: Callable[[str], None]) -> None:
+        """Installs the compiler, if it is not; raises PlanError if that fails."""
+        compiler_folder(self.device.topology(self.num_devices)[0], log)
 
     def compile(self, step: str, log: Callable[[str], None]) -> Compiled:
         """Compiles a step; raises PlanError if that fails."""
