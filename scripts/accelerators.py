@@ -43,8 +43,8 @@ class Recorded:
 
 # Renewed by --record.
 RECORDED = {
-    TRAIN: Recorded(working_memory=0, all_reduces=0),
-    EVALUATION: Recorded(working_memory=0, all_reduces=0),
+    TRAIN: Recorded(working_memory=34864472, all_reduces=95),
+    EVALUATION: Recorded(working_memory=9894416, all_reduces=0),
 }
 
 
