@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from psla_jax.runtime.cache import in_cache
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     # XLA would try the tiles of Triton's products on a device; cuBLAS, its other choice, needs none.
     "cuda": {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},
-    "tpu": {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"},
+    "tpu": {"TPU_SKIP_MDS_QUERY": "1"},
 }
 """Environment variables of the process that compiles, by platform."""
 MODULE = "psla_jax.plan.worker"
@@ -44,13 +45,25 @@ class Compiled:
     """Time that it took to compile."""
 
 
-def requirement(platform: str) -> tuple[str, str]:
-    """Returns the wheel with the compiler of a platform, for the installed JAX, and its size in words."""
+@dataclass(frozen=True)
+class Wheels:
+    """The packages with the compiler of a platform."""
+
+    folder: str
+    requirements: tuple[str, ...]
+    size: str
+
+
+def wheels(platform: str) -> Wheels:
+    """Returns the packages with the compiler of a platform, for the installed JAX."""
+    version = importlib.metadata.version("jaxlib")
     if platform == "cuda":
-        return f"jax-cuda12-pjrt=={importlib.metadata.version('jaxlib')}", "174 MB to download, 458 MB on disk"
+        # The second one has NVIDIA's assembler, ptxas, which XLA's plugin finds beside itself.
+        packages = (f"jax-cuda12-pjrt=={version}", "nvidia-cuda-nvcc-cu12>=12.6.85")
+        return Wheels(f"cuda-{version}", packages, "215 MB to download, 550 MB on disk")
     extras = importlib.metadata.requires("jax") or []
-    found = next((text.partition(";")[0].strip() for text in extras if text.startswith("libtpu")), "libtpu")
-    return found, "213 MB to download, 600 MB on disk"
+    libtpu = next((text.partition(";")[0].strip() for text in extras if text.startswith("libtpu")), "libtpu")
+    return Wheels(f"tpu-{version}", (libtpu,), "213 MB to download, 684 MB on disk")
 
 
 def compiler_folder(platform: str, log: Callable[[str], None]) -> Path:
@@ -58,27 +71,34 @@ def compiler_folder(platform: str, log: Callable[[str], None]) -> Path:
 
     Raises PlanError if pip cannot.
     """
-    wheel, size = requirement(platform)
+    needed = wheels(platform)
 
     def install(path: Path) -> Path:
-        if path.is_dir():
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
-            log(f"installing {wheel} in {path} ({size}), once")
-            new = Path(temporary) / "new"
-            command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(new), wheel]
-            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
-            if done.returncode:
-                reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-                raise PlanError(
-                    f"the compiler {wheel} cannot be installed ({reason.removeprefix('ERROR: '):.200}): connect this "
-                    f"machine to a package index, or copy the installed files of this wheel to {path}."
-                )
-            shutil.move(new, path)
+        if not path.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            log(f"installing {' and '.join(needed.requirements)} in {path} ({needed.size}), once")
+            with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+                new = Path(temporary) / path.name
+                _pip_install(needed, new, path)
+                shutil.move(new, path)
         return path
 
-    return in_cache(install, "compilers", wheel.replace("==", "-").replace("*", "x"))
+    return in_cache(install, "compilers", needed.folder)
+
+
+def _pip_install(needed: Wheels, new: Path, path: Path) -> None:
+    """Installs packages in the folder `new`, which will be `path`; raises PlanError if that fails."""
+    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target", str(new)]
+    done = subprocess.run(
+        [*command, *needed.requirements], capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
+    if done.returncode:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise PlanError(
+            f"the compiler, {' and '.join(needed.requirements)}, cannot be installed "
+            f"({reason.removeprefix('ERROR: '):.200}): connect this machine to a package index, or copy {path} from "
+            "another one."
+        )
 
 
 def compile_step(
@@ -145,6 +165,12 @@ def _run(job: Job, environment: dict[str, str], timeout: float) -> None:
             f"{what} was not compiled within {timeout:g} s: raise --timeout, or plan for a smaller model."
         ) from None
     if not job.out.with_suffix(".json").is_file():
-        lines = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"the compiler ended with exit code {done.returncode}"
-        raise PlanError(f"{what} cannot be compiled ({reason.strip():.300}): change the model or the batch size.")
+        reason = _reason(done.stderr.decode("utf-8", "replace")) or f"exit code {done.returncode}"
+        raise PlanError(f"{what} cannot be compiled ({reason:.300}): change the model or the batch size.")
+
+
+def _reason(output: str) -> str:
+    """Returns the line of a process's messages that says why it failed: its exception, or else the last one."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    exceptions = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return next(iter(exceptions[-1:] or lines[-1:]), "")

@@ -7,6 +7,7 @@ data sheets for the peaks (dense, without sparsity); for TPUs the pages of Googl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 GPU_SHARE = 0.75
 """Share of a GPU's memory that JAX allocates, unless XLA_PYTHON_CLIENT_MEM_FRACTION names another one."""
@@ -37,7 +38,7 @@ class Device:
         """Returns the peak of a type; for one that is not listed, that of ``f32``."""
         return self.peak.get(dtype, self.peak["f32"])
 
-    def topology(self, devices: int) -> tuple[str, dict[str, str]]:
+    def topology(self, devices: int) -> tuple[str, dict[str, Any]]:
         """Returns platform and options of ``jax.experimental.topologies.get_topology_desc`` for a number of devices.
 
         Raises PlanError if they cannot be connected.
@@ -59,7 +60,7 @@ class Gpu(Device):
     """Bytes per core; a block can have 1 KiB less."""
     l2_cache: int = 52428800
 
-    def topology(self, devices: int) -> tuple[str, dict[str, str]]:
+    def topology(self, devices: int) -> tuple[str, dict[str, Any]]:
         return "cuda", {"topology": f"1x1x{devices}", "target_config": self.target_config}
 
     @property
@@ -88,11 +89,12 @@ class Tpu(Device):
 
     generation: str = "v5e"
 
-    def topology(self, devices: int) -> tuple[str, dict[str, str]]:
+    def topology(self, devices: int) -> tuple[str, dict[str, Any]]:
         grids = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
         if devices not in grids:
             raise PlanError(f"{devices} TPUs form no slice: use one of {', '.join(map(str, grids))}.")
-        return "tpu", {"topology_name": f"{self.generation}:{grids[devices]}"}
+        options: dict[str, Any] = {"topology_name": f"{self.generation}:{grids[devices]}"}
+        return "tpu", options | ({"chips_per_host_bounds": (1, 1, 1)} if devices == 1 else {})
 
 
 DEVICES: dict[str, Device] = {

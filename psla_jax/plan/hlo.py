@@ -19,7 +19,9 @@ BYTES = {
 }
 """Bytes of an element by its type; other types, such as tokens, occupy no memory."""
 
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\](\{[^}]*\})?")
+_ON_CHIP = re.compile(r"T\(.*S\(1\)")
+"""Layouts of TPUs have tiles, T(8,128), and their memory space 1 is on the chip; on GPUs, the number means another."""
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
 _OPERATION = re.compile(r"\s*([\w\-]+)\(")
@@ -36,6 +38,8 @@ class Array:
 
     dtype: str
     dimensions: tuple[int, ...]
+    on_chip: bool = False
+    """Whether it is in the fast memory of a TPU, whose traffic does not count."""
 
     @property
     def size(self) -> int:
@@ -47,11 +51,19 @@ class Array:
         """Bytes, without the padding of a tiled layout."""
         return BYTES[self.dtype] * self.size
 
+    @property
+    def traffic(self) -> int:
+        """Bytes that reading or writing it moves."""
+        return 0 if self.on_chip else self.nbytes
+
 
 def arrays(text: str) -> tuple[Array, ...]:
     """Returns the arrays of a shape such as ``f32[8,16]{1,0}`` or ``(f32[8]{0}, s8[4]{0})``."""
-    found = ((dtype, dimensions) for dtype, dimensions in _ARRAY.findall(text) if dtype in BYTES)
-    return tuple(Array(dtype, tuple(int(n) for n in dimensions.split(",") if n)) for dtype, dimensions in found)
+    return tuple(
+        Array(dtype, tuple(int(n) for n in dimensions.split(",") if n), bool(_ON_CHIP.search(layout)))
+        for dtype, dimensions, layout in _ARRAY.findall(text)
+        if dtype in BYTES
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,11 @@ class Instruction:
     def nbytes(self) -> int:
         """Bytes of all outputs."""
         return sum(array.nbytes for array in self.outputs)
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that reading or writing all outputs moves."""
+        return sum(array.traffic for array in self.outputs)
 
     @functools.cached_property
     def scope(self) -> str:

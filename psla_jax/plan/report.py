@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from psla_jax.config import RunConfig
@@ -130,8 +130,8 @@ def rows(request: Request, step: str, compiled: Compiled, estimate: Estimate | N
         ("clips per second", f"at most {request.clips(step) / max(bandwidth, compute):,.0f}"),
         ("kernels", f"{summary.kernels:,}"),
         ("collectives", _collectives(compiled)),
-        ("convolutions", ", ".join(f"{n} {kind}" for kind, n in sorted(summary.convolutions.items())) or "no calls"),
-        ("precision", ", ".join(f"{n} {kind}" for kind, n in sorted(summary.products.items())) or "no products"),
+        ("convolutions", _counts(summary.convolutions) or "none by cuDNN"),
+        ("precision", _counts(summary.products) or "no products"),
         ("float64", f"{summary.float64} kernels outside the frontend"),
         ("host", f"{summary.callbacks} calls"),
     ]
@@ -143,6 +143,10 @@ def rows(request: Request, step: str, compiled: Compiled, estimate: Estimate | N
 def _collectives(compiled: Compiled) -> str:
     found = compiled.summary.collectives.items()
     return ", ".join(f"{each.number} {name} of {each.nbytes / 1e6:.1f} MB in all" for name, each in found) or "none"
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(numbers.items()))
 
 
 def _gb(nbytes: float) -> str:

@@ -26,7 +26,18 @@ COLLECTIVES = (
 _VIEWS = {"bitcast", "reshape", "get-tuple-element"}
 _PICKING = {"slice", "dynamic-slice", "gather"}
 """Operations that read as many elements of their first operand as they return."""
-_WHOLE = {"dot", "convolution", "scatter", "sort", "reduce-window", "select-and-scatter", "custom-call", "fft", "map"}
+_WHOLE = {
+    "dot",
+    "convolution",
+    "scatter",
+    "sort",
+    "reduce-window",
+    "select-and-scatter",
+    "custom-call",
+    "fft",
+    "map",
+    "fusion",
+}
 """Operations that read all of their operands."""
 
 
@@ -100,7 +111,7 @@ def _kernel(program: Program, computation: Computation, instruction: Instruction
     if instruction.operation == "fusion":
         fused = program.computations[instruction.called("calls")]
         read, written = fusion_traffic(fused)
-        flops = sum(product_flops(fused, i) for i in fused.instructions)
+        flops = _fused_flops(program, fused)
         dtypes |= {array.dtype for i in fused.instructions for array in i.outputs}
         scope = scope or next((i.scope for i in reversed(fused.instructions) if i.scope), "")
     else:
@@ -109,16 +120,27 @@ def _kernel(program: Program, computation: Computation, instruction: Instruction
     return Kernel(instruction, tuple(operands), times, read, written, flops, frozenset(dtypes), scope)
 
 
+def _fused_flops(program: Program, fused: Computation) -> float:
+    """Returns the operations of the products in a fused computation and in those that it contains."""
+    inner = (program.computations[i.called("calls")] for i in fused.instructions if i.operation == "fusion")
+    own = sum(product_flops(fused, i) for i in fused.instructions)
+    return own + sum(_fused_flops(program, computation) for computation in inner)
+
+
 def _traffic(instruction: Instruction, operands: list[Instruction]) -> tuple[float, float]:
     """Returns the bytes that an operation by itself reads and writes."""
-    operation, read = instruction.operation, sum(operand.nbytes for operand in operands)
+    operation, read = instruction.operation, sum(operand.traffic for operand in operands)
     if operation == "dynamic-update-slice":  # In place.
-        return operands[1].nbytes, operands[1].nbytes
+        return operands[1].traffic, operands[1].traffic
     if operation in _PICKING:
-        return instruction.nbytes + sum(operand.nbytes for operand in operands[1:]), instruction.nbytes
-    if operation.endswith("-start"):  # Its result is a tuple of the operand and the result, and may have a context.
-        return read, read if operation != "all-gather-start" else max(array.nbytes for array in instruction.outputs)
-    return read, sum(array.nbytes for array in results(instruction))
+        return instruction.nbytes + sum(operand.traffic for operand in operands[1:]), instruction.traffic
+    if operation == "copy-start":  # Its result is a tuple of the copy, the operand and a context.
+        return read, instruction.outputs[0].traffic
+    if operation == "all-gather-start":
+        return read, max(array.traffic for array in instruction.outputs)
+    if operation.endswith("-start"):
+        return read, read
+    return read, sum(array.traffic for array in results(instruction))
 
 
 def results(instruction: Instruction) -> tuple[Array, ...]:
@@ -142,7 +164,7 @@ def fusion_traffic(fused: Computation) -> tuple[float, float]:
             share = _needed(instruction, needed[instruction.name], position, operand.size)
             needed[operand.name] = min(operand.size, needed[operand.name] + share)
     parameters = (i for i in fused.instructions if i.operation == "parameter")
-    read = sum(i.nbytes * needed[i.name] / i.size for i in parameters if i.size)
+    read = sum(i.traffic * needed[i.name] / i.size for i in parameters if i.size)
     return read, sum(_written(fused, root) for root in roots)
 
 
@@ -174,7 +196,7 @@ def _written(fused: Computation, root: Instruction) -> float:
     source = root
     while source.operation in _VIEWS and source.operands:
         source = fused.operands(source)[0]
-    return fused.operands(source)[1].nbytes if source.operation == "dynamic-update-slice" else root.nbytes
+    return fused.operands(source)[1].traffic if source.operation == "dynamic-update-slice" else root.traffic
 
 
 def product_flops(computation: Computation, instruction: Instruction) -> float:

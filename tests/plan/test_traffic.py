@@ -33,7 +33,7 @@ def traffic(lines: str) -> tuple[float, float]:
 
 def test_shapes_have_types_dimensions_and_bytes():
     assert arrays("(f32[8,16]{1,0:T(8,128)S(1)}, /*index=1*/bf16[3]{0}, token[], s8[])") == (
-        Array("f32", (8, 16)),
+        Array("f32", (8, 16), on_chip=True),
         Array("bf16", (3,)),
         Array("s8", ()),
     )
@@ -79,6 +79,20 @@ def test_views_and_the_ends_of_asynchronous_operations_cost_nothing():
         )
     )
     assert [(kernel.instruction.name, kernel.read, kernel.written) for kernel in found] == [("start", 512, 512)]
+
+
+def test_what_stays_on_the_chip_of_a_tpu_moves_nothing():
+    found = kernels(
+        program(
+            """
+            %start = (f32[8,16]{1,0:T(8,128)S(1)}, f32[8,16]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+            %done = f32[8,16]{1,0:T(8,128)S(1)} copy-done(%start)
+            %n = f32[8,16]{1,0:T(8,128)S(1)} negate(%done)
+            ROOT %m = f32[8,16]{1,0:T(8,128)} add(%n, %y)
+            """
+        )
+    )
+    assert [(kernel.read, kernel.written) for kernel in found] == [(512, 0), (0, 0), (512, 512)]
 
 
 def test_the_workspace_of_a_library_is_not_moved():
