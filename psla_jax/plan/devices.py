@@ -43,7 +43,7 @@ class Device:
 
         Raises PlanError if they cannot be connected.
         """
-        raise NotImplementedError
+        raise PlanError(f"{self.title} has no compiler: choose another device.")
 
 
 @dataclass(frozen=True)

@@ -215,17 +215,40 @@ def product_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> float:
-    """Returns twice the number of products: values of the output, taps of the window, input channels of a group."""
-    image, kernel = (operand.outputs[0] for operand in computation.operands(instruction)[:2])
-    output = instruction.outputs[0]
-    match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    size = re.search(r"window={size=([\dx]+)", instruction.attributes)
-    taps = math.prod(int(n) for n in size[1].split("x")) if size else 1
-    if match is None:
+    """Returns twice the number of products of a convolution, without those with padding and with inserted zeros.
+
+    The gradients have the same products as the convolution from image to output.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if labels is None:
         return 0.0
-    if "BackwardFilter" in instruction.target:  # Here the second operand is the gradient, the output the kernel.
-        groups = (instruction.numbers("feature_group_count") or (1,))[0]
-        return 2.0 * kernel.size * taps * image.dimensions[match[1].index("f")] / groups
-    if "BackwardInput" in instruction.target:  # The first operand is the gradient, the output the image.
-        return 2.0 * image.size * taps * kernel.dimensions[match[2].index("i")]
-    return 2.0 * output.size * taps * kernel.dimensions[match[2].index("i")]
+    first, second = (operand.outputs[0] for operand in computation.operands(instruction)[:2])
+    image, kernel, output = first, second, instruction.outputs[0]
+    if "BackwardFilter" in instruction.target:
+        kernel, output = output, second
+    elif "BackwardInput" in instruction.target:
+        image, output = output, first
+    window = _window(instruction.attributes)
+    products = 1
+    for axis, (size, stride, low, image_dilation, kernel_dilation) in enumerate(window):
+        inputs = image.dimensions[labels[1].index(str(axis))]
+        outputs = output.dimensions[labels[3].index(str(axis))]
+        starts = [position * stride - low for position in range(outputs)]
+        reads = (start + tap * kernel_dilation for start in starts for tap in range(size))
+        products *= sum(0 <= read <= (inputs - 1) * image_dilation and read % image_dilation == 0 for read in reads)
+    sums = output.dimensions[labels[3].index("b")] * output.dimensions[labels[3].index("f")]
+    return 2.0 * sums * kernel.dimensions[labels[2].index("i")] * products
+
+
+def _window(attributes: str) -> list[tuple[int, int, int, int, int]]:
+    """Returns size, stride, padding before, and dilation of image and kernel for every spatial axis of a window."""
+    match = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in match[1].split()) if match and match[1] else {}
+    sizes = [int(n) for n in fields["size"].split("x")] if "size" in fields else []
+
+    def values(name: str, default: int) -> list[int]:
+        texts = fields[name].split("x") if name in fields else [str(default)] * len(sizes)
+        return [int(text.partition("_")[0]) for text in texts]
+
+    names = ("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1)
+    return list(zip(sizes, *(values(name, default) for name, default in names)))

@@ -234,8 +234,41 @@ def test_convolutions_have_a_kind_and_operations(line: str, kind: str):
     summary = summarise(program(f"{IMAGES}\n{KERNEL}\n{line}\nROOT %t = () tuple()"))
     assert summary.convolutions == {kind: 1}
     if kind != AS_FORWARD:
-        # Every value of the depthwise convolution's output is a sum of nine products.
-        assert summary.flops == {"f32": 2 * 9 * (2 * 10 * 20 * 6)}
+        # Every value of the depthwise convolution's output is a sum of nine products, fewer at the borders.
+        assert summary.flops == {"f32": 2 * 2 * 6 * (3 * 10 - 2) * (3 * 20 - 2)}
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "output", "window", "labels", "products"),
+    [
+        # Stride 2 over five values padded to seven: the first and the last window miss one tap each.
+        ("1,5,4", "3,4,8", "1,3,8", "size=3 stride=2 pad=1_1", "b0f_0io->b0f", 8 * 4 * (2 + 3 + 2)),
+        # Three values with zeros in between, as in the gradient of a stride: 1, 0, 2, 0, 3.
+        ("1,3,4", "3,4,8", "1,5,8", "size=3 pad=1_1 lhs_dilate=2", "b0f_0io->b0f", 8 * 4 * (1 + 2 + 1 + 2 + 1)),
+        # A dilated kernel over six values.
+        ("1,6,4", "3,4,8", "1,2,8", "size=3 rhs_dilate=2", "b0f_0io->b0f", 8 * 4 * 6),
+        # A matrix product of TPUs, and one of 16 matrices, for which the batch is an axis that is not summed over.
+        ("8,32", "32,64", "8,64", "", "bf_io->bf", 8 * 32 * 64),
+        (
+            "16,34,25",
+            "25,16,96",
+            "16,34,96",
+            "size=16 stride=15 pad=0_0 lhs_dilate=16",
+            "0bf_i0o->0bf",
+            16 * 34 * 25 * 96,
+        ),
+    ],
+)
+def test_products_with_padding_and_inserted_zeros_do_not_count(image, kernel, output, window, labels, products):
+    attributes = ", ".join(filter(None, [f"window={{{window}}}" if window else "", f"dim_labels={labels}"]))
+    found = program(
+        f"""
+        %a = f32[{image}] parameter(2)
+        %b = f32[{kernel}] parameter(3)
+        ROOT %c = f32[{output}] convolution(%a, %b), {attributes}
+        """
+    )
+    assert summarise(found).flops == {"f32": 2 * products}
 
 
 PRECISE = (
