@@ -221,8 +221,7 @@ def make_trainer(
     caching = (
         cache_programs
         and exported.enabled()
-        and placement.mesh.size == 1
-        and placement.platform == jax.default_backend()
+        and list(placement.mesh.devices.flat) == jax.devices()[:1]
         and not config.optimizer.class_weights
         and teacher is None
         and not _has_imported_code(config)
