@@ -1,6 +1,6 @@
 """Compiles the training and evaluation step for accelerators that need not be in this machine, and prints their costs.
 
-    python scripts/accelerators.py --device h100 a100 --devices 1 8 --compute float32 bfloat16
+    python scripts/accelerators.py --model efficientnet-b2 --device h100 a100 --devices 1 8 --compute float32 bfloat16
     python scripts/accelerators.py --check
 
 The figures are those of ``psla plan``: compiled, not run. Milliseconds are bytes over bandwidth, and operations over
@@ -68,6 +68,8 @@ class Options:
     """Number of classes."""
     timeout: float = 1800
     """Seconds for a compilation."""
+    keep: str = ""
+    """Directory for the texts of the compiled programs; empty to keep none."""
     check: bool = False
     """Check the steps of the small network instead."""
     record: bool = False
@@ -128,12 +130,8 @@ def problems(step: str, compiled: Compiled, recorded: Recorded) -> Iterator[str]
 
 
 def check() -> int:
-    """Prints the problems of the checked steps; returns 1 if there are any."""
-    try:
-        found = compile_both(CHECKED)
-    except PlanError as error:
-        print(f"accelerators: {error}")
-        return 1
+    """Prints the problems of the checked steps; returns 1 if there are any. Raises PlanError if one is not compiled."""
+    found = compile_both(CHECKED)
     failures = [
         f"accelerators: {step} step for 2 x H100: {problem}"
         for step, compiled in found.items()
@@ -158,6 +156,8 @@ def record() -> int:
 
 def table(options: Options) -> int:
     """Prints a row per step; returns 1 if one could not be compiled."""
+    if options.keep:
+        Path(options.keep).mkdir(parents=True, exist_ok=True)
     print(f"{options.model}, {options.frames} frames, {options.classes} classes; compiled, not run\n")
     print(
         "| step | devices | clips | GB | kernels | GB moved | ms by bandwidth | ms by peak | all-reduces | their MB |"
@@ -171,7 +171,9 @@ def table(options: Options) -> int:
         request = options.request(device, devices, compute, batch_size)
         what = f"{step} {compute if step == TRAIN else 'float32'} | {devices} x {device} | {request.clips(step)}"
         try:
-            print(f"| {what} | {row(request, request.compile(step, log))} |", flush=True)
+            name = f"{step}-{options.model}-{device}-{devices}-{compute}-{batch_size}.hlo"
+            compiled = request.compile(step, log, Path(options.keep) / name if options.keep else None)
+            print(f"| {what} | {row(request, compiled)} |", flush=True)
         except PlanError as error:
             print(f"| {what} | {error} |", flush=True)
             code = 1
@@ -196,9 +198,13 @@ def row(request: Request, compiled: Compiled) -> str:
 
 def main(options: Options) -> int:
     """Checks, records or prints the table, and returns the exit code."""
-    if options.record:
-        return record()
-    return check() if options.check else table(options)
+    try:
+        if options.record:
+            return record()
+        return check() if options.check else table(options)
+    except PlanError as error:
+        log(f"accelerators: {error}")
+        return 1 if options.check else 2
 
 
 if __name__ == "__main__":

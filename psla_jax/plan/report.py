@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from psla_jax.config import RunConfig
 from psla_jax.plan.compiler import Compiled, compile_step, compiler_folder
@@ -54,10 +55,10 @@ class Request:
         """Installs the compiler, if it is not; raises PlanError if that fails."""
         compiler_folder(self.device.topology(self.num_devices)[0], log)
 
-    def compile(self, step: str, log: Callable[[str], None]) -> Compiled:
-        """Compiles a step; raises PlanError if that fails."""
+    def compile(self, step: str, log: Callable[[str], None], keep: Path | None = None) -> Compiled:
+        """Compiles a step, and writes the text of the program to `keep`; raises PlanError if that fails."""
         arguments = step, self.config, self.num_classes, self.device, self.num_devices
-        return compile_step(*arguments, timeout=self.timeout, log=log)
+        return compile_step(*arguments, timeout=self.timeout, log=log, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,7 @@ def rows(request: Request, step: str, compiled: Compiled, estimate: Estimate | N
     ]
     if estimate is not None:
         small, large = estimate.sizes
-        table.append(
-            ("largest batch", f"about {estimate.clips:,} clips, estimated from batches of {small} and {large}")
-        )
+        table.append(("largest batch", f"{_clips(estimate.clips)}, estimated from batches of {small} and {large}"))
     table += [
         ("bytes moved", f"{_gb(summary.moved)}: {1e3 * bandwidth:.2f} ms at {device.bandwidth / 1e12:.2f} TB/s"),
         ("products", f"{sum(summary.flops.values()) / 1e12:.3g} TFLOP: {1e3 * compute:.2f} ms at the peak"),
@@ -143,6 +142,10 @@ def rows(request: Request, step: str, compiled: Compiled, estimate: Estimate | N
 def _collectives(compiled: Compiled) -> str:
     found = compiled.summary.collectives.items()
     return ", ".join(f"{each.number} {name} of {each.nbytes / 1e6:.1f} MB in all" for name, each in found) or "none"
+
+
+def _clips(number: int) -> str:
+    return f"about {number:,} clips" if number else "none, not even one clip per device"
 
 
 def _counts(numbers: Mapping[str, int]) -> str:

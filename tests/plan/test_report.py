@@ -81,6 +81,16 @@ def test_a_batch_that_does_not_fit_is_said_and_halved_for_the_estimate(fake, cap
     assert "largest batch about 144 clips, estimated from batches of 100 and 200" in text
 
 
+def test_a_step_that_does_not_fit_with_a_single_clip_is_said(monkeypatch, capsys):
+    def compile_step(step, config, *_, **__):
+        return compiled(20 * GB + config.data.batch_size * GB)
+
+    monkeypatch.setattr(report, "compile_step", compile_step)
+    assert main.main(["plan", "demo", "--device", "v5e", "--data.batch-size", "1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "largest batch none, not even one clip per device, estimated from batches of 1 and 2" in text
+
+
 def test_a_step_that_takes_too_long_to_compile_does_not_hide_the_other(monkeypatch, capsys):
     def compile_step(step, *_, **__):
         if step == "train":
@@ -156,6 +166,32 @@ def test_a_compilation_that_fails_is_one_sentence(tmp_path, monkeypatch, program
     with pytest.raises(PlanError) as caught:
         compile_step("train", RunConfig(), 527, DEVICES["h100"], 1, timeout=timeout, log=print)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("working", "code"), [(1.0, 0), (1.2, 1)])
+def test_the_check_ends_with_1_and_a_sentence_for_each_failure(monkeypatch, capsys, working, code):
+    recorded = dict.fromkeys(accelerators.RECORDED, accelerators.Recorded(working_memory=GB, all_reduces=95))
+    monkeypatch.setattr(accelerators, "RECORDED", recorded)
+    monkeypatch.setattr(report, "compiler_folder", lambda *_: None)
+    monkeypatch.setattr(report, "compile_step", lambda *_, **__: compiled(int(working * GB)))
+    assert accelerators.main(accelerators.Options(check=True)) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + code
+    assert all(line.startswith("accelerators: ") for line in lines)
+
+
+def test_the_table_has_a_row_per_step_device_and_precision(monkeypatch, capsys):
+    monkeypatch.setattr(report, "compile_step", lambda *_, **__: compiled())
+    options = accelerators.Options(device=("h100", "a100"), devices=(8,), compute=("float32", "bfloat16"))
+    assert accelerators.main(options) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| train", "| eval"))]
+    assert rows[0] == "| train float32 | 8 x h100 | 96 | 2.00 | 1234 | 40.0 | 11.9 | 8.2 | 95 | 6.0 |"
+    assert [row.split(" |")[:2] for row in rows[1:3]] == [
+        ["| evaluation float32", " 8 x h100"],
+        ["| train bfloat16", " 8 x h100"],
+    ]
+    assert len(rows) == 6
+    assert accelerators.main(accelerators.Options(device=("h1",))) == 2
 
 
 @pytest.mark.parametrize(
