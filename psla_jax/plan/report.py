@@ -84,8 +84,19 @@ def largest_batch(request: Request, compiled: Compiled, log: Callable[[str], Non
 
 
 def plan(request: Request, log: Callable[[str], None], print_: Callable[[str], None], *, largest: bool) -> bool:
-    """Compiles both steps and prints the plan; returns whether everything could be compiled."""
+    """Compiles both steps and prints the plan; returns whether everything could be compiled.
+
+    Args:
+        request: what to plan.
+        log: called with lines on the progress.
+        print_: called with lines of the plan.
+        largest: estimate the largest batch.
+
+    Raises:
+        PlanError: the compiler cannot be installed, or the training step cannot be compiled.
+    """
     config, device = request.config, request.device
+    request.install(log)
     print_(
         f"{config.model.name}, {request.num_classes} classes, {config.frontend.target_length} frames, batch of "
         f"{config.data.batch_size}, {config.optimizer.compute}, on {request.num_devices} x {device.title}"
