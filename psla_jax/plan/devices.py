@@ -13,6 +13,10 @@ GPU_SHARE = 0.75
 """Share of a GPU's memory that JAX allocates, unless XLA_PYTHON_CLIENT_MEM_FRACTION names another one."""
 
 
+EXACT = "f32 highest"
+"""Products of float32 at the highest precision, which are not computed in TF32."""
+
+
 class PlanError(ValueError):
     """A plan that cannot be made; the message says why."""
 
@@ -30,7 +34,8 @@ class Device:
     """Bytes."""
     bandwidth: float
     peak: dict[str, float]
-    """Of matrix products, by the type of their operands: ``f32`` (TF32 on GPUs), ``bf16``, and on GPUs ``f64``."""
+    """Of matrix products, by the type of their operands: ``f32`` (TF32 on GPUs), ``bf16``, and on GPUs ``f64`` and
+    :data:`EXACT`."""
     usable: float = 1.0
     """Share of the memory that JAX uses by default."""
 
@@ -97,15 +102,19 @@ class Tpu(Device):
         return "tpu", options | ({"chips_per_host_bounds": (1, 1, 1)} if devices == 1 else {})
 
 
+_A100_PEAK = {"f32": 156e12, "bf16": 312e12, "f64": 19.5e12, EXACT: 19.5e12}
+_HOPPER_PEAK = {"f32": 494e12, "bf16": 989e12, "f64": 67e12, EXACT: 67e12}
+_B200_PEAK = {"f32": 1.1e15, "bf16": 2.25e15, "f64": 37e12, EXACT: 75e12}
+
 DEVICES: dict[str, Device] = {
     "a100": Gpu(
-        "NVIDIA A100-SXM4-80GB", 85100068864, 2.03904e12, {"f32": 156e12, "bf16": 312e12, "f64": 19.5e12}, capability=8,
+        "NVIDIA A100-SXM4-80GB", 85100068864, 2.03904e12, _A100_PEAK, capability=8,
         cores=108, fpus_per_core=64, clock_ghz=1.41, shared_memory=167936, l2_cache=41943040,
     ),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", 84942979072, 3.35232e12, {"f32": 494e12, "bf16": 989e12, "f64": 67e12}),
-    "h200": Gpu("NVIDIA H200 141GB HBM3e", 151397597184, 4.8e12, {"f32": 494e12, "bf16": 989e12, "f64": 67e12}),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 84942979072, 3.35232e12, _HOPPER_PEAK),
+    "h200": Gpu("NVIDIA H200 141GB HBM3e", 151397597184, 4.8e12, _HOPPER_PEAK),
     "b200": Gpu(
-        "NVIDIA B200", 191514411008, 7.67232e12, {"f32": 1.1e15, "bf16": 2.25e15, "f64": 37e12}, capability=10,
+        "NVIDIA B200", 191514411008, 7.67232e12, _B200_PEAK, capability=10,
         cores=148, clock_ghz=1.965, l2_cache=132644864,
     ),
     "v5e": Tpu("TPU v5e", 16 << 30, 0.82e12, {"f32": 197e12, "bf16": 197e12}, generation="v5e"),

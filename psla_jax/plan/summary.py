@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from psla_jax.plan.devices import Device
+from psla_jax.plan.devices import EXACT, Device
 from psla_jax.plan.hlo import Instruction, Program
 from psla_jax.plan.traffic import Kernel, kernels, product_flops, results, unknown_loops
 
@@ -38,7 +38,7 @@ class Summary:
     """Bytes."""
     written: float
     flops: dict[str, float]
-    """Of products and convolutions, by the type of their operands."""
+    """Of products and convolutions, by the type of their operands, see :attr:`psla_jax.plan.devices.Device.peak`."""
     collectives: dict[str, Collective]
     convolutions: dict[str, int]
     """Number of cuDNN's convolutions, by kind."""
@@ -142,9 +142,10 @@ def precision(instruction: Instruction) -> str:
 
 
 def _product_type(kernel: Kernel) -> str:
-    """Returns the widest floating-point type among the operands of a product."""
+    """Returns the widest floating-point type among the operands of a product, and whether it is computed exactly."""
     dtypes = {array.dtype for operand in kernel.operands for array in operand.outputs}
-    return next((dtype for dtype in ("f64", "f32", "bf16", "f16") if dtype in dtypes), "f32")
+    dtype = next((dtype for dtype in ("f64", "f32", "bf16", "f16") if dtype in dtypes), "f32")
+    return EXACT if dtype == "f32" and precision(kernel.instruction) == "highest" else dtype
 
 
 def _calls_host(instruction: Instruction) -> bool:

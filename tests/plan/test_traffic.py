@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from psla_jax.plan.devices import DEVICES
 from psla_jax.plan.hlo import Array, HloError, arrays, parse
 from psla_jax.plan.summary import AS_FORWARD, FILTER_GRADIENT, FORWARD, INPUT_GRADIENT, Collective, summarise
 from psla_jax.plan.traffic import fusion_traffic, kernels, unknown_loops
@@ -290,7 +291,10 @@ def test_products_have_operations_type_and_precision():
         """
     )
     summary = summarise(found)
-    assert summary.flops == {"bf16": 2 * 8 * 4 * 16, "f32": 2 * 8 * 8 * 16, "f64": 2 * 8 * 8 * 8}
+    assert summary.flops == {"bf16": 2 * 8 * 4 * 16, "f32 highest": 2 * 8 * 8 * 16, "f64": 2 * 8 * 8 * 8}
+    h100 = DEVICES["h100"]
+    assert summary.compute_bound(h100) == pytest.approx(1024 / 989e12 + 2048 / 67e12 + 1024 / 67e12)
+    assert summary.memory_bound(h100) == pytest.approx(summary.moved / 3.35232e12)
     assert summary.products == {"bf16 default": 1, "f32 highest": 1}
     assert summary.float64 == 0
 
