@@ -59,6 +59,7 @@ from psla_jax.data.clip_reader import ClipReader, Row
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import read_datafile
 from psla_jax.data.train_source import TrainSource, train_source
+from psla_jax.runtime.process import retain_freed_memory
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -249,7 +250,8 @@ def _report_dead_workers(stream: Iterator[Batch]) -> Generator[Batch]:
 
 
 def _init_worker(*_: int) -> None:
-    """Makes a worker ignore signals, which its parent receives as well, and exit with its parent."""
+    """Makes a worker keep freed memory, ignore signals, which its parent receives as well, and exit with its parent."""
+    retain_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
