@@ -98,7 +98,8 @@ def release_freed_memory() -> None:
 def configure_libraries() -> None:
     """Silences the logs of libraries whose errors this package reports itself, and turns on JAX's compilation cache.
 
-    Freed memory is kept for the next arrays. Compiled programs are kept in the user's cache directory unless the environment names another one or none.
+    Freed memory is kept for the next arrays. Compiled programs are kept in the user's cache directory unless the
+    environment names another one or none.
     """
     import jax
     from absl import logging
