@@ -2,8 +2,8 @@
 
     python scripts/benchmark_feed.py [--counts 1 2 4] [--seconds 10] [--records 2000000]
 
-Clips are synthesised recordings of ten seconds at 16 kHz, half of which are mixed with a second one: a clip takes one and
-a half readings. The last column divides the clips by the CPU time of all processes, the main one included: the
+Clips are synthesised recordings of ten seconds at 16 kHz, half of which are mixed with a second one: a clip takes one
+and a half readings. The last column divides the clips by the CPU time of all processes, the main one included: the
 clips per second that one core provides. Devices that take N clips per second need N divided by it cores.
 """
 
