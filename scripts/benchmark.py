@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import benchmark_feed
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,8 @@ from psla_jax.runtime import process as runtime
 HERE = Path(__file__).resolve().parent
 RIVALS = ("ours", "released", "tuned")
 TOLERANCE = 1e-5
+FEED = "feed"
+"""Part whose measurements and table are those of benchmark_feed.py."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Options:
     """Command-line arguments."""
 
     part: str = ""
-    """Name of a single part to measure. Empty: all parts."""
+    """Name of a single part to measure. Empty: all parts but feed, which has no competitors (benchmark_feed.py)."""
     rounds: int = 5
     """Number of measurements per implementation."""
     json: bool = False
@@ -146,10 +149,12 @@ def _format(value: float | None, unit: str) -> str:
 
 def main(options: Options) -> None:
     """Measures the selected parts and prints the results."""
+    if options.part == FEED:
+        return benchmark_feed.main(benchmark_feed.Options())
     parts = [part for part in PARTS if options.part in ("", part.name)]
     if not parts:
         raise SystemExit(
-            f"benchmark: there is no part {options.part!r}: choose one of {', '.join(p.name for p in PARTS)}."
+            f"benchmark: there is no part {options.part!r}: choose one of {', '.join(p.name for p in PARTS)}, {FEED}."
         )
     with tempfile.TemporaryDirectory() as folder:
         prepared = [sys.executable, str(HERE / "benchmark_rivals.py"), "prepare", "", folder, options.precision]
@@ -162,6 +167,7 @@ def main(options: Options) -> None:
         print(json.dumps(rows, indent=1))
     else:
         show(rows, device)
+    return None
 
 
 if __name__ == "__main__":

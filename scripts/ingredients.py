@@ -45,6 +45,7 @@ SMALL = {
 """What differs from configs/fsd50k.py, so that a run takes minutes on a CPU; the average of steps changes no other."""
 PSLA = "PSLA"
 ADAMW = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01, "optimizer.schedule": "cosine"}
+LONG = {"optimizer.epochs": 50, "aggregation.first": 26}
 CHANGES: dict[str, dict[str, Any]] = {
     PSLA: {},
     "AdamW and cosine": ADAMW,
@@ -54,8 +55,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "measured normalisation": {"frontend.mean": "auto", "frontend.std": "auto"},
     "mixup of 2 to 5 clips": {"sampling.waveform": ("mixup(most=5)",)},
     "two consistent views": {"distill.consistency": 1.0},
+    "50 epochs": LONG | {"optimizer.decay_start": 25, "optimizer.decay_every": 12},
 }
-"""Settings by label, each of which changes one thing."""
+"""Settings by label, each of which changes one thing. With more epochs, averaging and the decays begin later."""
 PLUS = "all that helped (fsd50k_plus)"
 TEACHERS = ("distillation, stored scores", "distillation, consistent", "distillation per second")
 MODELS = {

@@ -73,6 +73,7 @@ REFUSED = [
     ("data.channel", "left", "choose one of mean, first"),
     ("data.batch_size", 0, "use at least one clip"),
     ("data.workers", -1, "use 0 or more processes"),
+    ("data.threads", 0, "use at least one thread"),
     ("data.preflight", -1, "use 0 or more clips"),
     ("data.unreadable", "ignore", "choose stop or skip"),
     ("data.edited", "ignore", "choose stop or accept"),
@@ -171,7 +172,7 @@ ACROSS_SECTIONS = [
 CHANGED = RunConfig(
     run_dir="runs/Grüße",
     seed=7,
-    data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, "first", 9, "skip", "accept", True),
+    data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, 3, "first", 9, "skip", "accept", True),
     frontend=FrontendConfig(500, -1.25, 0.1, 32_000, 64, 12.5, 32.0, 50.0, 14_000.0),
     model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
@@ -355,7 +356,11 @@ def test_only_fields_without_effect_on_the_results_are_free():
     assert reported == set(flatten(CHANGED)) - FREE_FIELDS - EXCLUDED
     assert set(flatten(CHANGED)) >= FREE_FIELDS
     paths = {"data.train", "data.validation", "data.evaluation", "data.labels"}
-    execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile", "data.workers", "data.preflight"}
+    execution = {"run_dir", "checkpoint_every", "checkpoint_minutes", "profile"} | {
+        "data.workers",
+        "data.threads",
+        "data.preflight",
+    }
     recovery = {"data.unreadable", "data.edited", "optimizer.nonfinite"}
     processes = {f"distributed.{field.name}" for field in dataclasses.fields(DistributedConfig)}
     end = {"optimizer.patience", "aggregation.first", "aggregation.last", "bootstrap", "select", "log"}

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Reads clips of a datafile, mixed down by `channel`, at the rate of `grid`, padded to rows of `num_samples`."""
+    """Reads clips of a datafile, mixed down by `channel`, at the rate of `grid`, cut to rows of `num_samples`."""
 
     datafile: Datafile
     num_samples: int
@@ -66,13 +66,11 @@ class ClipReader:
         *,
         reading: Reading | None = None,
     ) -> Row:
-        """Returns a valid row with the waveform cut or zero-padded to `num_samples`, and what `reading` showed."""
+        """Returns a valid row with at most `num_samples` of the waveform, not padded, and what `reading` showed."""
         reading = reading or Reading()
         cut = waveform[: self.num_samples]
-        padded = np.empty(self.num_samples, np.float32)
-        padded[: len(cut)], padded[len(cut) :] = cut, 0.0
         return {
-            "waveform": padded,
+            "waveform": cut,
             "num_samples": np.int32(len(cut)),
             "left_out": np.int32(len(waveform) - len(cut)),
             "flawed": np.int32(reading.is_flawed),
@@ -89,3 +87,14 @@ class ClipReader:
         targets = {name: np.zeros(self.datafile.num_classes, np.float32) for name in names}
         row = self.row(clip, np.zeros(0, np.float32), targets, failed=clip)
         return {**row, "valid": np.float32(0.0)}
+
+    def pad(self, row: Row) -> Row:
+        """Returns a row with the waveform zero-padded to `num_samples`."""
+        waveform = np.empty(self.num_samples, np.float32)
+        put_padded(row["waveform"], waveform)
+        return {**row, "waveform": waveform}
+
+
+def put_padded(waveform: np.ndarray, destination: np.ndarray) -> None:
+    """Copies a waveform to the beginning of an array and sets the rest to 0."""
+    destination[: len(waveform)], destination[len(waveform) :] = waveform, 0.0

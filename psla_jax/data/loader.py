@@ -50,15 +50,17 @@ from typing import Any
 
 import grain
 import numpy as np
+from grain.multiprocessing import SharedMemoryArray
 
 from psla_jax.audio.decode import AudioError, StrPath, in_threads
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel, ConfigError, DataConfig, FrontendConfig, SamplingConfig
-from psla_jax.data.clip_reader import ClipReader, Row
+from psla_jax.data.clip_reader import ClipReader, Row, put_padded
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import read_datafile
 from psla_jax.data.train_source import TrainSource, train_source
+from psla_jax.runtime.process import retain_freed_memory
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -88,6 +90,10 @@ class EvaluationSource:
         return math.ceil(len(self.reader.datafile) / self.batch_size)
 
     def __getitem__(self, item: int) -> Row:
+        return self.reader.pad(self.row(item))
+
+    def row(self, item: int) -> Row:
+        """Returns a row whose waveform is not padded."""
         clip = int(item)
         if clip >= len(self.reader.datafile):
             return self.reader.invalid_row()
@@ -134,6 +140,10 @@ class WindowSource:
         return math.ceil(len(self.clip_of_row) / self.batch_size)
 
     def __getitem__(self, item: int) -> Row:
+        return self.reader.pad(self.row(item))
+
+    def row(self, item: int) -> Row:
+        """Returns a row whose waveform is not padded."""
         window = int(item)
         if window >= len(self.clip_of_row):
             return self.reader.invalid_row()
@@ -169,21 +179,31 @@ HeldOutSource = EvaluationSource | WindowSource
 
 
 @dataclass(frozen=True)
-class RowSubset:
-    """The same rows of every batch of a source, for one of several processes; rows beyond the batch are padding."""
+class BatchSource:
+    """The batches of a source, or the same rows of each of them for one of several processes.
+
+    Every waveform is copied once, from its decoder to the batch.
+    """
 
     source: TrainSource | HeldOutSource
     rows: range
+    """Numbers of the rows of a batch; rows beyond the batch size are padding."""
+    allocate: Callable[[tuple[int, ...], Any], np.ndarray] = np.empty
+    """Returns an array for the waveforms, by shape and dtype."""
 
     def __len__(self) -> int:
-        return len(self.source) // self.source.batch_size * len(self.rows)
+        return len(self.source) // self.source.batch_size
 
-    def __getitem__(self, item: int) -> Row:
-        batch, position = divmod(int(item), len(self.rows))
-        row = self.rows[position]
-        if row >= self.source.batch_size:
-            return self.source.invalid_row()
-        return self.source[batch * self.source.batch_size + row]
+    def __getitem__(self, batch: int) -> Batch:
+        first, rows = int(batch) * self.source.batch_size, []
+        waveforms = self.allocate((len(self.rows), self.source.reader.num_samples), np.float32)
+        # Rows of a SharedMemoryArray would be of its type, and close the shared memory when they are deleted.
+        for number, waveform in zip(self.rows, waveforms.view(np.ndarray), strict=True):
+            padding = number >= self.source.batch_size
+            row = self.source.invalid_row() if padding else self.source.row(first + number)
+            put_padded(row.pop("waveform"), waveform)
+            rows.append(row)
+        return {"waveform": waveforms} | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class LoaderError(RuntimeError):
@@ -213,8 +233,9 @@ def batches(
     Raises:
         LoaderError: a worker process died.
     """
-    rows_source = source if rows is None else RowSubset(source, rows)
-    dataset = grain.MapDataset.source(rows_source).batch(source.batch_size if rows is None else len(rows))[start:stop]
+    # Grain hands over arrays in shared memory as they are, and copies others to it.
+    allocate = SharedMemoryArray if workers else np.empty
+    dataset = grain.MapDataset.source(BatchSource(source, rows or range(source.batch_size), allocate))[start:stop]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads))
     stream = dataset.to_iter_dataset(options)
     if workers:
@@ -249,7 +270,8 @@ def _report_dead_workers(stream: Iterator[Batch]) -> Generator[Batch]:
 
 
 def _init_worker(*_: int) -> None:
-    """Makes a worker ignore signals, which its parent receives as well, and exit with its parent."""
+    """Makes a worker keep freed memory, ignore signals, which its parent receives as well, and exit with its parent."""
+    retain_freed_memory()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

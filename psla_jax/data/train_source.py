@@ -119,6 +119,10 @@ class TrainSource:
         return order
 
     def __getitem__(self, item: int) -> Row:
+        return self.reader.pad(self.row(item))
+
+    def row(self, item: int) -> Row:
+        """Returns a row whose waveform is not padded."""
         epoch, sample = divmod(int(item), self.num_batches * self.batch_size)
         if sample >= len(self.reader.datafile):
             return self.invalid_row()

@@ -176,7 +176,7 @@ class RunArtifacts:
     def _stream(self, source: HeldOutSource | TrainSource, description: str) -> Iterator[Iterator[Batch]]:
         """Yields this process's part of the batches with a progress bar; ends between batches when asked to stop."""
         rows = self.trainer.placement.rows(source.batch_size)
-        stream = batches(source, threads=max(2, self.config.data.workers), rows=rows)
+        stream = batches(source, threads=max(self.config.data.threads, self.config.data.workers), rows=rows)
         with self.logger.progress(description, source.num_batches) as bar:
             yield self._until_stopped(bar.track(stream))
 

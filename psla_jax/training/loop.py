@@ -275,7 +275,8 @@ class Run:
         source = self.artifacts.train_source()
         own_rows = trainer.placement.rows(config.data.batch_size, config.optimizer.accumulate)
         source.require_usable()
-        stream = batches(source, workers=config.data.workers, start=first_step, rows=own_rows)
+        workers, threads = config.data.workers, config.data.threads
+        stream = batches(source, workers=workers, threads=threads, start=first_step, rows=own_rows)
         profile = Profile(self.directory / "profile", config.profile, first_step)
         ensemble = RunningEnsemble()
         for epoch in range(1, len(progress.rows) + 1):

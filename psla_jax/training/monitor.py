@@ -123,7 +123,7 @@ class TrainingMonitor:
         fraction = self._total_wait / elapsed
         line = f"training took {elapsed:.1f} s, {self._total_wait:.1f} s ({fraction:.0%}) of it waiting for data"
         slow = fraction > SLOW_LOADER and self._total_wait > 1.0
-        return (f"{line}: more data.workers, or psla pack, would help" if slow else line), slow
+        return (f"{line}: more data.workers or data.threads, or psla pack, would help" if slow else line), slow
 
     def report_failed_clips(self, channel: Channel, log: Callable[[str], None]) -> None:
         """Logs which clips were excluded, and why."""

@@ -134,8 +134,9 @@ class Teaching:
         """Computes and stores the missing scores."""
         accumulate, total = self.config.optimizer.accumulate, self.card.epochs * self.source.num_batches
         first = distributed.on_primary(lambda: read_progress(self.directory), TeacherError)
-        rows = self.placement.rows(self.config.data.batch_size, accumulate)
-        stream = batches(self.source, workers=self.config.data.workers, start=first, rows=rows)
+        data = self.config.data
+        rows = self.placement.rows(data.batch_size, accumulate)
+        stream = batches(self.source, workers=data.workers, threads=data.threads, start=first, rows=rows)
         if first:
             self.logger.info(f"resuming after step {first:,} of {total:,}")
         with (
