@@ -28,7 +28,10 @@ from psla_jax.config_model import require_sample_rate as require_sample_rate
 from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse
 
 Channel = Literal["mean", "first"]
-Compute = Literal["float32", "bfloat16"]
+Precision = Literal["highest", "tf32", "bf16"]
+"""Precision of products and convolutions, see :mod:`psla_jax.models.precision`."""
+_EARLIER_PRECISIONS: dict[str, Precision] = {"float32": "tf32", "bfloat16": "bf16"}
+"""Precision by the value of ``optimizer.compute``, the name of the field in earlier versions."""
 Threshold = Literal["mean", "median", "25", "10", "5"]
 """Score threshold of label enhancement: mean, median or percentile of a class's scores on clips labelled with it."""
 Kind = Literal["type1", "type2", "type1_2"]
@@ -175,9 +178,10 @@ class OptimizerConfig:
     clips, or a CSV file with the header mid,weight; empty for equal weights."""
     accumulate: int = 1
     """Microbatches per step: less memory, same gradient; batch statistics are those of each microbatch."""
-    compute: Compute = "float32"
-    """Data type of the backbone's arithmetic in training steps; parameters, statistics, frontend and head stay in
-    float32, and all scores are computed in float32."""
+    precision: Precision = "tf32"
+    """Precision of products and convolutions in training steps: `highest` (float32), `tf32` (TensorFloat-32 on GPUs, as
+    in the reference, and float32 on CPUs), or `bf16` (a bfloat16 backbone); parameters, statistics, frontend and head
+    stay in float32, and all scores are computed at `highest`."""
     remat: bool = False
     """Recompute each block in the backward pass: saves memory on accelerators for a third more computation."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -196,7 +200,7 @@ class OptimizerConfig:
         _require(self, "weight_decay", 0 <= self.weight_decay < math.inf, "use 0 or more")
         _require(self, "accumulate", self.accumulate >= 1, "use at least one microbatch")
         _require(self, "nonfinite", self.nonfinite in ("stop", "skip"), "choose stop or skip")
-        _require_one_of(self, "compute", Compute)
+        _require_one_of(self, "precision", Precision)
         _name_ingredients(self, "name", "schedule", "loss")
         _to_tuples(self, "no_decay", "rates")
         factors = [rate.rpartition("=")[2] for rate in self.rates]
@@ -372,9 +376,13 @@ def to_json(config: RunConfig) -> str:
 def from_json(text: str) -> RunConfig:
     """Returns the config that :func:`to_json` converted to text. Raises ConfigError if the text is none."""
     try:
-        fields = json.loads(text).items()
-        return RunConfig(**{k: _SECTIONS[k](**v) if k in _SECTIONS else v for k, v in fields})
-    except (TypeError, ValueError, AttributeError) as error:
+        fields = json.loads(text)
+        optimizer = {**fields.get("optimizer", {})}
+        if "compute" in optimizer:
+            optimizer["precision"] = _EARLIER_PRECISIONS[optimizer.pop("compute")]
+        fields |= {"optimizer": optimizer}
+        return RunConfig(**{k: _SECTIONS[k](**v) if k in _SECTIONS else v for k, v in fields.items()})
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"this is not the config of a run: {error}") from error
 
 

@@ -1,6 +1,6 @@
 """Compiles the training and evaluation step for accelerators that need not be in this machine, and prints their costs.
 
-    python scripts/accelerators.py --model efficientnet-b2 --device h100 a100 --devices 1 8 --compute float32 bfloat16
+    python scripts/accelerators.py --model efficientnet-b2 --device h100 a100 --devices 1 8 --precision tf32 bf16
     python scripts/accelerators.py --check
 
 The figures are those of ``psla plan``: compiled, not run. Milliseconds are bytes over bandwidth, and operations over
@@ -20,12 +20,22 @@ from pathlib import Path
 
 import tyro
 
-from psla_jax.config import Compute, DataConfig, FrontendConfig, ModelConfig, OptimizerConfig, RunConfig, SamplingConfig
+from psla_jax.config import (
+    DataConfig,
+    FrontendConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Precision,
+    RunConfig,
+    SamplingConfig,
+)
 from psla_jax.plan.compiler import Compiled
 from psla_jax.plan.devices import PlanError, find_device
 from psla_jax.plan.report import EVALUATION, TRAIN, Request
 from psla_jax.plan.summary import AS_FORWARD
 
+PRODUCTS = {TRAIN: "f32 default", EVALUATION: "f32 highest"}
+"""Products outside the frontend: TensorFloat-32 in training, float32 in evaluation."""
 METRICS = 2
 """Outputs of a training step besides the state: loss and norm of the gradient."""
 TOLERANCE = 0.1
@@ -56,8 +66,8 @@ class Options:
     """Kinds of devices: a100, h100, h200, b200, v5e, v6e."""
     devices: tuple[int, ...] = (1,)
     """Numbers of devices."""
-    compute: tuple[Compute, ...] = ("float32",)
-    """Data types of the backbone in training; evaluation is in float32."""
+    precision: tuple[Precision, ...] = ("tf32",)
+    """Precision of training; scores are computed at the highest one."""
     batch_size: tuple[int, ...] = (96,)
     """Clips per step, over all devices."""
     model: str = "efficientnet-b2"
@@ -75,19 +85,19 @@ class Options:
     record: bool = False
     """Write the figures with which --check compares into this file."""
 
-    def request(self, device: str, devices: int, compute: Compute, batch_size: int) -> Request:
+    def request(self, device: str, devices: int, precision: Precision, batch_size: int) -> Request:
         """Returns the plan for one combination."""
         config = RunConfig(
             data=DataConfig(batch_size=batch_size),
             frontend=FrontendConfig(target_length=self.frames),
             model=ModelConfig(name=self.model),
             sampling=SamplingConfig(time_mask=min(192, self.frames)),
-            optimizer=OptimizerConfig(compute=compute),
+            optimizer=OptimizerConfig(precision=precision),
         )
         return Request(config, self.classes, find_device(device), devices, self.timeout)
 
 
-CHECKED = Options(model="efficientnet-tiny", frames=128).request("h100", 2, "float32", 8)
+CHECKED = Options(model="efficientnet-tiny", frames=128).request("h100", 2, "tf32", 8)
 """Small, and with all layers: its last stages have images of four rows, fewer than the rows of a kernel."""
 
 
@@ -120,8 +130,8 @@ def problems(step: str, compiled: Compiled, recorded: Recorded) -> Iterator[str]
         yield f"{wrong} filter gradients are forward convolutions for cuDNN, for which it has fallbacks only."
     if summary.float64:
         yield f"{summary.float64} kernels outside the frontend compute in float64."
-    if other := sorted(set(summary.products) - {"f32 default"}):
-        yield f"products outside the frontend are {', '.join(other)} instead of f32 at the default precision."
+    if other := sorted(set(summary.products) - {PRODUCTS[step]}):
+        yield f"products outside the frontend are {', '.join(other)} instead of {PRODUCTS[step]}."
     if abs(working - recorded.working_memory) > TOLERANCE * recorded.working_memory:
         yield (
             f"its working memory is {working:,} bytes, which differs by more than {TOLERANCE:.0%} from "
@@ -164,14 +174,14 @@ def table(options: Options) -> int:
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     code = 0
-    combinations = itertools.product(options.device, options.devices, options.compute, options.batch_size)
-    for (device, devices, compute, batch_size), step in itertools.product(combinations, (TRAIN, EVALUATION)):
-        if step == EVALUATION and compute != options.compute[0]:
-            continue  # Scores are computed in float32.
-        request = options.request(device, devices, compute, batch_size)
-        what = f"{step} {compute if step == TRAIN else 'float32'} | {devices} x {device} | {request.clips(step)}"
+    combinations = itertools.product(options.device, options.devices, options.precision, options.batch_size)
+    for (device, devices, precision, batch_size), step in itertools.product(combinations, (TRAIN, EVALUATION)):
+        if step == EVALUATION and precision != options.precision[0]:
+            continue  # Scores are computed at the highest precision.
+        request = options.request(device, devices, precision, batch_size)
+        what = f"{step} {precision if step == TRAIN else 'highest'} | {devices} x {device} | {request.clips(step)}"
         try:
-            name = f"{step}-{options.model}-{device}-{devices}-{compute}-{batch_size}.hlo"
+            name = f"{step}-{options.model}-{device}-{devices}-{precision}-{batch_size}.hlo"
             compiled = request.compile(step, log, Path(options.keep) / name if options.keep else None)
             print(f"| {what} | {row(request, compiled)} |", flush=True)
         except PlanError as error:

@@ -28,6 +28,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from psla_jax.config import Precision
 from psla_jax.runtime import process as runtime
 
 HERE = Path(__file__).resolve().parent
@@ -69,8 +70,8 @@ class Options:
     """Number of measurements per implementation."""
     json: bool = False
     """Print the results as JSON instead of a table."""
-    precision: str = "float32"
-    """Precision of the networks: float32, or on GPUs also tf32 or bfloat16."""
+    precision: Precision = "highest"
+    """Precision of the networks: highest (float32), or on GPUs also tf32 or bf16."""
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def check_scores(part: Part, first: dict[str, dict[str, Any]], precision: str) -
     scores = {rival: result["check"] for rival, result in first.items() if "check" in result}
     for rival, values in scores.items():
         difference = max(abs(a - b) for a, b in zip(values, scores["ours"]))
-        if precision == "float32" and not difference <= TOLERANCE:
+        if precision == "highest" and not difference <= TOLERANCE:
             raise SystemExit(f"benchmark: {part.name} of {rival} differs from ours by {difference:.1e}.")
 
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -111,10 +111,10 @@ def prepare(folder: Path) -> None:
 
 
 def use_precision(precision: str) -> None:
-    """Disables TF32 on accelerators for the precision ``float32``."""
+    """Disables TF32 on accelerators for the precision ``highest``."""
     import jax
 
-    if precision == "float32" and jax.default_backend() != "cpu":
+    if precision == "highest" and jax.default_backend() != "cpu":
         jax.config.update("jax_default_matmul_precision", "highest")
 
 
@@ -125,7 +125,7 @@ def jax_model(precision: str) -> Any:
     from psla_jax.config import ModelConfig
     from psla_jax.models.factory import from_config
 
-    dtype = jnp.bfloat16 if precision == "bfloat16" else jnp.float32
+    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     return from_config(ModelConfig(drop_connect=0.0), CLASSES, dtype, nnx.Rngs(0))
 
 
@@ -136,7 +136,7 @@ def torch_model(folder: Path, tuned: bool, precision: str) -> tuple[Any, str]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "highest"
     model = ReferenceTagger(2, CLASSES, HEADS, drop_connect=0.0)
     with np.load(folder / "weights.npz") as weights:
         model.load_state_dict({name: torch.from_numpy(weights[name].copy()) for name in weights.files}, strict=False)
@@ -156,7 +156,7 @@ def inference(rival: str, folder: Path, precision: str, batch: int) -> Measure:
     run = torch.compile(model) if rival == "tuned" else model
 
     def work() -> Any:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             return run(spectrograms_on_device).float().cpu().numpy()
 
     check = work()
@@ -213,11 +213,10 @@ def _jax_training(precision: str) -> Measure:
             return x
 
     use_precision(precision)
-    compute: Literal["float32", "bfloat16"] = "bfloat16" if precision == "bfloat16" else "float32"
     config = RunConfig(
         data=DataConfig(batch_size=8),
         sampling=SamplingConfig(mixup=0, freq_mask=0, time_mask=0),
-        optimizer=OptimizerConfig(compute=compute),
+        optimizer=OptimizerConfig(precision=precision),  # type: ignore[arg-type]
     )
     model = jax_model(precision)
     trainer = make_trainer(config, model, 1000, Placement.over(jax.devices()[:1]))
@@ -246,7 +245,7 @@ def _torch_training(folder: Path, tuned: bool, precision: str) -> Measure:
     x, y = torch.from_numpy(spectrograms(8)).to(device), torch.from_numpy(labels(8)).to(device)
 
     def work() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             scores = model(x)
         loss = torch.nn.functional.binary_cross_entropy(scores.float().clamp(1e-7, 1 - 1e-7), y)
         adam.zero_grad()

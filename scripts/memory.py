@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax import nnx
 
 from psla_jax.config import DataConfig, FrontendConfig, ModelConfig, OptimizerConfig, RunConfig
 from psla_jax.models.factory import from_config
+from psla_jax.models.precision import activations
 from psla_jax.runtime.sharding import Placement
 from psla_jax.training.trainer import make_trainer
 
 PRESETS: dict[str, OptimizerConfig] = {
     "default": OptimizerConfig(),
-    "--optimizer.compute bfloat16": OptimizerConfig(compute="bfloat16"),
+    "--optimizer.precision bf16": OptimizerConfig(precision="bf16"),
     "--optimizer.remat True": OptimizerConfig(remat=True),
     "--optimizer.accumulate 4": OptimizerConfig(accumulate=4),
-    "--optimizer.accumulate 4 --optimizer.compute bfloat16": OptimizerConfig(accumulate=4, compute="bfloat16"),
+    "--optimizer.accumulate 4 --optimizer.precision bf16": OptimizerConfig(accumulate=4, precision="bf16"),
 }
 
 
@@ -53,7 +53,7 @@ def memory(options: Options, preset: OptimizerConfig) -> tuple[float, float]:
         model=ModelConfig(name=options.model),
         optimizer=preset,
     )
-    dtype = jnp.bfloat16 if preset.compute == "bfloat16" else jnp.float32
+    dtype = activations(preset.precision)
     model = from_config(config.model, options.classes, dtype, nnx.Rngs(0))
     trainer = make_trainer(config, model, 1000, Placement.over(jax.devices()[:1]))
     clips = options.batch_size

@@ -16,6 +16,7 @@ from psla_jax.evaluation.predict import ShardRows
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models import views
 from psla_jax.models.platforms import layers_where
+from psla_jax.models.precision import products
 from psla_jax.models.state import split_model
 
 
@@ -73,7 +74,7 @@ def reestimate(
 
     def weighted_statistics(batch: dict[str, np.ndarray]) -> tuple[float, Any]:
         rows = shard_rows({name: batch[name] for name in fields})
-        with layers_where(rows["waveform"]):
+        with layers_where(rows["waveform"]), products("highest"):
             return jax.device_get(_batch_stats(graphdef, frontend, params, batch_stats, rows))
 
     return weighted_average(map(weighted_statistics, batches))

@@ -15,7 +15,7 @@ from flax import nnx
 
 from psla_jax.aggregation.average import RunningEnsemble
 from psla_jax.audio.windows import Grid
-from psla_jax.config import Channel, DataConfig, DistributedConfig
+from psla_jax.config import Channel, DataConfig, DistributedConfig, Precision
 from psla_jax.config_distill import DistillConfig
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import DataError, data_notes, locate, require_single_labels
@@ -29,6 +29,7 @@ from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.evaluation.tables import Measured, coverage, ensemble_lines
 from psla_jax.ingredients import Ingredient, specification
 from psla_jax.models.model_dir import find_model, load_model, read_card
+from psla_jax.models.precision import computed_in
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.files import exists
@@ -55,6 +56,7 @@ class Request:
     confusion: str = ""
     metrics: tuple[str, ...] = ()
     segments: float = 0.0
+    precision: Precision = "highest"
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
@@ -85,6 +87,7 @@ def evaluate(
     confusion: str | os.PathLike[str] = "",
     metrics: Sequence[Ingredient] = (),
     segments: float = 0.0,
+    precision: Precision = "highest",
 ) -> EvaluationResult:
     """Evaluates one or several models and their ensemble on a data set, and prints the reference's summary.
 
@@ -104,6 +107,7 @@ def evaluate(
         confusion: CSV file to write the confusion matrix to, if every clip has exactly one label.
         metrics: further metrics, as the setting of a training, see :mod:`psla_jax.evaluation.evaluators`.
         segments: seconds of the segments to score instead of whole clips, see :func:`psla_jax.data.segmented.cut`.
+        precision: precision of the products, see :mod:`psla_jax.models.precision`.
 
     Raises:
         ValueError: an error class of this package; the message names the model or file and the remedy.
@@ -114,6 +118,7 @@ def evaluate(
     request = replace(request, save=os.fspath(save), per_class=os.fspath(per_class), confusion=os.fspath(confusion))
     named = tuple(specification(metric) for metric in metrics)
     request = replace(request, trust=trust, keep_scores=keep_scores, metrics=named, segments=segments)
+    request = replace(request, precision=precision)
     return evaluate_request(request)
 
 
@@ -158,6 +163,7 @@ def _evaluate(request: Request) -> EvaluationResult:
             model, on_hit = find_model(Path(path)), functools.partial(logger.info, note)
             settings = [request.channel or cards[path].channel, f"windows {request.windows}"]
             settings += [f"segments {request.segments}"] if request.segments else []
+            settings += [f"precision {computed_in(request.precision, placement.platform)}"]
             scores = score_cache.cached(model, vocabulary, data, settings, compute, on_hit, logger.info)
         else:
             scores = compute()
@@ -204,7 +210,7 @@ def _compute_scores(
     path: str, order: np.ndarray, data: Datafile, request: Request, placement: Placement, logger: Logger
 ) -> Scores:
     """Computes a model's scores; `order` holds the index of every requested class among those of the model."""
-    model = load_model(path, trust=request.trust)
+    model = load_model(path, trust=request.trust, precision=request.precision)
     graphdef = nnx.graphdef(model.network)
     weights = placement.replicate(jax.device_get(split_model(model.network)))
     channel = request.channel or model.card.channel
@@ -214,7 +220,7 @@ def _compute_scores(
         stream = bar.track(batches(source, rows=placement.rows(source.batch_size)))
         scores = score(
             (graphdef, *weights), model.frontend, stream, placement.shard_rows, data.clip_id,
-            exclusive=model.card.exclusive, clip_of_row=source.clip_of_row,
+            exclusive=model.card.exclusive, clip_of_row=source.clip_of_row, precision=request.precision,
         )  # fmt: skip
     return replace(scores, scores=scores.scores[:, order])
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from psla_jax.cli.arguments import UsageError, parse
-from psla_jax.config import Channel, ShareConfig
+from psla_jax.config import Channel, Precision, ShareConfig
 from psla_jax.runtime import launcher
 from psla_jax.runtime.files import exists, same_file
 from psla_jax.runtime.streams import STANDARD, is_output_stream, is_standard_output
@@ -70,6 +70,8 @@ class DetectionOptions:
     """Minimum duration of an event, in seconds; shorter events are dropped."""
     channel: Channel | None = DEFAULTS.channel
     """Channel of multi-channel audio: the mean of all channels, or the first. Default: that of the training."""
+    precision: Precision = "highest"
+    """Precision of products: highest (float32), tf32 (TensorFloat-32 on GPUs), or bf16 (a bfloat16 backbone)."""
     trust: bool = False
     """Import the Python code that a custom model names."""
 
@@ -180,6 +182,7 @@ def build_tagger(options: DetectionOptions, batch_size: int = 0) -> tuple[Tagger
     tagger = load_tagger(
         options.model, trust=options.trust, calibrated=not options.raw, policy=options.policy,
         overlap=options.overlap, rules=rules, channel=options.channel, batch_size=batch_size, cache_programs=True,
+        precision=options.precision,
     )  # fmt: skip
     ontology = Ontology.read(options.ontology) if options.ontology else None
     return tagger, select_classes(tagger.vocabulary, options.classes, options.not_classes, ontology)

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from psla_jax import ingredients
 from psla_jax.cli.arguments import UsageError, parse
-from psla_jax.config import Channel, ConfigError, DistributedConfig, RunConfig
+from psla_jax.config import Channel, ConfigError, DistributedConfig, Precision, RunConfig
 from psla_jax.config_fields import with_settings
 
 
@@ -141,6 +141,8 @@ class Evaluate:
     """Score the successive segments of every clip, of so many seconds, instead of the clip, for --distill.segments."""
     bootstrap: int = 200
     """Number of resamples for the confidence intervals; 0 disables them."""
+    precision: Precision = "highest"
+    """Precision of products: highest (float32), tf32 (TensorFloat-32 on GPUs), or bf16 (a bfloat16 backbone)."""
     trust: bool = False
     """Import the Python code of custom models."""
     keep_scores: bool = True

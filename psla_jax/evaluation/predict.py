@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 
 from psla_jax.audio.frontend import Frontend
+from psla_jax.config import Precision
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
 from psla_jax.models.platforms import layers_where, platform
+from psla_jax.models.precision import computed_in, products
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.xla_options import inference_options
@@ -49,6 +51,7 @@ def predict(
     *,
     exclusive: bool = False,
     clip_id: Callable[[int], str] = str,
+    precision: Precision = "highest",
 ) -> Scores:
     """Returns scores and labels of the clips of a data set; ``predict(...).metrics().mAP`` is their mAP.
 
@@ -58,12 +61,13 @@ def predict(
         batches: the data set, as from :func:`psla_jax.data.loader.loader` without sampling.
         exclusive: normalise the scores over the classes, for models trained with cross-entropy.
         clip_id: as for :func:`score`; by default the index of the clip in the datafile.
+        precision: as for :func:`score`.
 
     Raises:
         ScoresError: no clip is readable.
     """
     weights = nnx.graphdef(model), *split_model(model)
-    return score(weights, frontend, batches, jax.device_put, clip_id, exclusive=exclusive)
+    return score(weights, frontend, batches, jax.device_put, clip_id, exclusive=exclusive, precision=precision)
 
 
 def score(
@@ -75,6 +79,7 @@ def score(
     *,
     exclusive: bool = False,
     clip_of_row: np.ndarray | None = None,
+    precision: Precision = "highest",
 ) -> Scores:
     """Scores every clip of `batches` once; rows without a clip are dropped. Raises ScoresError if no clip is readable.
 
@@ -88,14 +93,16 @@ def score(
         clip_of_row: index of the clip of each window if the rows are windows of clips, see
             :class:`psla_jax.data.loader.WindowSource`. The score of a clip is then the largest one of its windows, or
             with exclusive classes their mean, as in ``psla tag``.
+        precision: precision of the products (:mod:`psla_jax.models.precision`); for ``bf16``, the backbone of `model`
+            is built with that type.
     """
     graphdef, params, batch_stats = model
     pending: list[dict[str, Any]] = []
     fetched: list[dict[str, np.ndarray]] = []
     for batch in batches:
         sound = shard_rows({name: batch[name] for name in ("waveform", "num_samples")})
-        with layers_where(sound["waveform"]):
-            program = scoring_program(platform())
+        with layers_where(sound["waveform"]), products(precision):
+            program, computed = scoring_program(platform()), computed_in(precision, platform())
             scores = program(graphdef, frontend, exclusive, params, batch_stats, sound)
         # Sharded like the scores, so that the rows are those of the scores in any order of the devices.
         clips = shard_rows({"clip": batch["clip"].astype(np.int32), **{name: batch[name] for name in HOST_FIELDS}})
@@ -120,7 +127,7 @@ def score(
     left_out = fields["left_out"][valid].astype(np.float32) / frontend.sample_rate
     flawed, narrow = (tuple(readable[fields[name][valid] > 0].tolist()) for name in ("flawed", "narrow"))
     arrays = readable, fields["scores"][valid], fields["labels"][valid]
-    return Scores(*arrays, skipped, left_out=left_out, flawed=flawed, narrow=narrow)
+    return Scores(*arrays, skipped, left_out=left_out, flawed=flawed, narrow=narrow, computed_in=computed)
 
 
 def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mean: bool) -> dict[str, np.ndarray]:

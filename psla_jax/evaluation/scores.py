@@ -34,6 +34,7 @@ class Scores:
         flawed: ids of scored clips that are damaged, or whose level is wrong, see
             :attr:`psla_jax.audio.reading.Reading.is_flawed`.
         narrow: ids of scored clips whose sample rate is lower than that of the model.
+        computed_in: precision of the products, see :func:`psla_jax.models.precision.computed_in`; empty if unknown.
     """
 
     clips: np.ndarray
@@ -44,6 +45,7 @@ class Scores:
     left_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     flawed: tuple[str, ...] = ()
     narrow: tuple[str, ...] = ()
+    computed_in: str = ""
 
     def notes(self) -> list[str]:
         """Returns a sentence each on clips that could not be read, are flawed, or were not scored to their ends."""
@@ -78,7 +80,7 @@ class Scores:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file, clips=self.clips, scores=self.scores, labels=labels, skipped=self.skipped, mids=self.mids,
-                left_out=self.left_out, flawed=self.flawed, narrow=self.narrow,
+                left_out=self.left_out, flawed=self.flawed, narrow=self.narrow, computed_in=self.computed_in,
             )  # fmt: skip
 
     @classmethod
@@ -91,7 +93,8 @@ class Scores:
                 left_out = file["left_out"] if "left_out" in file else np.zeros(0, np.float32)
                 flawed, narrow = (tuple(file[k].tolist()) if k in file else () for k in ("flawed", "narrow"))
                 skipped = tuple(file["skipped"].tolist())
-                return cls(file["clips"], file["scores"], labels, skipped, mids, left_out, flawed, narrow)
+                computed_in = str(file["computed_in"]) if "computed_in" in file else ""
+                return cls(file["clips"], file["scores"], labels, skipped, mids, left_out, flawed, narrow, computed_in)
         except NPZ_ERRORS as error:
             raise ScoresError(f"{path} does not hold scores ({error}): delete it and run again.") from error
 

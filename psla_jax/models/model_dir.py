@@ -29,9 +29,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from psla_jax.audio.frontend import Frontend
-from psla_jax.config import Channel, FrontendConfig, ModelConfig, frontend_settings
+from psla_jax.config import Channel, FrontendConfig, ModelConfig, Precision, frontend_settings
 from psla_jax.models import factory
 from psla_jax.models.initializers import AbstractRngs
+from psla_jax.models.precision import activations
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.files import shortened
@@ -113,6 +114,8 @@ class Model:
 
     card: ModelCard
     network: nnx.Module
+    precision: Precision = "highest"
+    """Precision of the products; the backbone is built for it."""
 
     @property
     def frontend(self) -> Frontend:
@@ -197,15 +200,17 @@ def require_replaceable(directory: Path, *, overwrite: bool) -> None:
         raise CheckpointError(f"{directory} exists: choose another path, or replace it with --overwrite.")
 
 
-def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
+def load_model(path: str | os.PathLike, *, trust: bool = False, precision: Precision = "highest") -> Model:
     """Loads a model from a model directory or from a run directory (its weight average, else its best epoch).
 
     Args:
         path: the directory.
         trust: import the code of a custom model or head (``module:callable``). Without it, no directory can run code.
+        precision: precision with which taggers and evaluations apply it, see :mod:`psla_jax.models.precision`.
 
     Raises:
         CheckpointError: naming the path and the problem.
+        ConfigError: there is no such precision.
         ForkError: the process was forked from one that had loaded a model.
     """
     require_own_devices()
@@ -216,9 +221,9 @@ def load_model(path: str | os.PathLike, *, trust: bool = False) -> Model:
             f"{directory} is a model of custom code, {', '.join(card.model.custom_code)}: load it with trust=True "
             "(--trust) if you trust that code."
         )
-    network = abstract_model(card.model, len(card.vocabulary))
+    network = abstract_model(card.model, len(card.vocabulary), activations(precision))
     weights = load_weights(directory, *split_model(network))
-    return Model(card, nnx.merge(nnx.graphdef(network), *weights))
+    return Model(card, nnx.merge(nnx.graphdef(network), *weights), precision)
 
 
 def abstract_model(config: ModelConfig, num_classes: int, dtype: DTypeLike = jnp.float32) -> nnx.Module:

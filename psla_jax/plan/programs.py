@@ -15,6 +15,7 @@ from psla_jax.config import RunConfig, is_exclusive
 from psla_jax.evaluation.predict import scoring_program
 from psla_jax.models.model_dir import abstract_model
 from psla_jax.models.platforms import layers_for
+from psla_jax.models.precision import activations, products
 from psla_jax.models.state import split_model
 from psla_jax.runtime.sharding import Placement
 from psla_jax.training.resolve import with_numbers
@@ -40,7 +41,7 @@ def simplified(config: RunConfig) -> RunConfig:
 def train_step(config: RunConfig, num_classes: int, placement: Placement) -> jax.stages.Lowered:
     """Returns the lowered training step of a config (see :func:`simplified`) on the devices of a mesh."""
     config = simplified(config)
-    model = abstract_model(config.model, num_classes, jnp.dtype(config.optimizer.compute))
+    model = abstract_model(config.model, num_classes, activations(config.optimizer.precision))
     trainer = make_trainer(config, model, STEPS_PER_EPOCH, placement)
     state = jax.eval_shape(
         lambda params, rest: state_of_weights(params, rest, trainer.optimizer, config.optimizer.ema),
@@ -55,13 +56,13 @@ def train_step(config: RunConfig, num_classes: int, placement: Placement) -> jax
 
 
 def evaluation_step(config: RunConfig, num_classes: int, placement: Placement) -> jax.stages.Lowered:
-    """Returns the lowered program that scores a batch, in float32 as at the end of an epoch."""
+    """Returns the lowered program that scores a batch, at the highest precision as at the end of an epoch."""
     config = simplified(config)
     model = abstract_model(config.model, num_classes)
     frontend = Frontend.from_config(config.frontend)
     weights = _placed(split_model(model), placement.replicated)
     batch = _placed(_waveforms(placement.padded_size(config.data.batch_size), frontend.num_samples), placement.split)
-    with layers_for(placement.platform, placement.mesh.size):
+    with layers_for(placement.platform, placement.mesh.size), products("highest"):
         program: Any = scoring_program(placement.platform)
         return program.lower(nnx.graphdef(model), frontend, is_exclusive(config.optimizer.loss), *weights, batch)
 

@@ -99,7 +99,7 @@ def plan(request: Request, log: Callable[[str], None], print_: Callable[[str], N
     request.install(log)
     print_(
         f"{config.model.name}, {request.num_classes} classes, {config.frontend.target_length} frames, batch of "
-        f"{config.data.batch_size}, {config.optimizer.compute}, on {request.num_devices} x {device.title}"
+        f"{config.data.batch_size}, {config.optimizer.precision}, on {request.num_devices} x {device.title}"
     )
     print_("Compiled by XLA, not run: bounds are bytes over bandwidth and operations over peak, for one device.")
     if config.distill.active:

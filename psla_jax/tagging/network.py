@@ -20,6 +20,7 @@ from psla_jax.models.exclusive import normalise
 from psla_jax.models.model_dir import Model
 from psla_jax.models.platforms import layers_for
 from psla_jax.models.pooling import EPSILON, mean_over_frames
+from psla_jax.models.precision import products
 from psla_jax.models.protocols import Parts, parts
 from psla_jax.runtime import exported
 from psla_jax.runtime.fork import require_own_devices
@@ -200,10 +201,11 @@ class CompiledModel:
         """
         card, arguments = self.model.card, self._arguments(size)
         static, platform = (self._parts[0], self.frontend, self.policy == "mask", card.exclusive), _platform()
-        with compilation_cache(), layers_for(platform):
+        precision = self.model.precision
+        with compilation_cache(), layers_for(platform), products(precision):
             if self.cache_programs and exported.enabled() and not card.model.custom_code:
                 announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
-                key = "tag", card.model, card.frontend, self.policy, card.exclusive
+                key = "tag", card.model, card.frontend, self.policy, card.exclusive, precision
                 compiled = exported.compile_cached(
                     functools.partial(_analyse, *static), arguments, self._filled, key, on_trace=announce,
                     compiler_options=inference_options(platform),

@@ -16,7 +16,7 @@ from psla_jax.audio.decode import AudioError
 from psla_jax.audio.frontend import Frontend
 from psla_jax.audio.reading import Reading
 from psla_jax.audio.windows import Grid
-from psla_jax.config import Channel
+from psla_jax.config import Channel, Precision
 from psla_jax.models.model_dir import load_model
 from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.loading import load_calibration
@@ -84,6 +84,7 @@ def load_tagger(
     *,
     trust: bool = False,
     calibrated: bool = True,
+    precision: Precision = "highest",
     **options: Any,
 ) -> Tagger:
     """Loads a tagger from a model directory or run directory, or an ensemble from several.
@@ -94,6 +95,7 @@ def load_tagger(
         trust: import the Python code that a custom model names.
         calibrated: use the calibration by ``psla calibrate`` of a single model, if there is one: results contain
             probabilities and decisions, and its thresholds apply to events unless `rules` have a threshold.
+        precision: precision of the scores, see :mod:`psla_jax.models.precision`.
         options: fields of :class:`Options`, such as ``policy="repeat"``.
 
     Raises:
@@ -107,7 +109,7 @@ def load_tagger(
     except TypeError as error:
         text = str(error).replace("Options.__init__() ", "")
         raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
-    models = [(os.fspath(path), load_model(path, trust=trust)) for path in paths]
+    models = [(os.fspath(path), load_model(path, trust=trust, precision=precision)) for path in paths]
     calibration, notes = load_calibration(models, settings.policy) if calibrated else (None, [])
     if settings.channel is None and len({model.card.channel for _, model in models}) > 1:
         notes.append(f"the models were trained on different channels, of which that of {paths[0]} is used (--channel)")

@@ -74,7 +74,7 @@ class RunArtifacts:
 
     @property
     def graphdef(self) -> nnx.GraphDef:
-        """Structure of the model that is scored: in float32 whatever ``optimizer.compute`` is, as in all commands."""
+        """Structure of the model that is scored: in float32 whatever ``optimizer.precision`` is, as in all commands."""
         return float32_graphdef(self.config.model, len(self.data.vocabulary))
 
     @property

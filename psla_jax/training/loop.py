@@ -32,6 +32,7 @@ from psla_jax.evaluation.tables import ACCURACY, EPOCH_COLUMNS, EpochRow, ModelS
 from psla_jax.models import factory
 from psla_jax.models.custom import ignores_padding, require_trainable
 from psla_jax.models.model_dir import EMA
+from psla_jax.models.precision import activations
 from psla_jax.models.state import split_model
 from psla_jax.pretraining.initialize import start_from
 from psla_jax.runtime import distributed
@@ -120,7 +121,7 @@ def open_run(
     if config.data.windows:
         samples, grid = config.frontend.num_samples, Grid.of(config.frontend)
         grid.require_covering(samples, grid.hop_frames(samples))
-    dtype = jnp.dtype(config.optimizer.compute)
+    dtype = activations(config.optimizer.precision)
     model = factory.from_config(config.model, len(data.vocabulary), dtype, nnx.Rngs(config.seed))
     if config.model.custom_code:
         frames, mels = config.frontend.target_length, config.frontend.num_mels

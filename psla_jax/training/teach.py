@@ -30,6 +30,7 @@ from psla_jax.data.taught import ARRAYS, CARD, PROGRESS, Card, read_progress
 from psla_jax.data.teacher import TeacherError
 from psla_jax.data.train_source import TrainSource, train_source
 from psla_jax.models.platforms import layers_for
+from psla_jax.models.precision import products
 from psla_jax.runtime import distributed
 from psla_jax.runtime.files import atomic_text
 from psla_jax.runtime.logging import Logger
@@ -162,10 +163,10 @@ class Teaching:
         paths = {name: self.directory / f"{name}.npy" for name in ARRAYS}
         stored = {name: np.load(path, mmap_mode="r+") for name, path in paths.items()} if primary else {}
         program, seed, saved = jax.jit(self._scores), np.uint32(self.config.seed & 0xFFFFFFFF), time.monotonic()
-        size = self.source.batch_size
+        size, precision = self.source.batch_size, self.config.optimizer.precision
         for number in steps:
             batch = self.placement.shard_batch(next(stream))
-            with layers_for(self.placement.platform, self.placement.mesh.size):
+            with layers_for(self.placement.platform, self.placement.mesh.size), products(precision):
                 scores = program(batch, seed, np.int32(number), weights)
             result = distributed.gather(scores)
             epoch, step = divmod(number, self.source.num_batches)

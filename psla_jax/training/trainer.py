@@ -19,6 +19,7 @@ from psla_jax.config import ConfigError, RunConfig, SamplingConfig, is_exclusive
 from psla_jax.data.train_source import FIELD as WAVEFORM_FIELD
 from psla_jax.models import views
 from psla_jax.models.platforms import layers_for
+from psla_jax.models.precision import products
 from psla_jax.models.protocols import can_rematerialise
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
@@ -152,7 +153,8 @@ class Trainer:
         key = step_key(seed, number)
         control = {CONTROL: batch[CONTROL].max()} if CONTROL in batch else {}
         batch = {name: field for name, field in batch.items() if name != CONTROL}
-        with layers_for(self.placement.platform, self.placement.mesh.size):
+        precision = self.config.optimizer.precision
+        with layers_for(self.placement.platform, self.placement.mesh.size), products(precision):
             state, metrics = self._train_step(state, batch, key, *teacher)
         return state, {**metrics, **control}
 

@@ -45,7 +45,7 @@ def test_dropout_and_bfloat16_train_and_every_score_is_computed_in_float32(
 
     data = sounds.make(tmp_path / "data")
     config = sounds.config(data, tmp_path / "run", model=ModelConfig("customs:Network"))
-    optimizer = dataclasses.replace(config.optimizer, compute="bfloat16")
+    optimizer = dataclasses.replace(config.optimizer, precision="bf16")
     config = dataclasses.replace(config, optimizer=optimizer)
     loop.train(config)
     assert "6 rows of an epoch have no clip, and the batch statistics of customs:Network" in capsys.readouterr().out

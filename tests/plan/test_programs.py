@@ -66,7 +66,7 @@ def test_what_needs_the_data_is_left_out_of_a_plan():
 
 def test_the_evaluation_step_computes_in_float32():
     config = dataclasses.replace(
-        CONFIG, model=ModelConfig(name="efficientnet-tiny"), optimizer=OptimizerConfig(compute="bfloat16")
+        CONFIG, model=ModelConfig(name="efficientnet-tiny"), optimizer=OptimizerConfig(precision="bf16")
     )
     placement = Placement.over(jax.devices()[:1])
     text = evaluation_step(config, CLASSES, placement).as_text()

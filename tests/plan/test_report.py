@@ -178,7 +178,11 @@ def test_a_compilation_that_fails_is_one_sentence(tmp_path, monkeypatch, program
 def test_the_check_ends_with_1_and_a_sentence_for_each_failure(monkeypatch, capsys, working, code):
     recorded = dict.fromkeys(accelerators.RECORDED, accelerators.Recorded(working_memory=GB, all_reduces=95))
     monkeypatch.setattr(accelerators, "RECORDED", recorded)
-    monkeypatch.setattr(report, "compile_step", lambda *_, **__: compiled(int(working * GB)))
+    monkeypatch.setattr(
+        report,
+        "compile_step",
+        lambda step, *_, **__: compiled(int(working * GB), products={accelerators.PRODUCTS[step]: 7}),
+    )
     assert accelerators.main(accelerators.Options(check=True)) == code
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + code
@@ -187,13 +191,13 @@ def test_the_check_ends_with_1_and_a_sentence_for_each_failure(monkeypatch, caps
 
 def test_the_table_has_a_row_per_step_device_and_precision(monkeypatch, capsys):
     monkeypatch.setattr(report, "compile_step", lambda *_, **__: compiled())
-    options = accelerators.Options(device=("h100", "a100"), devices=(8,), compute=("float32", "bfloat16"))
+    options = accelerators.Options(device=("h100", "a100"), devices=(8,), precision=("tf32", "bf16"))
     assert accelerators.main(options) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| train", "| eval"))]
-    assert rows[0] == "| train float32 | 8 x h100 | 96 | 2.00 | 1234 | 40.0 | 11.9 | 8.2 | 95 | 6.0 |"
+    assert rows[0] == "| train tf32 | 8 x h100 | 96 | 2.00 | 1234 | 40.0 | 11.9 | 8.2 | 95 | 6.0 |"
     assert [row.split(" |")[:2] for row in rows[1:3]] == [
-        ["| evaluation float32", " 8 x h100"],
-        ["| train bfloat16", " 8 x h100"],
+        ["| evaluation highest", " 8 x h100"],
+        ["| train bf16", " 8 x h100"],
     ]
     assert len(rows) == 6
     assert accelerators.main(accelerators.Options(device=("h1",))) == 2

@@ -245,12 +245,12 @@ def test_each_view_learns_from_the_other_as_a_constant():
     np.testing.assert_allclose(gradient, (one - other) / (one * (1 - one)) / 4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"compute": "bfloat16"}, {}], ids=str)
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"precision": "bf16"}, {}], ids=str)
 def test_pairs_of_views_stay_on_their_devices_and_change_nothing(changes, models):
     settings = config(changes, consistency=0.5, model=tuple(models))
     short = batch(3)
     short["valid"][5:] = 0
     results = [run(trainer(settings, load(models), devices), batch(1), short) for devices in (1, 4)]
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-2 if "compute" in changes else 1e-4)
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-2 if "precision" in changes else 1e-4)
     counts = [result[1]["progress"]["count"] for result in results]
     assert counts == [13.0, 13.0]

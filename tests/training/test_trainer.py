@@ -336,7 +336,7 @@ def test_augmentation_masks_before_normalisation_and_depends_on_the_step_alone()
 
 
 def test_bfloat16_computes_the_backbone_and_keeps_parameters_in_float32():
-    run_config = dataclasses.replace(config(compute="bfloat16"), sampling=NO_AUGMENTATION)
+    run_config = dataclasses.replace(config(precision="bf16"), sampling=NO_AUGMENTATION)
     model = model_without_drop_connect()
     for conv in (model.stem, model.depthwise, model.project):
         conv.dtype = jnp.bfloat16
