@@ -16,12 +16,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models import cpu_kernels
+from psla_jax.models import batch_norm, cpu_kernels
+from psla_jax.models.batch_norm import Activation, Statistics, identity
 from psla_jax.models.convolution import dense_conv, depthwise_conv, pointwise_conv
 from psla_jax.models.cpu_kernels import on_cpu
 from psla_jax.models.initializers import fan_in_uniform, kaiming_normal
 from psla_jax.models.padding import Pads, symmetric_padding
-from psla_jax.models.platforms import PLAIN, platform
+from psla_jax.models.platforms import on_accelerator
 
 Weights = Any
 """Pytree of arrays."""
@@ -97,24 +98,29 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        """Normalises `x (batch, ..., channels)`; clips where `valid (batch,)` is 0 do not count."""
-        gain, shift = self.affine(x, valid)
-        return (x * gain + shift).astype(x.dtype)
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None, activation: Activation = identity) -> jax.Array:
+        """Normalises `x (batch, ..., channels)` and applies `activation`; clips where `valid (batch,)` is 0 do not count."""
+        if self.use_running_average or not on_accelerator():
+            gain, shift = self.affine(x, valid)
+            return activation((x * gain + shift).astype(x.dtype))
+        variables = self.scale[...], self.bias[...], _clip_weights(x, valid), self.mean[...]
+        y, statistics = batch_norm.normalised(x, *variables, self.epsilon, activation)
+        self._update(statistics)
+        return y
 
     def affine(self, x: jax.Array, valid: jax.Array | None = None) -> Affine:
         """Returns gain and shift, float32 `(channels,)`, such that ``x * gain + shift`` is the normalised `x`."""
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            mean, var = self._update_statistics(x.astype(cpu_kernels.accumulation_dtype(x)), valid)
+            x = x.astype(cpu_kernels.accumulation_dtype(x))
+            mean, var = self._update(batch_norm.batch_statistics(x, _clip_weights(x, valid)))
         gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return gain, self.bias[...] - mean * gain
 
-    def _update_statistics(self, x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    def _update(self, statistics: Statistics) -> tuple[jax.Array, jax.Array]:
         """Updates the running statistics and returns the mean and the biased variance of the batch."""
-        clip_weights = jnp.ones(x.shape[0]) if valid is None else valid.astype(jnp.float32)
-        mean, var, count = batch_statistics(x, clip_weights)
+        mean, var, count = statistics
         unbiased = var * (count / jnp.maximum(count - 1.0, 1.0))
         decay = self.momentum
         self.mean.set_value(decay * self.mean[...] + (1 - decay) * jax.lax.stop_gradient(mean))
@@ -122,55 +128,14 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
+def _clip_weights(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    return jnp.ones(x.shape[0]) if valid is None else valid.astype(jnp.float32)
+
+
 def torchvision_conv(channels: int, features: int, size: int = 1, **settings: Any) -> tuple[Conv, BatchNorm]:
     """Returns a convolution and its batch normalisation with torchvision's padding, initial values and constants."""
     conv = Conv(channels, features, size, padding=symmetric_padding(size), init="kaiming", **settings)
     return conv, BatchNorm(features, momentum=0.9, epsilon=1e-5)
-
-
-Statistics = tuple[jax.Array, jax.Array, jax.Array]
-"""Mean and biased variance `(channels,)`, and the number of values."""
-
-
-def batch_statistics(x: jax.Array, valid: jax.Array) -> Statistics:
-    """Returns mean and biased variance of `x (batch, ..., channels)` over all axes but the last, and the count.
-
-    Clips where `valid (batch,)` is 0 do not count.
-    """
-    return _statistics(x, valid) if platform() == PLAIN else _statistics_of_one_pass(x, valid)
-
-
-def _statistics(x: jax.Array, valid: jax.Array) -> Statistics:
-    count = jnp.maximum(valid.sum() * math.prod(x.shape[1:-1]), 1.0)
-    mean = _sum_of_valid(x, valid) / count
-    return mean, _sum_of_valid(jnp.square(x - mean), valid) / count, count
-
-
-def _sum_of_valid(x: jax.Array, valid: jax.Array) -> jax.Array:
-    # Each clip is summed first: XLA's CPU compiler would write `valid` in the size of `x` to multiply them.
-    return jnp.sum(jnp.sum(x, tuple(range(1, x.ndim - 1))) * valid[:, None], 0)
-
-
-_statistics_of_one_pass = jax.custom_vjp(_statistics)
-"""The same with a hand-written gradient of one pass over `x`: JAX traces a third less for a training step of B2."""
-
-
-def _statistics_forward(x: jax.Array, valid: jax.Array):
-    mean, var, count = _statistics_of_one_pass(x, valid)
-    return (mean, var, count), (x, valid, mean, count)
-
-
-def _statistics_backward(residuals: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]):
-    x, valid, mean, count = residuals
-    mean_gradient, var_gradient, _ = gradients
-    # The mean inside the variance has no gradient: deviations from it sum to zero.
-    slope = 2.0 * var_gradient / count
-    # `x - mean` is not used: XLA would store it in the forward pass, in the size of `x`.
-    x_gradient = slope * x + (mean_gradient / count - slope * mean)
-    return valid.reshape((-1,) + (1,) * (x.ndim - 1)) * x_gradient, jnp.zeros_like(valid)
-
-
-_statistics_of_one_pass.defvjp(_statistics_forward, _statistics_backward)
 
 
 def swish(x: jax.Array) -> jax.Array:
@@ -211,19 +176,26 @@ def squeeze_excite(x: jax.Array, reduce: Weights, expand: Weights) -> jax.Array:
 
 def gated_conv(x: jax.Array, gate: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the 1x1 convolution of `x * gate`; `gate` is ``(batch, 1, 1, channels)``."""
-    if x.shape[0] == 1 and x.shape[1] * x.shape[2] > kernel.shape[3]:
-        # Scaling the kernel is cheaper than scaling the image of the one clip.
+    batch, height, width, channels = x.shape
+    # Scaling the kernel is cheaper than scaling an image that is larger, if there is one clip, or if memory traffic is
+    # the bound.
+    scales_kernel = height * width > kernel.shape[3]
+    if scales_kernel and batch == 1:
         return pointwise_conv(x, gate.reshape(1, 1, -1, 1) * kernel)
+    if scales_kernel and on_accelerator():
+        return (x.reshape(batch, -1, channels) @ (gate.reshape(batch, -1, 1) * kernel[0])).reshape(
+            batch, height, width, -1
+        )
     return pointwise_conv(x * gate, kernel)
 
 
 def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns ``function(x, affine, weights)`` that stores only its arguments and is evaluated again for the gradient.
+    """Returns ``function(x, affine, weights)`` that stores only its arguments on a CPU, and is evaluated again there.
 
     Values between two convolutions are cheap to compute and large to store: recomputing them reduces the working memory
-    of a training step of B2 from 3.0 to 1.1 GB. On a CPU, `function` has to apply `affine` to `x` before anything else.
+    of a training step of B2 from 3.0 to 1.1 GB. `function` has to apply `affine` to `x` before anything else.
     """
-    return cpu_kernels.checkpoint(function) if on_cpu() else jax.checkpoint(function)
+    return cpu_kernels.checkpoint(function) if on_cpu() else function
 
 
 class Backbone(nnx.Module):

@@ -34,3 +34,8 @@ def plain_layers() -> AbstractContextManager[None]:
 def platform() -> str:
     """Returns the platform for which layers are traced, or ``plain`` in :func:`plain_layers`."""
     return _PLATFORM.value or jax.default_backend()
+
+
+def on_accelerator() -> bool:
+    """Returns whether layers are traced for a GPU or a TPU, whose forms have the least memory traffic."""
+    return platform() not in ("cpu", PLAIN)

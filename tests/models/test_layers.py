@@ -1,4 +1,4 @@
-"""Layers against PyTorch's, and the gradient of the batch statistics against automatic differentiation."""
+"""Layers against PyTorch's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tolerance import assert_close, assert_trees_close
 
 from psla_jax.models.efficientnet import MBConv, Stage
 from psla_jax.models.initializers import fan_in_uniform
-from psla_jax.models.layers import Backbone, BatchNorm, Conv, DropConnect, batch_statistics
+from psla_jax.models.layers import Backbone, BatchNorm, Conv, DropConnect
 from psla_jax.models.padding import symmetric_padding
 
 
@@ -165,22 +165,3 @@ def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> 
     assert "remat" not in plain_program
     assert "remat" in remat_program
     assert_trees_close(remat, plain, 1e-5)
-
-
-def plain_statistics(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weight = valid[:, None, None, None]
-    count = valid.sum() * x.shape[1] * x.shape[2]
-    mean = jnp.sum(x * weight, (0, 1, 2)) / count
-    return mean, jnp.sum((x - mean) ** 2 * weight, (0, 1, 2)) / count
-
-
-@pytest.mark.parametrize("valid", [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
-def test_gradient_of_the_batch_statistics_is_that_of_autodiff_in_float64(valid: list[float]) -> None:
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(4)
-        x, clips = jnp.asarray(rng.standard_normal((3, 4, 5, 6)) + 3.0), jnp.asarray(valid)
-        cotangents = tuple(jnp.asarray(rng.standard_normal(6)) for _ in range(2))
-        values, pull_back = jax.vjp(lambda x: batch_statistics(x, clips)[:2], x)
-        expected, plain_pull_back = jax.vjp(lambda x: plain_statistics(x, clips), x)
-        assert_trees_close(values, expected, 1e-12)
-        assert_close(pull_back(cotangents)[0], plain_pull_back(cotangents)[0], 1e-12)

@@ -8,18 +8,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
-from tolerance import assert_close
+from tolerance import assert_close, assert_trees_close
 
 import psla_jax
 from psla_jax.models.efficientnet import EfficientNet
-from psla_jax.models.factory import build_model
+from psla_jax.models.factory import BACKBONES, build_model
 from psla_jax.models.layers import Conv, swish
-from psla_jax.models.platforms import layers_for, plain_layers
+from psla_jax.models.platforms import PLAIN, layers_for, plain_layers
 from psla_jax.models.state import split_model
 from psla_jax.models.views import apply, eval_view, statistics_view, train_view
 from psla_jax.training.losses import LOSSES
+from psla_jax.training.step import init_state, make_train_step
 
 LABELS = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
 
@@ -81,6 +83,47 @@ def test_forward_mode_agrees_with_finite_differences_in_float64(training: bool) 
         slopes = [float(slope), float(derivative(t)), float(difference)]
     assert slopes[0] != 0
     np.testing.assert_allclose(slopes[:2], slopes[2], rtol=1e-6)
+
+
+def gradient_in_float64(name: str, platform: str) -> tuple[Any, Any, Any]:
+    """Returns loss, updated batch statistics and gradient of a training view whose layers are traced for a platform."""
+    backbone = BACKBONES[name](dtype=jnp.float64, rngs=nnx.Rngs(0))
+    graphdef, (params, batch_stats) = nnx.graphdef(backbone), split_model(backbone)
+    # No bias is zero, so that no mean is, which would consist of rounding errors.
+    params = jax.tree.map(
+        jnp.add, jax.tree.map(jnp.float64, params), jax.tree.map(lambda a: a / 10, random_like(params, 3))
+    )
+    batch_stats = jax.tree.map(jnp.float64, batch_stats)
+    x, valid = jax.random.normal(jax.random.key(1), (3, 50, 64), jnp.float64), jnp.asarray([1.0, 0.0, 1.0])
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        model = train_view(nnx.merge(graphdef, params, batch_stats))
+        features = model(x, valid, nnx.Rngs(drop=0))
+        return jnp.sum(jnp.sin(features * valid[:, None, None])), split_model(model)[1]
+
+    with layers_for(platform):
+        (value, updated), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return value, updated, gradient
+
+
+@pytest.mark.parametrize("name", ["efficientnet-tiny", "mobilenet-v2"])
+def test_forms_of_accelerators_have_the_gradients_of_plain_layers_in_float64(name: str) -> None:
+    with jax.enable_x64(True):
+        expected = gradient_in_float64(name, PLAIN)
+        assert_trees_close(gradient_in_float64(name, "gpu"), expected, 1e-9)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", PLAIN])
+@pytest.mark.parametrize("name", ["efficientnet-tiny", "resnet50", "mobilenet-v2"])
+def test_every_backbone_trains_in_a_jitted_step_on_every_platform(name: str, platform: str) -> None:
+    model = build_model(name, num_classes=3, heads=1, rngs=nnx.Rngs(0))
+    optimizer = optax.sgd(0.1)
+    batch = {"spectrogram": spectrograms(), "labels": LABELS, "valid": jnp.ones(2)}
+    step = jax.jit(make_train_step(model, optimizer))
+    with layers_for(platform):
+        state, first = step(init_state(model, optimizer), batch, jax.random.key(0))
+        _, second = step(state, batch, jax.random.key(0))
+    assert second["loss"] < first["loss"] < 2
 
 
 def test_a_jitted_function_is_traced_for_the_platform_of_its_call() -> None:
