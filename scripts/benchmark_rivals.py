@@ -180,7 +180,7 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     def scores(state: Any, x: Any) -> Any:  # The function that psla evaluate and psla tag compile.
         return nnx.merge(graphdef, *state)(x).astype("float32")
 
-    run = jax.jit(scores, compiler_options=inference_options())
+    run = jax.jit(scores, compiler_options=inference_options(jax.default_backend()))
     x_on_device = jax.device_put(x)
 
     def work() -> np.ndarray:

@@ -15,6 +15,7 @@ from psla_jax.audio.frontend import Frontend
 from psla_jax.evaluation.predict import ShardRows
 from psla_jax.evaluation.scores import Scores
 from psla_jax.models import views
+from psla_jax.models.platforms import layers_where
 from psla_jax.models.state import split_model
 
 
@@ -69,12 +70,13 @@ def reestimate(
     """
     graphdef, params, batch_stats = model
     fields = ("waveform", "num_samples", "valid")
-    return weighted_average(
-        jax.device_get(
-            _batch_stats(graphdef, frontend, params, batch_stats, shard_rows({name: batch[name] for name in fields}))
-        )
-        for batch in batches
-    )
+
+    def weighted_statistics(batch: dict[str, np.ndarray]) -> tuple[float, Any]:
+        rows = shard_rows({name: batch[name] for name in fields})
+        with layers_where(rows["waveform"]):
+            return jax.device_get(_batch_stats(graphdef, frontend, params, batch_stats, rows))
+
+    return weighted_average(map(weighted_statistics, batches))
 
 
 def _layout(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:

@@ -14,6 +14,7 @@ from flax import nnx
 from psla_jax.audio.frontend import Frontend
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
+from psla_jax.models.platforms import layers_where, platform
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
 from psla_jax.runtime.xla_options import inference_options
@@ -26,9 +27,9 @@ HOST_FIELDS = ("labels", "valid", "left_out", "flawed", "narrow")
 
 
 @functools.cache
-def scoring_program() -> Callable[..., jax.Array]:
-    """Returns the jitted function of :func:`_score_batch`."""
-    return jax.jit(_score_batch, static_argnums=(0, 1, 2), compiler_options=inference_options())
+def scoring_program(platform: str) -> Callable[..., jax.Array]:
+    """Returns the jitted function of :func:`_score_batch`, to be called in :func:`layers_for` of the same platform."""
+    return jax.jit(_score_batch, static_argnums=(0, 1, 2), compiler_options=inference_options(platform))
 
 
 def _score_batch(
@@ -62,7 +63,7 @@ def predict(
         ScoresError: no clip is readable.
     """
     weights = nnx.graphdef(model), *split_model(model)
-    return score(weights, frontend, batches, lambda rows: rows, clip_id, exclusive=exclusive)
+    return score(weights, frontend, batches, jax.device_put, clip_id, exclusive=exclusive)
 
 
 def score(
@@ -93,7 +94,9 @@ def score(
     fetched: list[dict[str, np.ndarray]] = []
     for batch in batches:
         sound = shard_rows({name: batch[name] for name in ("waveform", "num_samples")})
-        scores = scoring_program()(graphdef, frontend, exclusive, params, batch_stats, sound)
+        with layers_where(sound["waveform"]):
+            program = scoring_program(platform())
+            scores = program(graphdef, frontend, exclusive, params, batch_stats, sound)
         # Sharded like the scores, so that the rows are those of the scores in any order of the devices.
         clips = shard_rows({"clip": batch["clip"].astype(np.int32), **{name: batch[name] for name in HOST_FIELDS}})
         pending.append({"scores": scores, **clips})

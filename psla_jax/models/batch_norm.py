@@ -104,8 +104,8 @@ def normalised(
         x: `(batch, ..., channels)`.
         scale, bias: `(channels,)`.
         valid: `(batch,)`.
-        centre: `(channels,)` of the type of `bias`, subtracted from `x` before it is squared, such as the running mean. The variance loses
-            precision where the mean is further from it than a hundred standard deviations.
+        centre: `(channels,)` of the type of `bias`, subtracted from `x` before it is squared, such as the running mean.
+            The variance loses precision where the mean is further from it than a hundred standard deviations.
         epsilon: added to the variance.
         activation: applied in at least float32.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psla_jax.models.padding import Pads, pad_images, tap_slices
-from psla_jax.models.platforms import platform
+from psla_jax.models.platforms import num_devices, platform
 
 FEW_CORES = 4
 """Largest number of cores on which large images are computed clip by clip."""
@@ -42,7 +42,7 @@ def per_clip_is_faster() -> bool:
 
     With many cores a single clip does not occupy them all, and a batch sharded over several devices is not divided.
     """
-    return on_cpu() and jax.device_count() == 1 and (os.cpu_count() or 1) <= FEW_CORES
+    return on_cpu() and num_devices() == 1 and (os.cpu_count() or 1) <= FEW_CORES
 
 
 def per_clip(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -243,7 +243,7 @@ def _depthwise_kernel_gradient(
     size, (batch, height, width, channels) = kernel.shape[0], gradient.shape
     padded = pad_images(x, padding)
     dtype = accumulation_dtype(kernel)
-    clips = 1 if jax.device_count() == 1 else batch
+    clips = 1 if num_devices() == 1 else batch
     rows = next(n for n in range(MAX_ROWS, 0, -1) if height % n == 0)
     ones = jnp.ones((clips * width,), dtype)
 

@@ -99,7 +99,10 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array, valid: jax.Array | None = None, activation: Activation = identity) -> jax.Array:
-        """Normalises `x (batch, ..., channels)` and applies `activation`; clips where `valid (batch,)` is 0 do not count."""
+        """Returns the activation of the normalised `x (batch, ..., channels)`.
+
+        Clips where `valid (batch,)` is 0 do not count.
+        """
         if self.use_running_average or not on_accelerator():
             gain, shift = self.affine(x, valid)
             return activation((x * gain + shift).astype(x.dtype))

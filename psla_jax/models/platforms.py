@@ -1,4 +1,4 @@
-"""The platform for which layers are traced, which chooses among forms of a layer with the same values.
+"""The devices for which layers are traced, which choose among forms of a layer with the same values.
 
 The choice is part of the key of JAX's caches, so that a jitted function is traced again where it differs.
 """
@@ -6,19 +6,37 @@ The choice is part of the key of JAX's caches, so that a jitted function is trac
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import jax
 
 PLAIN = "plain"
-_PLATFORM = jax.make_user_context(default_value="")
 
 
-def layers_for(platform: str) -> AbstractContextManager[None]:
-    """Returns a context in which layers are traced for a platform, such as that of a mesh: ``cpu``, ``gpu`` or ``tpu``.
+class _Devices(NamedTuple):
+    platform: str
+    number: int
 
-    Outside any such context, it is that of JAX's default backend.
+
+_DEVICES = jax.make_user_context(default_value=None)
+
+
+def layers_for(platform: str, num_devices: int = 1) -> AbstractContextManager[None]:
+    """Returns a context in which layers are traced for a mesh of devices, which need not be those of this machine.
+
+    Outside any such context, layers are traced for all devices of JAX's default backend.
+
+    Args:
+        platform: ``cpu``, ``gpu`` or ``tpu``, as :attr:`psla_jax.runtime.sharding.Placement.platform`.
+        num_devices: number of devices over which a batch is divided.
     """
-    return _PLATFORM(platform)
+    return _DEVICES(_Devices(platform, num_devices))
+
+
+def layers_where(array: jax.Array) -> AbstractContextManager[None]:
+    """Returns a context in which layers are traced for the devices that hold an array."""
+    devices: list[Any] = list(array.sharding.device_set)
+    return layers_for(devices[0].platform, len(devices))
 
 
 def plain_layers() -> AbstractContextManager[None]:
@@ -28,14 +46,21 @@ def plain_layers() -> AbstractContextManager[None]:
     forward mode: use this context for :func:`jax.jvp`, :func:`jax.linearize`, :func:`jax.jacfwd` and Hessians. Values
     and gradients are the same up to rounding.
     """
-    return _PLATFORM(PLAIN)
+    return _DEVICES(_Devices(PLAIN, 1))
 
 
 def platform() -> str:
     """Returns the platform for which layers are traced, or ``plain`` in :func:`plain_layers`."""
-    return _PLATFORM.value or jax.default_backend()
+    devices = _DEVICES.value
+    return devices.platform if devices else jax.default_backend()
 
 
 def on_accelerator() -> bool:
     """Returns whether layers are traced for a GPU or a TPU, whose forms have the least memory traffic."""
     return platform() not in ("cpu", PLAIN)
+
+
+def num_devices() -> int:
+    """Returns the number of devices over which a batch is divided in the program that is being traced."""
+    devices = _DEVICES.value
+    return devices.number if devices else jax.device_count()

@@ -17,22 +17,26 @@ NO_YNN_FUSION: Options = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 @functools.cache
-def training_options() -> dict[str, str | int]:
-    """Returns the ``compiler_options`` of ``jax.jit`` for a training step, without options that this XLA lacks."""
-    return _supported(FULL_WIDTH_VECTORS)
+def training_options(platform: str) -> dict[str, str | int]:
+    """Returns the ``compiler_options`` of ``jax.jit`` for a training step, without options that this XLA lacks.
+
+    `platform` is that of the devices which run it: ``cpu``, ``gpu`` or ``tpu``.
+    """
+    return _supported(FULL_WIDTH_VECTORS, platform)
 
 
 @functools.cache
-def inference_options() -> dict[str, str | int]:
+def inference_options(platform: str) -> dict[str, str | int]:
     """Returns the ``compiler_options`` of ``jax.jit`` for a network in evaluation view, as :func:`training_options`."""
-    return _supported(FULL_WIDTH_VECTORS) | _supported(NO_YNN_FUSION)
+    return _supported(FULL_WIDTH_VECTORS, platform) | _supported(NO_YNN_FUSION, platform)
 
 
-def _supported(options: Options) -> dict[str, str | int]:
-    if jax.default_backend() != "cpu":
+def _supported(options: Options, platform: str) -> dict[str, str | int]:
+    if platform != "cpu":
         return {}
     try:
-        jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
     except Exception as error:
         if "No such compile option" in str(error):
             return {}

@@ -18,6 +18,7 @@ from psla_jax.audio.windows import OUTPUT_STRIDE
 from psla_jax.models.cpu_kernels import per_clip_is_faster
 from psla_jax.models.exclusive import normalise
 from psla_jax.models.model_dir import Model
+from psla_jax.models.platforms import layers_for
 from psla_jax.models.pooling import EPSILON, mean_over_frames
 from psla_jax.models.protocols import Parts, parts
 from psla_jax.runtime import exported
@@ -198,33 +199,40 @@ class CompiledModel:
         cache then has the compiled program. Custom models are always traced, since their code may change.
         """
         card, arguments = self.model.card, self._arguments(size)
-        static = self._parts[0], self.frontend, self.policy == "mask", card.exclusive
-        with compilation_cache():
+        static, platform = (self._parts[0], self.frontend, self.policy == "mask", card.exclusive), _platform()
+        with compilation_cache(), layers_for(platform):
             if self.cache_programs and exported.enabled() and not card.model.custom_code:
                 announce = functools.partial(self.on_compile, "compiling (cached for the next start)")
                 key = "tag", card.model, card.frontend, self.policy, card.exclusive
                 compiled = exported.compile_cached(
                     functools.partial(_analyse, *static), arguments, self._filled, key, on_trace=announce,
-                    compiler_options=inference_options(),
+                    compiler_options=inference_options(platform),
                 )  # fmt: skip
             else:
                 self.on_compile("compiling")
-                compiled = _jitted().lower(*static, *arguments).compile()
+                compiled = _jitted(platform).lower(*static, *arguments).compile()
         self.on_compile("")
         return compiled
 
 
+def _platform() -> str:
+    """Returns the platform of the device on which models are loaded."""
+    return jax.local_devices()[0].platform
+
+
 @functools.cache
-def _jitted() -> Any:
+def _jitted(platform: str) -> Any:
     """Returns the jitted function of all models: JAX compiles it once for all that have the same static arguments.
 
     As with any jitted function, code that is replaced at run time counts after ``jax.clear_caches()`` only.
     """
-    return jax.jit(_analyse, static_argnums=(0, 1, 2, 3), compiler_options=inference_options())
+    return jax.jit(_analyse, static_argnums=(0, 1, 2, 3), compiler_options=inference_options(platform))
 
 
 def default_batch_size() -> int:
     """Returns the largest number of windows per batch on this device."""
-    if jax.default_backend() != "cpu":
+    platform = _platform()
+    if platform != "cpu":
         return BATCH_SIZE
-    return 1 if per_clip_is_faster() else CPU_BATCH_SIZE
+    with layers_for(platform):
+        return 1 if per_clip_is_faster() else CPU_BATCH_SIZE

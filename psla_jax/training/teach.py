@@ -29,6 +29,7 @@ from psla_jax.data.loader import Batch, batches
 from psla_jax.data.taught import ARRAYS, CARD, PROGRESS, Card, read_progress
 from psla_jax.data.teacher import TeacherError
 from psla_jax.data.train_source import TrainSource, train_source
+from psla_jax.models.platforms import layers_for
 from psla_jax.runtime import distributed
 from psla_jax.runtime.files import atomic_text
 from psla_jax.runtime.logging import Logger
@@ -163,7 +164,9 @@ class Teaching:
         size = self.source.batch_size
         for number in steps:
             batch = self.placement.shard_batch(next(stream))
-            result = distributed.gather(program(batch, seed, np.int32(number), weights))
+            with layers_for(self.placement.platform, self.placement.mesh.size):
+                scores = program(batch, seed, np.int32(number), weights)
+            result = distributed.gather(scores)
             epoch, step = divmod(number, self.source.num_batches)
             count = min(size, self.card.samples - step * size)
             first = epoch * self.card.samples + step * size

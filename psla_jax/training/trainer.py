@@ -18,6 +18,7 @@ from psla_jax.audio.frontend import Frontend
 from psla_jax.config import ConfigError, RunConfig, SamplingConfig, is_exclusive
 from psla_jax.data.train_source import FIELD as WAVEFORM_FIELD
 from psla_jax.models import views
+from psla_jax.models.platforms import layers_for
 from psla_jax.models.protocols import can_rematerialise
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
@@ -119,7 +120,7 @@ class Trainer:
             ("train", *sections, self.steps_per_epoch),
             donate=1,
             out_shardings=self.placement.replicated,
-            compiler_options=training_options(),
+            compiler_options=training_options(self.placement.platform),
         )
 
     def lower(self, state: State, batch: Batch) -> jax.stages.Lowered:
@@ -142,7 +143,7 @@ class Trainer:
 
         With a teacher, its weights are the last argument.
         """
-        shardings, options = (self.placement.replicated,) * 2, training_options()
+        shardings, options = (self.placement.replicated,) * 2, training_options(self.placement.platform)
         return jax.jit(self._step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
     def _step(
@@ -151,7 +152,8 @@ class Trainer:
         key = step_key(seed, number)
         control = {CONTROL: batch[CONTROL].max()} if CONTROL in batch else {}
         batch = {name: field for name, field in batch.items() if name != CONTROL}
-        state, metrics = self._train_step(state, batch, key, *teacher)
+        with layers_for(self.placement.platform, self.placement.mesh.size):
+            state, metrics = self._train_step(state, batch, key, *teacher)
         return state, {**metrics, **control}
 
     @functools.cached_property
@@ -220,6 +222,7 @@ def make_trainer(
         cache_programs
         and exported.enabled()
         and placement.mesh.size == 1
+        and placement.platform == jax.default_backend()
         and not config.optimizer.class_weights
         and teacher is None
         and not _has_imported_code(config)

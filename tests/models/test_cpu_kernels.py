@@ -20,6 +20,7 @@ from psla_jax.models.factory import build_model
 from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.layers import Affine, gated_conv, image_means, recomputed, row_means, swish, swish_affine
 from psla_jax.models.padding import Pads, static_padding, symmetric_padding
+from psla_jax.models.platforms import layers_for
 from psla_jax.models.views import statistics_view, train_view
 
 NAMES = ("efficientnet-tiny", "resnet50", "mobilenet-v2")
@@ -30,16 +31,15 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("backend", "devices", "cores", "expected"),
+    ("name", "devices", "cores", "expected"),
     [("cpu", 1, 2, True), ("cpu", 1, 5, False), ("cpu", 2, 2, False), ("gpu", 1, 2, False)],
 )
 def test_one_cpu_device_of_few_cores_takes_clips_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, backend: str, devices: int, cores: int, expected: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, devices: int, cores: int, expected: bool
 ) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(cpu_kernels.os, "cpu_count", lambda: cores)
-    assert cpu_kernels.per_clip_is_faster() is expected
+    with layers_for(name, devices):
+        assert cpu_kernels.per_clip_is_faster() is expected
 
 
 def spectrograms() -> jax.Array:
@@ -150,11 +150,10 @@ def depthwise_cases() -> list[tuple[int, int, Pads, int, int]]:
 @pytest.mark.parametrize("devices", [1, 8])  # One device computes the kernel's gradient clip by clip.
 @pytest.mark.parametrize(("size", "stride", "padding", "height", "width"), depthwise_cases())
 def test_depthwise_convolution_and_its_gradient(
-    monkeypatch: pytest.MonkeyPatch, size: int, stride: int, padding: Pads, height: int, width: int, devices: int
+    size: int, stride: int, padding: Pads, height: int, width: int, devices: int
 ) -> None:
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
     rows, columns = ((n + sum(pad) - size) // stride + 1 for n, pad in zip((height, width), padding, strict=True))
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), layers_for("cpu", devices):
         arrays = normal(0, 2, height, width, 3), normal(1, size, size, 1, 3), normal(2, 2, rows, columns, 3)
         ours = values_and_gradients(depthwise_conv, *arrays, stride, padding)
         plain = values_and_gradients(plain_depthwise_conv, *arrays, stride, padding)

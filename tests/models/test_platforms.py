@@ -8,20 +8,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
-from tolerance import assert_close, assert_trees_close
+from scoring import FRONTEND, stream
+from tiny import TinyTagger
+from tolerance import assert_close
 
 import psla_jax
+from psla_jax.aggregation.average import reestimate
+from psla_jax.evaluation.predict import predict, score
+from psla_jax.models import cpu_kernels
 from psla_jax.models.efficientnet import EfficientNet
-from psla_jax.models.factory import BACKBONES, build_model
+from psla_jax.models.factory import build_model
 from psla_jax.models.layers import Conv, swish
-from psla_jax.models.platforms import PLAIN, layers_for, plain_layers
+from psla_jax.models.platforms import layers_for, num_devices, plain_layers, platform
 from psla_jax.models.state import split_model
 from psla_jax.models.views import apply, eval_view, statistics_view, train_view
+from psla_jax.runtime.sharding import Placement
+from psla_jax.tagging import network
 from psla_jax.training.losses import LOSSES
-from psla_jax.training.step import init_state, make_train_step
 
 LABELS = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
 
@@ -85,47 +90,6 @@ def test_forward_mode_agrees_with_finite_differences_in_float64(training: bool) 
     np.testing.assert_allclose(slopes[:2], slopes[2], rtol=1e-6)
 
 
-def gradient_in_float64(name: str, platform: str) -> tuple[Any, Any, Any]:
-    """Returns loss, updated batch statistics and gradient of a training view whose layers are traced for a platform."""
-    backbone = BACKBONES[name](dtype=jnp.float64, rngs=nnx.Rngs(0))
-    graphdef, (params, batch_stats) = nnx.graphdef(backbone), split_model(backbone)
-    # No bias is zero, so that no mean is, which would consist of rounding errors.
-    params = jax.tree.map(
-        jnp.add, jax.tree.map(jnp.float64, params), jax.tree.map(lambda a: a / 10, random_like(params, 3))
-    )
-    batch_stats = jax.tree.map(jnp.float64, batch_stats)
-    x, valid = jax.random.normal(jax.random.key(1), (3, 50, 64), jnp.float64), jnp.asarray([1.0, 0.0, 1.0])
-
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-        model = train_view(nnx.merge(graphdef, params, batch_stats))
-        features = model(x, valid, nnx.Rngs(drop=0))
-        return jnp.sum(jnp.sin(features * valid[:, None, None])), split_model(model)[1]
-
-    with layers_for(platform):
-        (value, updated), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    return value, updated, gradient
-
-
-@pytest.mark.parametrize("name", ["efficientnet-tiny", "mobilenet-v2"])
-def test_forms_of_accelerators_have_the_gradients_of_plain_layers_in_float64(name: str) -> None:
-    with jax.enable_x64(True):
-        expected = gradient_in_float64(name, PLAIN)
-        assert_trees_close(gradient_in_float64(name, "gpu"), expected, 1e-9)
-
-
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", PLAIN])
-@pytest.mark.parametrize("name", ["efficientnet-tiny", "resnet50", "mobilenet-v2"])
-def test_every_backbone_trains_in_a_jitted_step_on_every_platform(name: str, platform: str) -> None:
-    model = build_model(name, num_classes=3, heads=1, rngs=nnx.Rngs(0))
-    optimizer = optax.sgd(0.1)
-    batch = {"spectrogram": spectrograms(), "labels": LABELS, "valid": jnp.ones(2)}
-    step = jax.jit(make_train_step(model, optimizer))
-    with layers_for(platform):
-        state, first = step(init_state(model, optimizer), batch, jax.random.key(0))
-        _, second = step(state, batch, jax.random.key(0))
-    assert second["loss"] < first["loss"] < 2
-
-
 def test_a_jitted_function_is_traced_for_the_platform_of_its_call() -> None:
     conv = Conv(4, 4, 3, padding=((1, 1), (1, 1)), depthwise=True, rngs=nnx.Rngs(0))
     program = jax.jit(lambda x: swish(conv(x)))
@@ -144,3 +108,37 @@ def test_a_jitted_function_is_traced_for_the_platform_of_its_call() -> None:
         assert not has_a_convolution()
     assert not has_a_convolution()
     assert_close(program(x), elsewhere, 1e-5)
+
+
+class Recorder(TinyTagger):
+    """A model that records for which devices it is traced."""
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+        TRACED_FOR.append((platform(), num_devices()))
+        return super().__call__(x, valid, rngs)
+
+
+TRACED_FOR: list[tuple[str, int]] = []
+
+
+def test_scores_and_statistics_are_traced_for_the_devices_that_hold_the_clips() -> None:
+    model = Recorder(5, nnx.Rngs(0))
+    for devices in (1, 2, 1):
+        placement = Placement.over(jax.devices()[:devices])
+        weights = nnx.graphdef(model), *placement.replicate(jax.device_get(split_model(model)))
+        TRACED_FOR.clear()
+        score(weights, FRONTEND, stream(4, 4), placement.shard_rows, str)
+        reestimate(weights, FRONTEND, stream(4, 4), placement.shard_rows)
+        # The programs for one device are found again the second time.
+        assert set(TRACED_FOR) <= {("cpu", devices)}
+        assert TRACED_FOR or devices == 1
+    TRACED_FOR.clear()
+    predict(model, FRONTEND, stream(2, 2))
+    assert set(TRACED_FOR) == {("cpu", 1)}
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(2, 1), (64, network.CPU_BATCH_SIZE)])
+def test_a_tagger_takes_windows_as_its_one_device_does(monkeypatch, cores: int, expected: int) -> None:
+    assert jax.device_count() > 1
+    monkeypatch.setattr(cpu_kernels.os, "cpu_count", lambda: cores)
+    assert network.default_batch_size() == expected

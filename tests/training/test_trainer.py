@@ -177,6 +177,43 @@ def test_a_cached_step_is_that_of_the_process_that_made_it(
     assert_same_state(plain[1], first[1], 1e-3)
 
 
+@dataclasses.dataclass(frozen=True)
+class Forms:
+    """Forms of the layers in the jaxpr of a training step."""
+
+    grouped_convolutions: bool
+    rational_swish: bool
+    clips_in_a_loop: bool
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "expected"),
+    [
+        ("gpu", 1, Forms(grouped_convolutions=True, rational_swish=False, clips_in_a_loop=False)),
+        ("cpu", 1, Forms(grouped_convolutions=False, rational_swish=True, clips_in_a_loop=True)),
+        ("gpu", 2, Forms(grouped_convolutions=True, rational_swish=False, clips_in_a_loop=False)),
+        ("cpu", 2, Forms(grouped_convolutions=False, rational_swish=True, clips_in_a_loop=False)),
+    ],
+)
+def test_a_step_is_traced_for_the_devices_of_its_mesh(monkeypatch, platform: str, devices: int, expected: Forms):
+    """This process has four CPU devices, whatever the mesh has; the cases share the caches of inner jitted functions.
+
+    A CPU computes the gradient of a depthwise kernel in a loop over taps and rows, one device also over clips.
+    """
+    monkeypatch.setattr(Placement, "platform", platform)
+    small = ModelConfig(name="efficientnet-tiny", heads=1)
+    model = from_config(small, CLASSES, jnp.float32, nnx.Rngs(0))
+    placement = Placement.over(jax.devices()[:devices])
+    which = make_trainer(dataclasses.replace(config(), model=small), model, 10, placement)
+    arguments = which.init(model), placement.shard_batch(batch()), which.seed, np.int32(0)
+    jaxpr = str(which.jitted_step.trace(*arguments).jaxpr)
+    groups = [int(number) for number in re.findall(r"feature_group_count=(\d+)", jaxpr)]
+    lengths = [int(number) for number in re.findall(r"\blength=(\d+)", jaxpr)]
+    shortest_loop = min((length for length in lengths if length > 1), default=0)
+    found = Forms(max(groups, default=1) > 1, "rational_swish" in jaxpr, shortest_loop >= 9 * BATCH)
+    assert found == expected
+
+
 def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
     """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have."""
     which = trainer(4)

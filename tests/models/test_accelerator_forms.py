@@ -1,0 +1,63 @@
+"""Training of every backbone in the forms of its layers for accelerators, which also run on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from tolerance import assert_trees_close
+
+from psla_jax.models.factory import BACKBONES, build_model
+from psla_jax.models.platforms import PLAIN, layers_for
+from psla_jax.models.state import split_model
+from psla_jax.models.views import train_view
+from psla_jax.training.step import init_state, make_train_step
+
+
+def perturbed(tree: Any) -> Any:
+    """Returns float64 values near those of a tree; no bias is zero, so that no mean is, and no value that of rounding."""
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda x: jnp.asarray(np.float64(x) + 0.1 * rng.standard_normal(x.shape)), tree)
+
+
+def gradient_in_float64(name: str, platform: str) -> tuple[Any, Any, Any]:
+    """Returns loss, updated batch statistics and gradient of a training view whose layers are traced for a platform."""
+    backbone = BACKBONES[name](dtype=jnp.float64, rngs=nnx.Rngs(0))
+    graphdef, (params, batch_stats) = nnx.graphdef(backbone), split_model(backbone)
+    params, batch_stats = perturbed(params), jax.tree.map(jnp.float64, batch_stats)
+    x, valid = jax.random.normal(jax.random.key(1), (3, 50, 64), jnp.float64), jnp.asarray([1.0, 0.0, 1.0])
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        model = train_view(nnx.merge(graphdef, params, batch_stats))
+        features = model(x, valid, nnx.Rngs(drop=0))
+        return jnp.sum(jnp.sin(features * valid[:, None, None])), split_model(model)[1]
+
+    with layers_for(platform):
+        (value, updated), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return value, updated, gradient
+
+
+@pytest.mark.parametrize("name", ["efficientnet-tiny", "mobilenet-v2"])
+def test_forms_of_accelerators_have_the_gradients_of_plain_layers_in_float64(name: str) -> None:
+    with jax.enable_x64(True):
+        expected = gradient_in_float64(name, PLAIN)
+        assert_trees_close(gradient_in_float64(name, "gpu"), expected, 1e-9)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu", PLAIN])
+@pytest.mark.parametrize("name", ["efficientnet-tiny", "resnet50", "mobilenet-v2"])
+def test_every_backbone_trains_in_a_jitted_step_on_every_platform(name: str, platform: str) -> None:
+    model = build_model(name, num_classes=3, heads=1, rngs=nnx.Rngs(0))
+    optimizer = optax.sgd(0.1)
+    spectrograms, labels = jax.random.normal(jax.random.key(1), (2, 40, 64)), jnp.eye(2, 3)
+    batch = {"spectrogram": spectrograms, "labels": labels, "valid": jnp.ones(2)}
+    step = jax.jit(make_train_step(model, optimizer))
+    with layers_for(platform):
+        state, first = step(init_state(model, optimizer), batch, jax.random.key(0))
+        _, second = step(state, batch, jax.random.key(0))
+    assert second["loss"] < first["loss"] < 2
