@@ -24,6 +24,7 @@ from psla_jax.config_model import ModelConfig as ModelConfig
 from psla_jax.config_model import Padding as Padding
 from psla_jax.config_model import Statistic as Statistic
 from psla_jax.config_model import frontend_settings as frontend_settings
+from psla_jax.config_model import network_settings as network_settings
 from psla_jax.config_model import require_sample_rate as require_sample_rate
 from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse
 

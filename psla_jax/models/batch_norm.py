@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,39 @@ def identity(x: jax.Array) -> jax.Array:
 def batch_statistics(x: jax.Array, valid: jax.Array) -> Statistics:
     """Returns mean and biased variance of `x` over all axes but the last, and the count."""
     return Statistics(*(_statistics(x, valid) if platform() == PLAIN else _statistics_of_one_pass(x, valid)))
+
+
+def by_parts(function: Callable[[jax.Array, jax.Array], Any], parts: int, x: jax.Array, valid: jax.Array) -> Any:
+    """Returns ``function(x, valid)``, of every one of successive `parts` of the batch with a further first axis.
+
+    Where every device has one of them, the devices do not communicate.
+    """
+    if parts == 1:
+        return function(x, valid)
+    return jax.vmap(function)(x.reshape(parts, -1, *x.shape[1:]), valid.reshape(parts, -1))
+
+
+def of_every_clip(values: jax.Array, parts: int, x: jax.Array) -> jax.Array:
+    """Returns values `(parts, channels)` of :func:`by_parts` for all clips of `x`, `(batch, 1, ..., channels)`."""
+    if parts == 1:
+        return values
+    repeated = jnp.broadcast_to(values[:, None], (parts, x.shape[0] // parts, values.shape[1]))
+    return repeated.reshape(x.shape[0], *(1,) * (x.ndim - 2), values.shape[1])
+
+
+def of_population(statistics: Statistics, parts: int, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns mean and unbiased variance `(channels,)`: means over the parts, by valid clips."""
+    if parts == 1:
+        return _unbiased(statistics)
+    clips = valid.reshape(parts, -1).sum(1)
+    shares = (clips / jnp.maximum(clips.sum(), 1.0))[:, None]
+    mean, var = jax.vmap(_unbiased)(statistics)
+    return jnp.sum(shares * mean, 0), jnp.sum(shares * var, 0)
+
+
+def _unbiased(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
+    mean, var, count = statistics
+    return mean, var * (count / jnp.maximum(count - 1.0, 1.0))
 
 
 def _statistics(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -102,7 +135,8 @@ def normalised(
 
     Args:
         x: `(batch, ..., channels)`.
-        scale, bias: `(channels,)`.
+        scale: `(channels,)`.
+        bias: `(channels,)`.
         valid: `(batch,)`.
         centre: `(channels,)` of the type of `bias`, subtracted from `x` before it is squared, such as the running mean.
             The variance loses precision where the mean is further from it than a hundred standard deviations.

@@ -22,7 +22,7 @@ from psla_jax.models.convolution import dense_conv, depthwise_conv, pointwise_co
 from psla_jax.models.cpu_kernels import on_cpu
 from psla_jax.models.initializers import fan_in_uniform, kaiming_normal
 from psla_jax.models.padding import Pads, symmetric_padding
-from psla_jax.models.platforms import on_accelerator
+from psla_jax.models.platforms import num_devices, on_accelerator
 
 Weights = Any
 """Pytree of arrays."""
@@ -82,6 +82,10 @@ class BatchNorm(nnx.Module):
 
     The running variance is unbiased, as in PyTorch. `momentum` is the decay of the running statistics: 0.99 is 0.01 in
     PyTorch. Statistics are computed in at least float32 over the valid clips of the whole (global) batch.
+
+    With `local_statistics`, they are those of the clips of every device, so that devices do not wait for each other.
+    The running statistics are then the means of those of the devices, weighted by their numbers of valid clips;
+    PyTorch's DataParallel keeps those of the first device instead.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
@@ -92,11 +96,14 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jax.device_put(np.ones(channels, np.float32)))
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = True
+        self.local_statistics = False
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
+    def set_view(self, use_running_average: bool | None = None, local_statistics: bool | None = None) -> None:
         """``use_running_average=False`` normalises by the batch and updates the running statistics."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
+        if local_statistics is not None:
+            self.local_statistics = local_statistics
 
     def __call__(self, x: jax.Array, valid: jax.Array | None = None, activation: Activation = identity) -> jax.Array:
         """Returns the activation of the normalised `x (batch, ..., channels)`.
@@ -106,29 +113,47 @@ class BatchNorm(nnx.Module):
         if self.use_running_average or not on_accelerator():
             gain, shift = self.affine(x, valid)
             return activation((x * gain + shift).astype(x.dtype))
-        variables = self.scale[...], self.bias[...], _clip_weights(x, valid), self.mean[...]
-        y, statistics = batch_norm.normalised(x, *variables, self.epsilon, activation)
-        self._update(statistics)
-        return y
+        scale, bias, centre = self.scale[...], self.bias[...], self.mean[...]
+
+        def normalised(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, Statistics]:
+            return batch_norm.normalised(x, scale, bias, valid, centre, self.epsilon, activation)
+
+        weights, parts = _clip_weights(x, valid), self._parts(x)
+        y, statistics = batch_norm.by_parts(normalised, parts, x, weights)
+        self._update(statistics, parts, weights)
+        return y.reshape(x.shape)
 
     def affine(self, x: jax.Array, valid: jax.Array | None = None) -> Affine:
-        """Returns gain and shift, float32 `(channels,)`, such that ``x * gain + shift`` is the normalised `x`."""
+        """Returns gain and shift, float32 `(channels,)`, such that ``x * gain + shift`` is the normalised `x`.
+
+        With local statistics, they are those of every clip, `(batch, 1, ..., channels)`.
+        """
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            x = x.astype(cpu_kernels.accumulation_dtype(x))
-            mean, var = self._update(batch_norm.batch_statistics(x, _clip_weights(x, valid)))
+            x, weights, parts = x.astype(cpu_kernels.accumulation_dtype(x)), _clip_weights(x, valid), self._parts(x)
+            statistics = batch_norm.by_parts(batch_norm.batch_statistics, parts, x, weights)
+            self._update(statistics, parts, weights)
+            mean, var = (batch_norm.of_every_clip(value, parts, x) for value in statistics[:2])
         gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return gain, self.bias[...] - mean * gain
 
-    def _update(self, statistics: Statistics) -> tuple[jax.Array, jax.Array]:
-        """Updates the running statistics and returns the mean and the biased variance of the batch."""
-        mean, var, count = statistics
-        unbiased = var * (count / jnp.maximum(count - 1.0, 1.0))
+    def _parts(self, x: jax.Array) -> int:
+        """Returns the number of parts of the batch with statistics of their own."""
+        parts = num_devices() if self.local_statistics else 1
+        if x.shape[0] % parts:
+            raise ModelError(
+                f"a batch has {x.shape[0]} rows: for local batch statistics, use a multiple of {parts}, the number of "
+                "devices, with rows that are not valid."
+            )
+        return parts
+
+    def _update(self, statistics: Statistics, parts: int, weights: jax.Array) -> None:
+        """Updates the running statistics."""
+        mean, var = batch_norm.of_population(statistics, parts, weights)
         decay = self.momentum
         self.mean.set_value(decay * self.mean[...] + (1 - decay) * jax.lax.stop_gradient(mean))
-        self.var.set_value(decay * self.var[...] + (1 - decay) * jax.lax.stop_gradient(unbiased))
-        return mean, var
+        self.var.set_value(decay * self.var[...] + (1 - decay) * jax.lax.stop_gradient(var))
 
 
 def _clip_weights(x: jax.Array, valid: jax.Array | None) -> jax.Array:

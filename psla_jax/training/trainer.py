@@ -171,6 +171,7 @@ class Trainer:
             accumulate=optimizer.accumulate,
             frozen=self.backbone if self.config.pretraining.freeze else "",
             remat=optimizer.remat,
+            local_statistics=self.config.model.batch_norm == "local",
             ema=optimizer.ema,
             skip_nonfinite=optimizer.nonfinite == "skip",
             teach=teach,
@@ -209,6 +210,11 @@ def make_trainer(
         raise ConfigError(
             f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "
             "model instead."
+        )
+    if config.model.batch_norm == "local" and not views.has_local_statistics(model):
+        raise ConfigError(
+            f"model.batch_norm is 'local', but {config.model.name} has no psla_jax.models.layers.BatchNorm: use "
+            "synchronised."
         )
     separate = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = views.backbone_attribute(model) if separate else ""

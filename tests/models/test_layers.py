@@ -12,8 +12,9 @@ from tolerance import assert_close, assert_trees_close
 
 from psla_jax.models.efficientnet import MBConv, Stage
 from psla_jax.models.initializers import fan_in_uniform
-from psla_jax.models.layers import Backbone, BatchNorm, Conv, DropConnect
+from psla_jax.models.layers import Backbone, BatchNorm, Conv, DropConnect, ModelError
 from psla_jax.models.padding import symmetric_padding
+from psla_jax.models.platforms import layers_for
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -109,6 +110,56 @@ def test_masked_clips_do_not_count_for_batch_norm() -> None:
         assert_close(value, other, 1e-6)
     assert_close(gradient[rows], expected, 3e-6)
     np.testing.assert_array_equal(gradient[[1, 4]], 0)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_local_statistics_are_those_of_pytorch_on_the_part_of_every_device(platform: str) -> None:
+    x, cotangent = (normal(seed, 4, 3, 2, 5).astype(np.float32) for seed in range(2))
+    x[:2] += 3.0
+    ours, _ = build_norms()
+    view = nnx.view(ours, use_running_average=False, local_statistics=True)
+    graphdef, variables = nnx.split(view)
+
+    def normalised(scale: jax.Array, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        norm = nnx.merge(graphdef, variables, copy=True)
+        norm.scale[...] = scale
+        return norm(x), (norm.mean[...], norm.var[...])
+
+    with layers_for(platform, 2):
+        y, pull_back, (mean, var) = jax.vjp(normalised, ours.scale[...], jnp.asarray(x), has_aux=True)
+    scale_gradient, x_gradient = pull_back(jnp.asarray(cotangent))
+    scale_gradients, running = [], []
+    for part in (slice(0, 2), slice(2, 4)):
+        _, theirs = build_norms()
+        theirs.weight.data, theirs.bias.data = (torch.tensor(np.asarray(v[...])) for v in (ours.scale, ours.bias))
+        image = torch.from_numpy(x[part]).permute(0, 3, 1, 2).requires_grad_()
+        expected = theirs(image)
+        expected.backward(torch.from_numpy(cotangent[part]).permute(0, 3, 1, 2))
+        assert_close(y[part], expected.permute(0, 2, 3, 1).detach().numpy(), 2e-6)
+        assert_close(x_gradient[part], image.grad.permute(0, 2, 3, 1).numpy(), 1e-5)
+        scale_gradients.append(theirs.weight.grad.numpy())
+        running.append((theirs.running_mean.numpy(), theirs.running_var.numpy()))
+    assert_close(scale_gradient, sum(scale_gradients), 1e-5)
+    assert_trees_close((mean, var), tuple(np.mean(running, axis=0)), 1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_rows_of_padding_do_not_count_for_local_statistics(platform: str) -> None:
+    x = normal(3, 6, 3, 2, 5).astype(np.float32)
+    results = []
+    for rows, valid in (([0, 1, 2, 3, 4, 5], [1, 1, 1, 0, 0, 0]), ([0, 1, 2], [1, 1, 1])):
+        ours = BatchNorm(5)
+        view = nnx.view(ours, use_running_average=False, local_statistics=True)
+        with layers_for(platform, len(rows) // 3):  # The second device has no clip.
+            y = view(jnp.asarray(x[rows]), jnp.asarray(valid))
+        results.append((y[:3], ours.mean[...], ours.var[...]))
+    assert_trees_close(results[0], results[1], 1e-6)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_an_error() -> None:
+    view = nnx.view(BatchNorm(5), use_running_average=False, local_statistics=True)
+    with layers_for("cpu", 2), pytest.raises(ModelError, match=r"a batch has 3 rows: .* a multiple of 2"):
+        view(jnp.zeros((3, 1, 1, 5)))
 
 
 def test_drop_connect_drops_whole_clips_and_scales_the_rest() -> None:
