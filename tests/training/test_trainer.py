@@ -245,9 +245,9 @@ def test_devices_with_local_statistics_train_as_each_of_them_alone():
     model, halves = model_without_drop_connect(), [slice(0, BATCH // 2), slice(BATCH // 2, BATCH)]
     states = []
     for devices, rows in ((2, slice(0, BATCH)), (1, halves[0]), (1, halves[1])):
-        which = trainer(devices, name="sgd", learning_rate=1.0)
-        changed = dataclasses.replace(with_batch_norm(which.config, "local"), sampling=NO_AUGMENTATION)
-        which = dataclasses.replace(which, config=changed)
+        local = with_batch_norm(config(name="sgd", learning_rate=1.0), "local")
+        local = dataclasses.replace(local, sampling=NO_AUGMENTATION)
+        which = make_trainer(local, model, 10, Placement.over(jax.devices()[:devices]))
         data = which.placement.shard_batch({name: value[rows] for name, value in batch().items()})
         state, _ = which.step(which.init(model), data, np.int32(0))
         states.append(jax.device_get((state["params"], state["batch_stats"])))
@@ -257,7 +257,7 @@ def test_devices_with_local_statistics_train_as_each_of_them_alone():
 
 def test_local_statistics_of_a_model_without_batch_normalisation_are_an_error():
     local = with_batch_norm(config(), "local")
-    with pytest.raises(ConfigError, match="model.batch_norm is 'local', but tiny:build has no"):
+    with pytest.raises(ConfigError, match=r"model\.batch_norm is 'local', but tiny:build has no"):
         make_trainer(local, Linear(nnx.Rngs(0)), 10, Placement.over(jax.devices()[:1]))
 
 
