@@ -176,7 +176,7 @@ class OptimizerConfig:
     """Data type of the backbone's arithmetic in training steps; parameters, statistics, frontend and head stay in
     float32, and all scores are computed in float32."""
     remat: bool = False
-    """Recompute each block in the backward pass: saves memory on accelerators for a third more computation."""
+    """Recompute each block in the backward pass: on accelerators, a quarter of the memory for a third more work."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """Action on a loss or gradient that is not finite: `stop` the run, or `skip` the update and count the step."""
     patience: int = 0

@@ -63,6 +63,7 @@ REFUSED = [
     ("frontend.low_hz", 8000.0, "use 0 or more, and less than the upper edge of 8000 Hz"),
     ("frontend.high_hz", 8000.5, "use at most 8000 Hz, half of frontend.sample_rate"),
     ("model.padding", "same", "choose one of symmetric, static"),
+    ("model.batch_norm", "global", "choose one of synchronised, local"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
     ("model.drop_connect", 1.0, "use a rate in [0, 1)"),

@@ -67,9 +67,10 @@ def of_population(statistics: Statistics, parts: int, valid: jax.Array) -> tuple
     if parts == 1:
         return _unbiased(statistics)
     clips = valid.reshape(parts, -1).sum(1)
-    shares = (clips / jnp.maximum(clips.sum(), 1.0))[:, None]
-    mean, var = jax.vmap(_unbiased)(statistics)
-    return jnp.sum(shares * mean, 0), jnp.sum(shares * var, 0)
+    # Divided last, so that nothing before the sums over devices depends on another such sum.
+    mean, var = (jnp.sum(clips[:, None] * value, 0) for value in jax.vmap(_unbiased)(statistics))
+    total = jnp.maximum(clips.sum(), 1.0)
+    return mean / total, var / total
 
 
 def _unbiased(statistics: Statistics) -> tuple[jax.Array, jax.Array]:

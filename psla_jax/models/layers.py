@@ -233,7 +233,7 @@ class Backbone(nnx.Module):
     use_running_average: bool = True
 
     def set_view(self, remat: bool | None = None, use_running_average: bool | None = None) -> None:
-        """``remat=True`` stores only each block's input for the backward pass: less memory, a third more work.
+        """``remat=True`` stores only each block's input for the backward pass: a quarter of the memory.
 
         With ``use_running_average=False``, clips influence each other and are always computed together.
         """

@@ -16,8 +16,6 @@ from psla_jax.runtime.fork import require_own_devices
 
 CONTROL = "control"
 """Batch field with each process's control code: 0, or a request to save or stop. The step returns the largest one."""
-GPU_ROWS, GPU_PADDING = 8, 1 / 16
-"""A GPU computes batches of multiples of so many rows faster; the share of a batch that may be added for that."""
 DEVICE_FIELDS = ("waveform", "num_samples", "labels", "teacher", "taught", "valid", CONTROL)
 """Batch fields that the step needs on the devices; the other ones identify clips and stay on the host."""
 
@@ -75,15 +73,10 @@ class Placement:
     def padded_size(self, batch_size: int, accumulate: int = 1) -> int:
         """Returns the least number of rows, from `batch_size` on, that gives `accumulate` microbatches on every device.
 
-        On GPUs, a microbatch has a multiple of 8 rows if few are added: a part of the compiled program would otherwise
-        copy its inputs. The additional rows are invalid (:func:`psla_jax.data.loader.batches`) and change no result.
+        The additional rows are invalid (:func:`psla_jax.data.loader.batches`) and change no result.
         """
         parts = self.mesh.size * accumulate
-        rows = math.ceil(batch_size / parts)
-        if self.platform == "gpu":
-            padded = math.ceil(rows / GPU_ROWS) * GPU_ROWS
-            rows = padded if padded <= rows * (1 + GPU_PADDING) else rows
-        return rows * parts
+        return math.ceil(batch_size / parts) * parts
 
     def rows(self, batch_size: int, accumulate: int = 1) -> range:
         """Returns the rows of a batch, padded to :meth:`padded_size`, that belong to this process."""

@@ -197,7 +197,8 @@ class Blocks(Backbone):
         return self.run_blocks(self.blocks, x, jnp.ones(x.shape[0]), uniforms)
 
 
-def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> None:
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws(platform: str) -> None:
     x = jnp.asarray(normal(0, 4, 6, 7, 8), jnp.float32)
 
     def result(remat: bool) -> tuple[str, list[jax.Array]]:
@@ -209,8 +210,9 @@ def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> 
             return jnp.sum(model(x) ** 2), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
         gradient = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
-        program = str(jax.make_jaxpr(gradient)(params, batch_stats, x))
-        return program, jax.tree.leaves(jax.jit(gradient)(params, batch_stats, x))
+        with layers_for(platform):
+            program = str(jax.make_jaxpr(gradient)(params, batch_stats, x))
+            return program, jax.tree.leaves(jax.jit(gradient)(params, batch_stats, x))
 
     (plain_program, plain), (remat_program, remat) = result(False), result(True)
     assert "remat" not in plain_program

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import pytest
-
 from psla_jax.runtime.sharding import Placement
 
 
@@ -34,23 +32,3 @@ def test_the_process_comes_before_the_number_of_a_device() -> None:
     devices = [Device(id, process_index=process, slice_index=0) for id, process in ((0, 1), (1, 0), (2, 1), (3, 0))]
     mesh = Placement.over(cast(Any, devices)).mesh
     assert [device.id for device in mesh.devices.flat] == [1, 3, 0, 2]
-
-
-@pytest.mark.parametrize(
-    ("platform", "devices", "batch_size", "accumulate", "expected"),
-    [
-        ("gpu", 1, 100, 1, 104),
-        ("gpu", 1, 96, 1, 96),
-        ("gpu", 1, 100, 4, 100),  # 25 rows: 32 would be more work than the copies of 25 are.
-        ("gpu", 8, 800, 1, 832),
-        ("gpu", 8, 100, 1, 104),  # 13 rows
-        ("cpu", 1, 100, 1, 100),
-        ("cpu", 8, 100, 1, 104),
-        ("tpu", 1, 100, 1, 100),
-    ],
-)
-def test_gpus_compute_multiples_of_eight_rows_where_few_are_added(
-    platform: str, devices: int, batch_size: int, accumulate: int, expected: int
-) -> None:
-    placement = Placement.over(cast(Any, [Device(id, 0, 0, platform) for id in range(devices)]))
-    assert placement.padded_size(batch_size, accumulate) == expected
