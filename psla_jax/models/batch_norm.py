@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
 
     mean: jax.Array
     var: jax.Array
-    count: jax.Array
+    num_values: jax.Array
 
     def affine(self, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
         """Returns gain and shift `(channels,)` such that ``x * gain + shift`` is the normalised `x`."""
@@ -176,7 +176,7 @@ def _normalised_backward(epsilon: float, activation: Activation, residuals, grad
     bias_gradient, scale_gradient = jnp.sum(first, axes), jnp.sum(first * standardised(x), axes)
     # The barrier keeps XLA from writing `first`, in the size of `x`, for the second pass, which computes it again.
     x, slope, slope_of_scale = jax.lax.optimization_barrier((x, bias_gradient, scale_gradient))
-    through_statistics = (slope + standardised(x) * slope_of_scale) / statistics.count
+    through_statistics = (slope + standardised(x) * slope_of_scale) / statistics.num_values
     x_gradient = gain * (before_activation(x, gradient) - _per_clip(valid, x) * through_statistics)
     of_variables = scale_gradient.astype(scale.dtype), bias_gradient.astype(bias.dtype)
     return x_gradient.astype(x.dtype), *of_variables, jnp.zeros_like(valid), jnp.zeros_like(bias)

@@ -56,7 +56,7 @@ def test_values_and_gradients_of_one_function_are_those_of_autodiff_in_float64(
         gradients = pull_back((cotangent, jax.tree.map(jnp.zeros_like, statistics)))
         assert_close(y, expected, 1e-12)
         assert_trees_close(tuple(statistics[:2]), plain_statistics(x, clips), 1e-12)
-        assert statistics.count == 20 * sum(valid)
+        assert statistics.num_values == 20 * sum(valid)
         assert_trees_close(gradients, plain_pull_back(cotangent), 1e-12)
 
 
