@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from psla_jax.models import cpu_kernels, gpu_kernels
 from psla_jax.models.cpu_kernels import on_cpu
+from psla_jax.models.gpu_kernels import LAYOUT
 from psla_jax.models.padding import Pads, pad_images, tap_slices
 from psla_jax.models.platforms import platform
 
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 MAX_PATCH_CHANNELS = 4
 """Largest number of input channels for which a dense convolution is a matrix product over patches."""
 
