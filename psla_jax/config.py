@@ -24,6 +24,7 @@ from psla_jax.config_model import ModelConfig as ModelConfig
 from psla_jax.config_model import Padding as Padding
 from psla_jax.config_model import Statistic as Statistic
 from psla_jax.config_model import frontend_settings as frontend_settings
+from psla_jax.config_model import network_settings as network_settings
 from psla_jax.config_model import require_sample_rate as require_sample_rate
 from psla_jax.ingredients import Ingredient, IngredientError, import_path, parse
 
@@ -183,7 +184,7 @@ class OptimizerConfig:
     in the reference, and float32 on CPUs), or `bf16` (a bfloat16 backbone); parameters, statistics, frontend and head
     stay in float32, and all scores are computed at `highest`."""
     remat: bool = False
-    """Recompute each block in the backward pass: saves memory on accelerators for a third more computation."""
+    """Recompute each block in the backward pass: on accelerators, a quarter of the memory for a third more work."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """Action on a loss or gradient that is not finite: `stop` the run, or `skip` the update and count the step."""
     patience: int = 0

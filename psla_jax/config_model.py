@@ -13,6 +13,7 @@ from psla_jax.ingredients import Ingredient, is_imported
 Statistic = float | Literal["auto"]
 """A number, or `auto` where it is measured from the training set before the first step."""
 Padding = Literal["symmetric", "static"]
+BatchStatistics = Literal["synchronised", "local"]
 MIN_WINDOW, MAX_FFT_SIZE = 16, 65_536
 """Samples of a frame of the frontend: the least, and the most."""
 
@@ -129,10 +130,14 @@ class ModelConfig:
     """Padding of the convolutions: `symmetric` as in efficientnet_pytorch 0.7.0, or `static` as in 0.7.1."""
     drop_connect: float = 0.2
     """Drop-connect rate of the last block; the rate grows linearly with the depth of a block."""
+    batch_norm: BatchStatistics = "synchronised"
+    """Batch statistics in training: `synchronised` over all devices, or `local` to the clips of every device, as
+    PyTorch's DataParallel in the reference; the running statistics are then means over the devices."""
 
     def __post_init__(self) -> None:
         name_ingredients(self, "name", "pooling")
         require_one_of(self, "padding", Padding)
+        require_one_of(self, "batch_norm", BatchStatistics)
         require(self, "heads", self.heads >= 1, "use at least one head, or model.pooling mean for none")
         require(self, "drop_connect", 0 <= self.drop_connect < 1, "use a rate in [0, 1)")
 
@@ -140,6 +145,13 @@ class ModelConfig:
     def custom_code(self) -> tuple[str, ...]:
         """Import paths of the code outside this package that builds parts of the network; empty for built-in parts."""
         return tuple(text for text in (self.name, self.pooling) if is_imported(text))
+
+
+def network_settings(model: ModelConfig) -> dict[str, Any]:
+    """Returns the settings that identify a network: all but the batch statistics in training."""
+    settings = dataclasses.asdict(model)
+    del settings["batch_norm"]
+    return settings
 
 
 def frontend_settings(frontend: FrontendConfig) -> dict[str, Any]:

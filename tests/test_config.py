@@ -63,6 +63,7 @@ REFUSED = [
     ("frontend.low_hz", 8000.0, "use 0 or more, and less than the upper edge of 8000 Hz"),
     ("frontend.high_hz", 8000.5, "use at most 8000 Hz, half of frontend.sample_rate"),
     ("model.padding", "same", "choose one of symmetric, static"),
+    ("model.batch_norm", "global", "choose one of synchronised, local"),
     ("model.heads", 0, "use at least one head, or model.pooling mean"),
     ("model.drop_connect", -0.1, "use a rate in [0, 1)"),
     ("model.drop_connect", 1.0, "use a rate in [0, 1)"),
@@ -174,7 +175,7 @@ CHANGED = RunConfig(
     seed=7,
     data=DataConfig("a.json", "l.csv", "b.json", "c.json", 12, 5, 3, "first", 9, "skip", "accept", True),
     frontend=FrontendConfig(500, -1.25, 0.1, 32_000, 64, 12.5, 32.0, 50.0, 14_000.0),
-    model=ModelConfig("tiny:build", "mean", 2, "static", 0.3),
+    model=ModelConfig("tiny:build", "mean", 2, "static", 0.3, "local"),
     pretraining=PretrainingConfig("imagenet", "random", "new", True, 0.5),
     sampling=SamplingConfig(
         balanced=False,

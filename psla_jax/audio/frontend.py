@@ -25,6 +25,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from psla_jax.config import FrontendConfig
+from psla_jax.runtime.traced_devices import traced_devices
 
 _RADIX = 16
 _PRE_EMPHASIS = 0.97
@@ -126,15 +127,19 @@ def _zero_mean(waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
 def _log_mel(waveforms: jax.Array, lengths: jax.Array, frontend: Frontend) -> jax.Array:
     waveforms = jnp.asarray(waveforms, jnp.float32)
     double_on_cpu = functools.partial(_in_blocks, frontend=frontend, dtype=jnp.float64, rows=768)
-    double = functools.partial(_in_blocks, frontend=frontend, dtype=jnp.float64, rows=32_768)
-    single = functools.partial(_in_blocks, frontend=frontend, dtype=jnp.float32, rows=32_768)
+    rows = 32_768 * traced_devices().number
+    double = functools.partial(_in_blocks, frontend=frontend, dtype=jnp.float64, rows=rows)
+    single = functools.partial(_in_blocks, frontend=frontend, dtype=jnp.float32, rows=rows)
     mels = lax.platform_dependent(waveforms, cpu=double_on_cpu, cuda=double, rocm=double, default=single)
     count = frontend.num_frames(jnp.minimum(lengths, waveforms.shape[1]))
     return jnp.where((jnp.arange(frontend.target_length) < count[:, None])[..., None], mels, 0.0)
 
 
 def _in_blocks(waveforms: jax.Array, *, frontend: FrontendConfig, dtype: DTypeLike, rows: int) -> jax.Array:
-    """Returns log-mels ``(batch, frames, mels)``, in blocks of about ``rows`` frames that fit the CPU cache."""
+    """Returns log-mels ``(batch, frames, mels)``, in blocks of about ``rows`` frames.
+
+    A block fits into the cache of a CPU or the memory of an accelerator; the devices of a mesh divide its clips.
+    """
     batch, frames, hop = waveforms.shape[0], frontend.target_length, frontend.hop_samples
     blocks = -(-frames * batch // rows) or 1
     size = -(-frames // blocks)

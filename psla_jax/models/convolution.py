@@ -8,11 +8,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from psla_jax.models import cpu_kernels
+from psla_jax.models import cpu_kernels, gpu_kernels
 from psla_jax.models.cpu_kernels import on_cpu
+from psla_jax.models.gpu_kernels import LAYOUT
 from psla_jax.models.padding import Pads, pad_images, tap_slices
+from psla_jax.models.platforms import platform
 
-LAYOUT = ("NHWC", "HWIO", "NHWC")
 MAX_PATCH_CHANNELS = 4
 """Largest number of input channels for which a dense convolution is a matrix product over patches."""
 
@@ -40,11 +41,8 @@ def patches_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) ->
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
     """Returns the depthwise convolution of `x` with `kernel (size, size, 1, channels)`."""
-    if on_cpu():
-        return cpu_kernels.depthwise_conv(x, kernel, stride, padding)
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT, feature_group_count=x.shape[3]
-    )
+    forms = {"cpu": cpu_kernels.depthwise_conv, "gpu": gpu_kernels.depthwise_conv}
+    return forms.get(platform(), gpu_kernels.plain_depthwise_conv)(x, kernel, stride, padding)
 
 
 def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:

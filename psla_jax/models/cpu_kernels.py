@@ -181,7 +181,7 @@ def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Pa
 def _depthwise_backward(stride: int, padding: Pads, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
     x, kernel = residuals
     return (
-        _depthwise_input_gradient(gradient, kernel, stride, padding, x.shape),
+        depthwise_input_gradient(gradient, kernel, stride, padding, x.shape),
         _depthwise_kernel_gradient(x, gradient, kernel, stride, padding),
     )
 
@@ -195,7 +195,7 @@ Phase `q` is every `stride`-th input from `q` on; its input `t` contributes thro
 """
 
 
-def _depthwise_input_gradient(
+def depthwise_input_gradient(
     gradient: jax.Array, kernel: jax.Array, stride: int, padding: Pads, shape: tuple[int, ...]
 ) -> jax.Array:
     """Returns the gradient for an input of `shape`: one sum of shifted slices per input phase, interleaved."""

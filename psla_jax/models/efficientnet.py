@@ -34,6 +34,7 @@ from psla_jax.models.layers import (
     swish_affine,
 )
 from psla_jax.models.padding import Pads, static_padding, symmetric_padding
+from psla_jax.models.platforms import on_accelerator
 
 
 @dataclass(frozen=True)
@@ -154,17 +155,28 @@ class MBConv(nnx.Module):
 
         `valid` and `uniform`, both `(batch,)`, are passed to :class:`BatchNorm` and :class:`DropConnect`.
         """
-        y = x
-        if self.expands:
-            y = self._expand_conv(y)
-            y = recomputed(self._activate_and_filter)(y, self._bn0.affine(y, valid), self._depthwise_conv.weights())
-        else:
-            y = self._depthwise_conv(y)
-        squeeze_excite_weights = self._se_reduce.weights(), self._se_expand.weights()
-        weights = squeeze_excite_weights, self._project_conv.weights()
-        y = recomputed(_activate_and_project)(y, self._bn1.affine(y, valid), weights)
+        y = self._with_stored_activations(x, valid) if on_accelerator() else self._with_recomputed_activations(x, valid)
         y = self._bn2(y, valid)
         return self.drop_connect(y, uniform) + x if self.residual else y
+
+    def _with_stored_activations(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Returns the projected image; the gradient reads the inputs of the convolutions from memory."""
+        if self.expands:
+            x = self._bn0(self._expand_conv(x), valid, swish)
+        y = self._bn1(self._depthwise_conv(x), valid, swish)
+        gate = squeeze_excite(y, self._se_reduce.weights(), self._se_expand.weights())
+        return gated_conv(y, gate, self._project_conv.weights()[0])
+
+    def _with_recomputed_activations(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Returns the projected image; on a CPU, the gradient computes the inputs of the convolutions again."""
+        if self.expands:
+            x = self._expand_conv(x)
+            x = recomputed(self._activate_and_filter)(x, self._bn0.affine(x, valid), self._depthwise_conv.weights())
+        else:
+            x = self._depthwise_conv(x)
+        squeeze_excite_weights = self._se_reduce.weights(), self._se_expand.weights()
+        weights = squeeze_excite_weights, self._project_conv.weights()
+        return recomputed(_activate_and_project)(x, self._bn1.affine(x, valid), weights)
 
     def _activate_and_filter(self, x: jax.Array, affine: Affine, weights: Weights) -> jax.Array:
         """Normalises and activates the expanded image and applies the depthwise convolution."""
@@ -235,12 +247,12 @@ class EfficientNet(Backbone):
         blocks, uniforms = list(self._blocks), iter(self._uniforms(spectrograms.shape[0], rngs))
 
         def stem_and_large_stages(x: jax.Array) -> jax.Array:
-            x = swish(self._bn0(self._conv_stem(x), valid))
+            x = self._bn0(self._conv_stem(x), valid, swish)
             return self.run_blocks(blocks[: self._num_large], x, valid, uniforms)
 
         x = self.map_clips(stem_and_large_stages, jnp.swapaxes(spectrograms, 1, 2)[..., None])
         x = self.run_blocks(blocks[self._num_large :], x, valid, uniforms)
-        x = swish(self._bn1(self._conv_head(x), valid))
+        x = self._bn1(self._conv_head(x), valid, swish)
         return row_means(x)
 
     def _uniforms(self, clips: int, rngs: nnx.Rngs | None) -> Iterable[jax.Array | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from psla_jax import ingredients
-from psla_jax.config import ModelConfig, Padding
+from psla_jax.config import ModelConfig, Padding, network_settings
 from psla_jax.models import custom, views
 from psla_jax.models.efficientnet import SCALES, EfficientNet
 from psla_jax.models.initializers import AbstractRngs
@@ -91,4 +90,4 @@ def _attributes(name: str, pooling: str) -> tuple[str, str]:
 
 def from_config(config: ModelConfig, num_classes: int, dtype: DTypeLike, rngs: nnx.Rngs | AbstractRngs) -> nnx.Module:
     """Calls :func:`build_model` with the model section of a config."""
-    return build_model(**dataclasses.asdict(config), num_classes=num_classes, dtype=dtype, rngs=rngs)
+    return build_model(**network_settings(config), num_classes=num_classes, dtype=dtype, rngs=rngs)

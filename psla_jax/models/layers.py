@@ -16,12 +16,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from psla_jax.models import cpu_kernels
+from psla_jax.models import batch_norm, cpu_kernels
+from psla_jax.models.batch_norm import Activation, Statistics, identity
 from psla_jax.models.convolution import dense_conv, depthwise_conv, pointwise_conv
 from psla_jax.models.cpu_kernels import on_cpu
 from psla_jax.models.initializers import fan_in_uniform, kaiming_normal
 from psla_jax.models.padding import Pads, symmetric_padding
-from psla_jax.models.platforms import PLAIN, platform
+from psla_jax.models.platforms import num_devices, on_accelerator
 
 Weights = Any
 """Pytree of arrays."""
@@ -81,6 +82,10 @@ class BatchNorm(nnx.Module):
 
     The running variance is unbiased, as in PyTorch. `momentum` is the decay of the running statistics: 0.99 is 0.01 in
     PyTorch. Statistics are computed in at least float32 over the valid clips of the whole (global) batch.
+
+    With `local_statistics`, they are those of the clips of every device, so that devices do not wait for each other.
+    The running statistics are then the means of those of the devices, weighted by their numbers of valid clips;
+    PyTorch's DataParallel keeps those of the first device instead.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.99, epsilon: float = 1e-3) -> None:
@@ -91,86 +96,74 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jax.device_put(np.ones(channels, np.float32)))
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = True
+        self.local_statistics = False
 
-    def set_view(self, use_running_average: bool | None = None) -> None:
+    def set_view(self, use_running_average: bool | None = None, local_statistics: bool | None = None) -> None:
         """``use_running_average=False`` normalises by the batch and updates the running statistics."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
+        if local_statistics is not None:
+            self.local_statistics = local_statistics
 
-    def __call__(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-        """Normalises `x (batch, ..., channels)`; clips where `valid (batch,)` is 0 do not count."""
-        gain, shift = self.affine(x, valid)
-        return (x * gain + shift).astype(x.dtype)
+    def __call__(self, x: jax.Array, valid: jax.Array | None = None, activation: Activation = identity) -> jax.Array:
+        """Returns the activation of the normalised `x (batch, ..., channels)`.
+
+        Clips where `valid (batch,)` is 0 do not count.
+        """
+        if self.use_running_average or not on_accelerator():
+            gain, shift = self.affine(x, valid)
+            return activation((x * gain + shift).astype(x.dtype))
+        scale, bias, centre = self.scale[...], self.bias[...], self.mean[...]
+
+        def normalised(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, Statistics]:
+            return batch_norm.normalised(x, scale, bias, valid, centre, self.epsilon, activation)
+
+        weights, parts = _clip_weights(x, valid), self._parts(x)
+        y, statistics = batch_norm.by_parts(normalised, parts, x, weights)
+        self._update(statistics, parts, weights)
+        return y.reshape(x.shape)
 
     def affine(self, x: jax.Array, valid: jax.Array | None = None) -> Affine:
-        """Returns gain and shift, float32 `(channels,)`, such that ``x * gain + shift`` is the normalised `x`."""
+        """Returns gain and shift, float32 `(channels,)`, such that ``x * gain + shift`` is the normalised `x`.
+
+        With local statistics, they are those of every clip, `(batch, 1, ..., channels)`.
+        """
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            mean, var = self._update_statistics(x.astype(cpu_kernels.accumulation_dtype(x)), valid)
+            x, weights, parts = x.astype(cpu_kernels.accumulation_dtype(x)), _clip_weights(x, valid), self._parts(x)
+            statistics = batch_norm.by_parts(batch_norm.batch_statistics, parts, x, weights)
+            self._update(statistics, parts, weights)
+            mean, var = (batch_norm.of_every_clip(value, parts, x) for value in statistics[:2])
         gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return gain, self.bias[...] - mean * gain
 
-    def _update_statistics(self, x: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """Updates the running statistics and returns the mean and the biased variance of the batch."""
-        clip_weights = jnp.ones(x.shape[0]) if valid is None else valid.astype(jnp.float32)
-        mean, var, count = batch_statistics(x, clip_weights)
-        unbiased = var * (count / jnp.maximum(count - 1.0, 1.0))
+    def _parts(self, x: jax.Array) -> int:
+        """Returns the number of parts of the batch with statistics of their own."""
+        parts = num_devices() if self.local_statistics else 1
+        if x.shape[0] % parts:
+            raise ModelError(
+                f"a batch has {x.shape[0]} rows: for local batch statistics, use a multiple of {parts}, the number of "
+                "devices, with rows that are not valid."
+            )
+        return parts
+
+    def _update(self, statistics: Statistics, parts: int, weights: jax.Array) -> None:
+        """Updates the running statistics."""
+        mean, var = batch_norm.of_population(statistics, parts, weights)
         decay = self.momentum
         self.mean.set_value(decay * self.mean[...] + (1 - decay) * jax.lax.stop_gradient(mean))
-        self.var.set_value(decay * self.var[...] + (1 - decay) * jax.lax.stop_gradient(unbiased))
-        return mean, var
+        self.var.set_value(decay * self.var[...] + (1 - decay) * jax.lax.stop_gradient(var))
+
+
+def _clip_weights(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    return jnp.ones(x.shape[0]) if valid is None else valid.astype(jnp.float32)
 
 
 def torchvision_conv(channels: int, features: int, size: int = 1, **settings: Any) -> tuple[Conv, BatchNorm]:
     """Returns a convolution and its batch normalisation with torchvision's padding, initial values and constants."""
     conv = Conv(channels, features, size, padding=symmetric_padding(size), init="kaiming", **settings)
     return conv, BatchNorm(features, momentum=0.9, epsilon=1e-5)
-
-
-Statistics = tuple[jax.Array, jax.Array, jax.Array]
-"""Mean and biased variance `(channels,)`, and the number of values."""
-
-
-def batch_statistics(x: jax.Array, valid: jax.Array) -> Statistics:
-    """Returns mean and biased variance of `x (batch, ..., channels)` over all axes but the last, and the count.
-
-    Clips where `valid (batch,)` is 0 do not count.
-    """
-    return _statistics(x, valid) if platform() == PLAIN else _statistics_of_one_pass(x, valid)
-
-
-def _statistics(x: jax.Array, valid: jax.Array) -> Statistics:
-    count = jnp.maximum(valid.sum() * math.prod(x.shape[1:-1]), 1.0)
-    mean = _sum_of_valid(x, valid) / count
-    return mean, _sum_of_valid(jnp.square(x - mean), valid) / count, count
-
-
-def _sum_of_valid(x: jax.Array, valid: jax.Array) -> jax.Array:
-    # Each clip is summed first: XLA's CPU compiler would write `valid` in the size of `x` to multiply them.
-    return jnp.sum(jnp.sum(x, tuple(range(1, x.ndim - 1))) * valid[:, None], 0)
-
-
-_statistics_of_one_pass = jax.custom_vjp(_statistics)
-"""The same with a hand-written gradient of one pass over `x`: JAX traces a third less for a training step of B2."""
-
-
-def _statistics_forward(x: jax.Array, valid: jax.Array):
-    mean, var, count = _statistics_of_one_pass(x, valid)
-    return (mean, var, count), (x, valid, mean, count)
-
-
-def _statistics_backward(residuals: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]):
-    x, valid, mean, count = residuals
-    mean_gradient, var_gradient, _ = gradients
-    # The mean inside the variance has no gradient: deviations from it sum to zero.
-    slope = 2.0 * var_gradient / count
-    # `x - mean` is not used: XLA would store it in the forward pass, in the size of `x`.
-    x_gradient = slope * x + (mean_gradient / count - slope * mean)
-    return valid.reshape((-1,) + (1,) * (x.ndim - 1)) * x_gradient, jnp.zeros_like(valid)
-
-
-_statistics_of_one_pass.defvjp(_statistics_forward, _statistics_backward)
 
 
 def swish(x: jax.Array) -> jax.Array:
@@ -211,19 +204,26 @@ def squeeze_excite(x: jax.Array, reduce: Weights, expand: Weights) -> jax.Array:
 
 def gated_conv(x: jax.Array, gate: jax.Array, kernel: jax.Array) -> jax.Array:
     """Returns the 1x1 convolution of `x * gate`; `gate` is ``(batch, 1, 1, channels)``."""
-    if x.shape[0] == 1 and x.shape[1] * x.shape[2] > kernel.shape[3]:
-        # Scaling the kernel is cheaper than scaling the image of the one clip.
+    batch, height, width, channels = x.shape
+    # Scaling the kernel is cheaper than scaling an image that is larger, if there is one clip, or if memory traffic is
+    # the bound.
+    scales_kernel = height * width > kernel.shape[3]
+    if scales_kernel and batch == 1:
         return pointwise_conv(x, gate.reshape(1, 1, -1, 1) * kernel)
+    if scales_kernel and on_accelerator():
+        return (x.reshape(batch, -1, channels) @ (gate.reshape(batch, -1, 1) * kernel[0])).reshape(
+            batch, height, width, -1
+        )
     return pointwise_conv(x * gate, kernel)
 
 
 def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns ``function(x, affine, weights)`` that stores only its arguments and is evaluated again for the gradient.
+    """Returns ``function(x, affine, weights)`` that stores only its arguments on a CPU, and is evaluated again there.
 
     Values between two convolutions are cheap to compute and large to store: recomputing them reduces the working memory
-    of a training step of B2 from 3.0 to 1.1 GB. On a CPU, `function` has to apply `affine` to `x` before anything else.
+    of a training step of B2 from 3.0 to 1.1 GB. `function` has to apply `affine` to `x` before anything else.
     """
-    return cpu_kernels.checkpoint(function) if on_cpu() else jax.checkpoint(function)
+    return cpu_kernels.checkpoint(function) if on_cpu() else function
 
 
 class Backbone(nnx.Module):
@@ -233,7 +233,7 @@ class Backbone(nnx.Module):
     use_running_average: bool = True
 
     def set_view(self, remat: bool | None = None, use_running_average: bool | None = None) -> None:
-        """``remat=True`` stores only each block's input for the backward pass: less memory, a third more work.
+        """``remat=True`` stores only each block's input for the backward pass: a quarter of the memory.
 
         With ``use_running_average=False``, clips influence each other and are always computed together.
         """

@@ -24,7 +24,7 @@ STEM, HEAD = 32, 1280
 
 def _conv_norm_relu(layers: Any, x: jax.Array, valid: jax.Array | None) -> jax.Array:
     conv, norm = layers
-    return jax.nn.relu6(norm(conv(x), valid))
+    return norm(conv(x), valid, jax.nn.relu6)
 
 
 class InvertedResidual(nnx.Module):

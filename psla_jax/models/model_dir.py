@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from psla_jax.audio.frontend import Frontend
-from psla_jax.config import Channel, FrontendConfig, ModelConfig, Precision, frontend_settings
+from psla_jax.config import Channel, FrontendConfig, ModelConfig, Precision, frontend_settings, network_settings
 from psla_jax.models import factory
 from psla_jax.models.initializers import AbstractRngs
 from psla_jax.models.precision import activations
@@ -327,7 +327,7 @@ def fingerprint(directory: Path, card: ModelCard) -> str:
     Two finished models with the same weights have the same fingerprint, because safetensors files are deterministic.
     Raises CheckpointError if the weights are missing.
     """
-    settings: list[Any] = [dataclasses.asdict(card.model), frontend_settings(card.frontend), card.vocabulary.mids]
+    settings: list[Any] = [network_settings(card.model), frontend_settings(card.frontend), card.vocabulary.mids]
     if card.exclusive:  # Not added otherwise, so that earlier fingerprints remain valid.
         settings.append("exclusive")
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

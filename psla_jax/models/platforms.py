@@ -6,19 +6,13 @@ The choice is part of the key of JAX's caches, so that a jitted function is trac
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
+from psla_jax.runtime.traced_devices import traced_devices, traced_for
+
 PLAIN = "plain"
-
-
-class _Devices(NamedTuple):
-    platform: str
-    number: int
-
-
-_DEVICES = jax.make_user_context(default_value=None)
 
 
 def layers_for(platform: str, num_devices: int = 1) -> AbstractContextManager[None]:
@@ -30,7 +24,7 @@ def layers_for(platform: str, num_devices: int = 1) -> AbstractContextManager[No
         platform: ``cpu``, ``gpu`` or ``tpu``, as :attr:`psla_jax.runtime.sharding.Placement.platform`.
         num_devices: number of devices over which a batch is divided.
     """
-    return _DEVICES(_Devices(platform, num_devices))
+    return traced_for(platform, num_devices)
 
 
 def layers_where(array: jax.Array) -> AbstractContextManager[None]:
@@ -46,16 +40,19 @@ def plain_layers() -> AbstractContextManager[None]:
     forward mode: use this context for :func:`jax.jvp`, :func:`jax.linearize`, :func:`jax.jacfwd` and Hessians. Values
     and gradients are the same up to rounding.
     """
-    return _DEVICES(_Devices(PLAIN, 1))
+    return traced_for(PLAIN)
 
 
 def platform() -> str:
     """Returns the platform for which layers are traced, or ``plain`` in :func:`plain_layers`."""
-    devices = _DEVICES.value
-    return devices.platform if devices else jax.default_backend()
+    return traced_devices().platform
+
+
+def on_accelerator() -> bool:
+    """Returns whether layers are traced for a GPU or a TPU, whose forms have the least memory traffic."""
+    return platform() not in ("cpu", PLAIN)
 
 
 def num_devices() -> int:
     """Returns the number of devices over which a batch is divided in the program that is being traced."""
-    devices = _DEVICES.value
-    return devices.number if devices else jax.device_count()
+    return traced_devices().number

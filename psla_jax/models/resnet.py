@@ -36,8 +36,8 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: jax.Array, valid: jax.Array | None) -> jax.Array:
         """Maps `(batch, height, width, channels)` to `(batch, height', width', 4 x inner)`."""
-        y = jax.nn.relu(self.bn1(self.conv1(x), valid))
-        y = jax.nn.relu(self.bn2(self.conv2(y), valid))
+        y = self.bn1(self.conv1(x), valid, jax.nn.relu)
+        y = self.bn2(self.conv2(y), valid, jax.nn.relu)
         y = self.bn3(self.conv3(y), valid)
         if self.projects:
             conv, norm = self.downsample
@@ -72,7 +72,7 @@ class ResNet50(Backbone):
         """Maps `(batch, frames, mels)` to `(batch, output frames, features)`, averaged over frequency."""
 
         def stem_and_large_stages(x: jax.Array) -> jax.Array:
-            x = max_pool(jax.nn.relu(self.bn1(self.conv1(x), valid)), 3, 2, 1)
+            x = max_pool(self.bn1(self.conv1(x), valid, jax.nn.relu), 3, 2, 1)
             return self.run_blocks([*self.layer1, *self.layer2], x, valid)
 
         x = self.map_clips(stem_and_large_stages, jnp.swapaxes(spectrograms, 1, 2)[..., None])

@@ -12,13 +12,17 @@ from psla_jax import ingredients
 from psla_jax.models.layers import ModelError
 
 
-def train_view(model: nnx.Module, *, frozen: bool = False, remat: bool = False) -> nnx.Module:
+def train_view(
+    model: nnx.Module, *, frozen: bool = False, remat: bool = False, local_statistics: bool = False
+) -> nnx.Module:
     """Returns the training view: it normalises by the batch, updates running statistics, and drops branches.
 
     With `frozen`, the backbone (:func:`backbone_attribute`) stays in its evaluation view. With `remat`, the blocks of
-    the backbone are evaluated again in the backward pass.
+    the backbone are evaluated again in the backward pass. With `local_statistics`, every device normalises by its part
+    of the batch (:class:`psla_jax.models.layers.BatchNorm`).
     """
-    view = nnx.view(model, deterministic=False, use_running_average=False, remat=remat, raise_if_not_found=False)
+    settings = {"deterministic": False, "use_running_average": False, "remat": remat}
+    view = nnx.view(model, **settings, local_statistics=local_statistics, raise_if_not_found=False)
     if frozen:
         name = backbone_attribute(view)
         setattr(view, name, eval_view(getattr(view, name)))
@@ -57,6 +61,11 @@ def statistics_view(model: nnx.Module) -> nnx.Module:
 def has_running_statistics(module: Any) -> bool:
     """Returns whether a module is a batch normalisation, whose ``momentum`` is the decay of running statistics."""
     return hasattr(module, "momentum") and hasattr(module, "use_running_average")
+
+
+def has_local_statistics(model: nnx.Module) -> bool:
+    """Returns whether a model has batch normalisations whose statistics can be those of every device."""
+    return any(hasattr(module, "local_statistics") for _, module in nnx.iter_modules(model))
 
 
 def apply(model: nnx.Module, spectrograms: jax.Array, valid: jax.Array, rngs: nnx.Rngs) -> jax.Array:

@@ -36,6 +36,7 @@ class Objective:
     frontend: Frontend | None = None
     frozen: str = ""
     remat: bool = False
+    local_statistics: bool = False
     teach: Teach | None = None
     consistency: Consistency | None = None
 
@@ -74,7 +75,8 @@ class Objective:
         if self.frozen:
             params = {**params, self.frozen: jax.lax.stop_gradient(params[self.frozen])}
         model = nnx.merge(self.graphdef, params, batch_stats)
-        view = views.train_view(model, frozen=bool(self.frozen), remat=self.remat)
+        settings = {"remat": self.remat, "local_statistics": self.local_statistics}
+        view = views.train_view(model, frozen=bool(self.frozen), **settings)
         custom.attach_streams(view, key)
         scores = views.apply(view, batch["spectrogram"], batch["valid"], nnx.Rngs(drop=key))
         fields = {name: value for name, value in batch.items() if name not in ("spectrogram", "labels")}

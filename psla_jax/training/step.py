@@ -71,6 +71,7 @@ def make_train_step(
     accumulate: int = 1,
     frozen: str = "",
     remat: bool = False,
+    local_statistics: bool = False,
     ema: float = 0.0,
     skip_nonfinite: bool = False,
     teach: Teach | None = None,
@@ -92,6 +93,8 @@ def make_train_step(
         accumulate: number of microbatches, a divisor of the rows of a batch.
         frozen: name of the backbone among the parameters if it is not trained.
         remat: evaluate the blocks of the backbone again in the backward pass.
+        local_statistics: batch statistics are those of the clips of every device, not of the batch; the devices are
+            those of :func:`psla_jax.models.platforms.layers_for`, by default all of them.
         ema: decay per step of the average of the weights in ``state["ema"]``; 0 for none. In the first steps it is
             smaller, ``(1 + steps) / (10 + steps)``, so that the initial weights are forgotten.
         skip_nonfinite: leave the state as it is, and count the step, if loss or gradient are not finite.
@@ -101,7 +104,7 @@ def make_train_step(
             two views to the loss, which is otherwise the mean over both. Both pass through the model together.
     """
     graphdef = nnx.graphdef(model) if isinstance(model, nnx.Module) else model
-    objective = Objective(graphdef, loss, augment, frontend, frozen, remat, teach, consistency)
+    objective = Objective(graphdef, loss, augment, frontend, frozen, remat, local_statistics, teach, consistency)
 
     def step(state: State, batch: Batch, key: jax.Array, teacher_weights: Any = None) -> tuple[State, Metrics]:
         value, batch_stats, gradients = _accumulated(objective, state, batch, key, accumulate, teacher_weights)

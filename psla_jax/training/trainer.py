@@ -173,6 +173,7 @@ class Trainer:
             accumulate=optimizer.accumulate,
             frozen=self.backbone if self.config.pretraining.freeze else "",
             remat=optimizer.remat,
+            local_statistics=self.config.model.batch_norm == "local",
             ema=optimizer.ema,
             skip_nonfinite=optimizer.nonfinite == "skip",
             teach=teach,
@@ -204,14 +205,10 @@ def make_trainer(
 
     Raises:
         ConfigError, IngredientError: the optimizer, the loss or the augmentation cannot be used, or the model has no
-            blocks to rematerialise.
+            blocks to rematerialise or no batch normalisation with local statistics.
         ModelError: the config treats the backbone separately, and the model has none.
     """
-    if config.optimizer.remat and not can_rematerialise(model):
-        raise ConfigError(
-            f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "
-            "model instead."
-        )
+    _require_supported(config, model)
     separate = config.pretraining.freeze or config.pretraining.backbone_rate != 1.0
     backbone = views.backbone_attribute(model) if separate else ""
     optimizer = make_optimizer(config.optimizer, config.pretraining, steps_per_epoch, backbone)
@@ -240,6 +237,20 @@ def make_trainer(
         teacher,
         caching,
     )
+
+
+def _require_supported(config: RunConfig, model: nnx.Module) -> None:
+    """Raises ConfigError if a setting has no effect on such a model."""
+    if config.optimizer.remat and not can_rematerialise(model):
+        raise ConfigError(
+            f"optimizer.remat is True, but the blocks of {config.model.name} are not known: use jax.checkpoint in the "
+            "model instead."
+        )
+    if config.model.batch_norm == "local" and not views.has_local_statistics(model):
+        raise ConfigError(
+            f"model.batch_norm is 'local', but {config.model.name} has no psla_jax.models.layers.BatchNorm: use "
+            "synchronised."
+        )
 
 
 def _has_imported_code(config: RunConfig) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pytest
 
 from psla_jax.audio.frontend import Frontend, FrontendError, _filters, _in_blocks, _mel_filters, _zero_mean
 from psla_jax.config import ConfigError, FrontendConfig
+from psla_jax.runtime.traced_devices import traced_for
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "fbank.npz"
 TOLERANCE = 1e-3
@@ -359,3 +361,13 @@ def test_a_batch_split_over_devices_stays_split() -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("clips", "devices"), [(96, 1), (768, 8)])
+def test_blocks_of_accelerators_have_the_frames_of_the_clips_of_one_device(clips: int, devices: int) -> None:
+    waveforms = jax.ShapeDtypeStruct((clips, Frontend().num_samples), jnp.float32)
+    with traced_for("gpu", devices):
+        program = str(jax.make_jaxpr(Frontend().log_mel)(waveforms))
+    on_cpu, *others = sorted({int(length) for length in re.findall(r"\blength=(\d+)", program)}, reverse=True)
+    assert on_cpu == -(-clips * 1056 // 768)
+    assert others == [4]  # 96 clips of 1056 frames in blocks of at most 32,768 frames

@@ -1,4 +1,4 @@
-"""Layers against PyTorch's, and the gradient of the batch statistics against automatic differentiation."""
+"""Layers against PyTorch's."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from tolerance import assert_close, assert_trees_close
 
 from psla_jax.models.efficientnet import MBConv, Stage
 from psla_jax.models.initializers import fan_in_uniform
-from psla_jax.models.layers import Backbone, BatchNorm, Conv, DropConnect, batch_statistics
+from psla_jax.models.layers import Backbone, BatchNorm, Conv, DropConnect, ModelError
 from psla_jax.models.padding import symmetric_padding
+from psla_jax.models.platforms import layers_for
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -111,6 +112,56 @@ def test_masked_clips_do_not_count_for_batch_norm() -> None:
     np.testing.assert_array_equal(gradient[[1, 4]], 0)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_local_statistics_are_those_of_pytorch_on_the_part_of_every_device(platform: str) -> None:
+    x, cotangent = (normal(seed, 4, 3, 2, 5).astype(np.float32) for seed in range(2))
+    x[:2] += 3.0
+    ours, _ = build_norms()
+    view = nnx.view(ours, use_running_average=False, local_statistics=True)
+    graphdef, variables = nnx.split(view)
+
+    def normalised(scale: jax.Array, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        norm = nnx.merge(graphdef, variables, copy=True)
+        norm.scale[...] = scale
+        return norm(x), (norm.mean[...], norm.var[...])
+
+    with layers_for(platform, 2):
+        y, pull_back, (mean, var) = jax.vjp(normalised, ours.scale[...], jnp.asarray(x), has_aux=True)
+    scale_gradient, x_gradient = pull_back(jnp.asarray(cotangent))
+    scale_gradients, running = [], []
+    for part in (slice(0, 2), slice(2, 4)):
+        _, theirs = build_norms()
+        theirs.weight.data, theirs.bias.data = (torch.tensor(np.asarray(v[...])) for v in (ours.scale, ours.bias))
+        image = torch.from_numpy(x[part]).permute(0, 3, 1, 2).requires_grad_()
+        expected = theirs(image)
+        expected.backward(torch.from_numpy(cotangent[part]).permute(0, 3, 1, 2))
+        assert_close(y[part], expected.permute(0, 2, 3, 1).detach().numpy(), 2e-6)
+        assert_close(x_gradient[part], image.grad.permute(0, 2, 3, 1).numpy(), 1e-5)
+        scale_gradients.append(theirs.weight.grad.numpy())
+        running.append((theirs.running_mean.numpy(), theirs.running_var.numpy()))
+    assert_close(scale_gradient, sum(scale_gradients), 1e-5)
+    assert_trees_close((mean, var), tuple(np.mean(running, axis=0)), 1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_rows_of_padding_do_not_count_for_local_statistics(platform: str) -> None:
+    x = normal(3, 6, 3, 2, 5).astype(np.float32)
+    results = []
+    for rows, valid in (([0, 1, 2, 3, 4, 5], [1, 1, 1, 0, 0, 0]), ([0, 1, 2], [1, 1, 1])):
+        ours = BatchNorm(5)
+        view = nnx.view(ours, use_running_average=False, local_statistics=True)
+        with layers_for(platform, len(rows) // 3):  # The second device has no clip.
+            y = view(jnp.asarray(x[rows]), jnp.asarray(valid))
+        results.append((y[:3], ours.mean[...], ours.var[...]))
+    assert_trees_close(results[0], results[1], 1e-6)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_an_error() -> None:
+    view = nnx.view(BatchNorm(5), use_running_average=False, local_statistics=True)
+    with layers_for("cpu", 2), pytest.raises(ModelError, match=r"a batch has 3 rows: .* a multiple of 2"):
+        view(jnp.zeros((3, 1, 1, 5)))
+
+
 def test_drop_connect_drops_whole_clips_and_scales_the_rest() -> None:
     rate, clips = 0.3, 4000
     layer = nnx.view(DropConnect(rate), deterministic=False)
@@ -146,7 +197,8 @@ class Blocks(Backbone):
         return self.run_blocks(self.blocks, x, jnp.ones(x.shape[0]), uniforms)
 
 
-def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> None:
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws(platform: str) -> None:
     x = jnp.asarray(normal(0, 4, 6, 7, 8), jnp.float32)
 
     def result(remat: bool) -> tuple[str, list[jax.Array]]:
@@ -158,29 +210,11 @@ def test_blocks_computed_again_give_the_same_gradient_statistics_and_draws() -> 
             return jnp.sum(model(x) ** 2), nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
         gradient = jax.value_and_grad(loss, argnums=(0, 2), has_aux=True)
-        program = str(jax.make_jaxpr(gradient)(params, batch_stats, x))
-        return program, jax.tree.leaves(jax.jit(gradient)(params, batch_stats, x))
+        with layers_for(platform):
+            program = str(jax.make_jaxpr(gradient)(params, batch_stats, x))
+            return program, jax.tree.leaves(jax.jit(gradient)(params, batch_stats, x))
 
     (plain_program, plain), (remat_program, remat) = result(False), result(True)
     assert "remat" not in plain_program
     assert "remat" in remat_program
     assert_trees_close(remat, plain, 1e-5)
-
-
-def plain_statistics(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    weight = valid[:, None, None, None]
-    count = valid.sum() * x.shape[1] * x.shape[2]
-    mean = jnp.sum(x * weight, (0, 1, 2)) / count
-    return mean, jnp.sum((x - mean) ** 2 * weight, (0, 1, 2)) / count
-
-
-@pytest.mark.parametrize("valid", [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
-def test_gradient_of_the_batch_statistics_is_that_of_autodiff_in_float64(valid: list[float]) -> None:
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(4)
-        x, clips = jnp.asarray(rng.standard_normal((3, 4, 5, 6)) + 3.0), jnp.asarray(valid)
-        cotangents = tuple(jnp.asarray(rng.standard_normal(6)) for _ in range(2))
-        values, pull_back = jax.vjp(lambda x: batch_statistics(x, clips)[:2], x)
-        expected, plain_pull_back = jax.vjp(lambda x: plain_statistics(x, clips), x)
-        assert_trees_close(values, expected, 1e-12)
-        assert_close(pull_back(cotangents)[0], plain_pull_back(cotangents)[0], 1e-12)

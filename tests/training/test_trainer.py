@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -214,9 +215,14 @@ def test_a_step_is_traced_for_the_devices_of_its_mesh(monkeypatch, platform: str
     assert found == expected
 
 
-def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
-    """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have."""
+@pytest.mark.parametrize(("batch_norm", "sums"), [("synchronised", 6), ("local", 2)])
+def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices(batch_norm: str, sums: int):
+    """Read off the compiled program: nothing but all-reduce, and no more numbers than these sums have.
+
+    Per channel, synchronised statistics are two sums forward and up to four backward, and local ones two means.
+    """
     which = trainer(4)
+    which = dataclasses.replace(which, config=with_batch_norm(which.config, batch_norm))
     state = which.init(build(CLASSES, nnx.Rngs(0)))
     program = which.lower(state, which.placement.shard_batch(batch())).compile().as_text()
     travels = r" = (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)"
@@ -226,8 +232,33 @@ def test_only_gradients_and_sums_of_batch_statistics_travel_between_devices():
     numbers = sum(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
     gradients = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     channels = sum(leaf.size for leaf in jax.tree.leaves(state["batch_stats"])) // 2
-    # Per channel two sums forward and up to four backward, and scalars: losses and counts of clips.
-    assert gradients // 2 < numbers <= gradients + 6 * channels + 16
+    # Scalars are losses and counts of clips.
+    assert gradients // 2 < numbers <= gradients + sums * channels + 16
+
+
+def with_batch_norm(config: RunConfig, batch_norm: Any) -> RunConfig:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, batch_norm=batch_norm))
+
+
+def test_devices_with_local_statistics_train_as_each_of_them_alone():
+    """The gradients of two devices are the mean of those of their halves of a batch, and so are the statistics."""
+    model, halves = model_without_drop_connect(), [slice(0, BATCH // 2), slice(BATCH // 2, BATCH)]
+    states = []
+    for devices, rows in ((2, slice(0, BATCH)), (1, halves[0]), (1, halves[1])):
+        local = with_batch_norm(config(name="sgd", learning_rate=1.0), "local")
+        local = dataclasses.replace(local, sampling=NO_AUGMENTATION)
+        which = make_trainer(local, model, 10, Placement.over(jax.devices()[:devices]))
+        data = which.placement.shard_batch({name: value[rows] for name, value in batch().items()})
+        state, _ = which.step(which.init(model), data, np.int32(0))
+        states.append(jax.device_get((state["params"], state["batch_stats"])))
+    together, *alone = states
+    assert_trees_close(together, jax.tree.map(lambda one, other: (one + other) / 2, *alone), 1e-5)
+
+
+def test_local_statistics_of_a_model_without_batch_normalisation_are_an_error():
+    local = with_batch_norm(config(), "local")
+    with pytest.raises(ConfigError, match=r"model\.batch_norm is 'local', but tiny:build has no"):
+        make_trainer(local, Linear(nnx.Rngs(0)), 10, Placement.over(jax.devices()[:1]))
 
 
 def test_blocks_that_are_not_known_cannot_be_computed_again():
