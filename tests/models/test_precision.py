@@ -1,4 +1,4 @@
-"""Precision of products in training and scoring: what is traced for every platform, what is computed, what is stored."""
+"""Precision of products in training and scoring: what is traced for a platform, what is computed and stored."""
 
 from __future__ import annotations
 
@@ -80,10 +80,8 @@ def test_scores_say_in_what_they_were_computed(model, precision, error, tmp_path
 
 def test_a_tagger_computes_in_its_precision(model, tmp_path):
     sound = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
-    scores = [
-        psla_jax.load_tagger(model, precision=p).tag(sound, sample_rate=16_000).scores
-        for p in ("highest", "tf32", "bf16")
-    ]
+    taggers = [psla_jax.load_tagger(model, precision=precision) for precision in ("highest", "tf32", "bf16")]
+    scores = [tagger.tag(sound, sample_rate=16_000).scores for tagger in taggers]
     np.testing.assert_array_equal(scores[0], scores[1])
     difference = np.abs(scores[0] - scores[2]).max()
     assert 0 < difference < 0.1
