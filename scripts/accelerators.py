@@ -53,7 +53,7 @@ class Recorded:
 
 # Renewed by --record.
 RECORDED = {
-    TRAIN: Recorded(working_memory=34864472, all_reduces=95),
+    TRAIN: Recorded(working_memory=31780936, all_reduces=64),
     EVALUATION: Recorded(working_memory=9894416, all_reduces=0),
 }
 
