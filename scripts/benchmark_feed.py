@@ -31,7 +31,7 @@ from psla_jax.data.loader import batches
 from psla_jax.data.pack import pack
 from psla_jax.data.train_source import train_source
 from psla_jax.data.validate.findings import format_count
-from psla_jax.runtime.process import retain_freed_memory
+from psla_jax.runtime.allocator import retain_freed_memory
 from psla_jax.runtime.sharding import Placement
 from psla_jax.vocabulary.vocabulary import Vocabulary
 

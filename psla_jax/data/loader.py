@@ -60,7 +60,7 @@ from psla_jax.data.clip_reader import ClipReader, Row, put_padded
 from psla_jax.data.datafile import Datafile
 from psla_jax.data.datasets import read_datafile
 from psla_jax.data.train_source import TrainSource, train_source
-from psla_jax.runtime.process import retain_freed_memory
+from psla_jax.runtime.allocator import retain_freed_memory
 from psla_jax.vocabulary.vocabulary import Vocabulary
 
 Batch = dict[str, np.ndarray]

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psla_jax.config import RunConfig
+from psla_jax.plan import scaling
 from psla_jax.plan.compiler import Compiled, compile_step, compiler_folder
 from psla_jax.plan.devices import Device, PlanError, PlanTimeout
 
 TRAIN, EVALUATION = "train", "evaluation"
 TITLES = {TRAIN: "training step", EVALUATION: "evaluation step"}
 ALIGNMENT = 8
-"""Clips per device of which a large batch should be a multiple; GPUs copy other ones."""
+"""The largest batch is rounded to a multiple of so many clips per device."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,25 @@ def rows(request: Request, step: str, compiled: Compiled, estimate: Estimate | N
     ]
     if summary.unknown_loops:
         table.append(("loops", f"{summary.unknown_loops} of unknown length are counted once"))
-    return table
+    return table + (_scaling(request, compiled) if step == TRAIN else [])
+
+
+def _scaling(request: Request, compiled: Compiled) -> list[tuple[str, str]]:
+    """Returns the lines of a model of more devices with as many clips on each; none if there are no all-reduces."""
+    reductions = compiled.summary.collectives.get("all-reduce")
+    if reductions is None:
+        return []
+    summary, device = compiled.summary, request.device
+    bound = max(summary.memory_bound(device), summary.compute_bound(device))
+    each, lines = request.clips(TRAIN) / request.num_devices, list[tuple[str, str]]()
+    for number in scaling.NUMBERS:
+        estimate = scaling.scale(number, bound, reductions)
+        text = (
+            f"{1e3 * estimate.seconds:.1f} ms, {1e3 * estimate.communication:.1f} of it in all-reduces: at most "
+            f"{number * each / estimate.seconds:,.0f} clips/s, {estimate.efficiency:.0%} of {number} devices"
+        )
+        lines.append(("a model of scaling" if not lines else "", f"{number} devices: {text}"))
+    return [*lines, ("", scaling.ASSUMPTIONS)]
 
 
 def _collectives(compiled: Compiled) -> str:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import platform
@@ -16,19 +15,14 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from psla_jax.runtime.allocator import RETAIN_FREED_MEMORY, TUNABLES, retain_freed_memory
 from psla_jax.runtime.cache import cache_directory, private_directory
 
 SWITCH = "PSLA_HUGE_PAGES"
 RESTARTED = "restarted"
 """Value of ``PSLA_HUGE_PAGES`` in a process that was restarted with huge pages."""
-TUNABLES, ORIGINAL_TUNABLES = "GLIBC_TUNABLES", "PSLA_ORIGINAL_GLIBC_TUNABLES"
+ORIGINAL_TUNABLES = "PSLA_ORIGINAL_GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 25, 1 << 28
-"""Bytes: smaller arrays are allocated in memory that the process keeps, and it keeps that much unused memory."""
-RETAIN_FREED_MEMORY = f"glibc.malloc.mmap_threshold={MMAP_THRESHOLD}:glibc.malloc.trim_threshold={TRIM_THRESHOLD}"
-"""Keeps freed memory in the process, see :func:`retain_freed_memory`. With huge pages, memory that is returned and
-requested again must be cleared two megabytes at a time, which made reading a clip take half as long again."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 HUGE_PAGE_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MIN_COMPILE_SECONDS = 0.1
 """Compilations that take at least this long are written to JAX's cache."""
@@ -75,24 +69,6 @@ def restart_with_huge_pages() -> None:
         sys.stderr.flush()
         environment = os.environ | {TUNABLES: tunables, ORIGINAL_TUNABLES: original, SWITCH: RESTARTED}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
-
-
-def retain_freed_memory() -> None:
-    """Makes this process keep the memory of freed arrays for the next ones (glibc only; its own tunables win).
-
-    By default, the arrays of every clip that a loader reads are returned to the operating system, which clears their
-    pages again for the next clip: more than half of the time that reading and mixing 16-bit shards takes.
-    """
-    if platform.libc_ver()[0] == "glibc" and "glibc.malloc" not in os.environ.get(TUNABLES, ""):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
-        libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
-
-
-def release_freed_memory() -> None:
-    """Returns freed memory, for example that of the compiler, to the operating system (glibc only)."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def configure_libraries() -> None:

@@ -23,7 +23,7 @@ from psla_jax.models.precision import products
 from psla_jax.models.protocols import can_rematerialise
 from psla_jax.models.state import split_model
 from psla_jax.runtime import exported
-from psla_jax.runtime.process import release_freed_memory
+from psla_jax.runtime.allocator import release_freed_memory
 from psla_jax.runtime.sharding import CONTROL, Placement
 from psla_jax.runtime.xla_options import training_options
 from psla_jax.sampling.spectrogram import SPECTROGRAM_STEPS, Augment, Batch, compose

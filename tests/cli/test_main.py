@@ -170,7 +170,7 @@ def test_the_help_lists_every_command_once(capsys):
     assert len(main.COMMANDS) == sum(map(len, main.GROUPS.values()))
 
 
-@pytest.mark.parametrize("name", ["audioset_balanced", "audioset_full", "demo", "fsd50k"])
+@pytest.mark.parametrize("name", ["audioset_balanced", "audioset_full", "audioset_plus", "demo", "fsd50k", "fsd50k_plus"])
 def test_a_packaged_config_is_found_by_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train_evaluate.read_config(name).run_dir == f"runs/{name}"
@@ -202,7 +202,7 @@ def test_configs_of_an_installed_package_are_inside_the_package(tmp_path, monkey
 @pytest.mark.parametrize("name", ["dmeo", "demo.py", "nowhere/demo"])
 def test_the_error_for_an_unknown_config_lists_the_packaged_ones(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    listed = "audioset_balanced, audioset_full, demo, fsd50k"
+    listed = "audioset_balanced, audioset_full, audioset_plus, demo, fsd50k, fsd50k_plus"
     expected = f"psla: there is no config file {name}: name a file, or one of {listed}.\n"
     assert complaint(capsys, ["train", name]) == expected
 

@@ -37,7 +37,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in (module for _, module in nnx.iter_modules(network) if isinstance(module, BatchNorm)):
         module.momentum = 0.0  # The running statistics are those of the batch.
     noise = jax.random.normal(jax.random.key(0), (4, 101, 128))
-    views.apply(views.train_view(network), noise, jnp.ones(4), nnx.Rngs(drop=0))
+    apply = nnx.jit(lambda network: views.apply(network, noise, jnp.ones(4), nnx.Rngs(drop=0)))
+    apply(views.train_view(network))
     card = ModelCard(ModelConfig("efficientnet-tiny"), FrontendConfig(target_length=101), sounds.VOCABULARY)
     save_model(directory, card, *split_model(network))
     return directory

@@ -121,6 +121,7 @@ def test_the_model_directory_contains_all_settings_and_a_report(home: Path) -> N
     description = json.loads((path / "model.json").read_text())
     assert description["model"] | {"drop_connect": 0} == {
         "name": "efficientnet-b0", "pooling": "attention", "heads": 1, "padding": "static", "drop_connect": 0,
+        "batch_norm": "synchronised",
     }  # fmt: skip
     assert description["frontend"] == {
         "target_length": FRAMES, "mean": -5.0, "std": 4.0,
