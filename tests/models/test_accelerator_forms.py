@@ -77,11 +77,8 @@ def test_forms_of_accelerators_have_the_gradients_of_plain_layers_in_float64(
             assert_close(ravel_pytree(ours)[0], ravel_pytree(expected)[0], 1e-11)
 
 
-@pytest.mark.parametrize(
-    ("name", "platform"),
-    [("resnet50", "cpu"), ("resnet50", "gpu"), ("mobilenet-v2", "cpu"), ("mobilenet-v2", "tpu")],
-)
-def test_baselines_train_in_a_jitted_step_on_every_platform(name: str, platform: str) -> None:
+@pytest.mark.parametrize(("name", "platform"), [("resnet50", "gpu"), ("mobilenet-v2", "tpu")])
+def test_baselines_train_in_a_jitted_step_on_accelerators(name: str, platform: str) -> None:
     model = build_model(name, num_classes=3, heads=1, rngs=nnx.Rngs(0))
     optimizer = optax.chain(optax.clip_by_global_norm(1e-5), optax.sgd(1.0))  # One step is of this length.
     spectrograms, labels = jax.random.normal(jax.random.key(1), (2, 40, 64)), jnp.eye(2, 3)
