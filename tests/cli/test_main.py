@@ -170,7 +170,9 @@ def test_the_help_lists_every_command_once(capsys):
     assert len(main.COMMANDS) == sum(map(len, main.GROUPS.values()))
 
 
-@pytest.mark.parametrize("name", ["audioset_balanced", "audioset_full", "audioset_plus", "demo", "fsd50k", "fsd50k_plus"])
+@pytest.mark.parametrize(
+    "name", ["audioset_balanced", "audioset_full", "audioset_plus", "demo", "fsd50k", "fsd50k_plus"]
+)
 def test_a_packaged_config_is_found_by_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train_evaluate.read_config(name).run_dir == f"runs/{name}"
