@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import soundfile
+import sounds
 
 from psla_jax.audio.decode import read, write_pcm16
 from psla_jax.config import DataConfig, SamplingConfig
@@ -394,3 +395,11 @@ def test_a_segment_beyond_its_file_is_an_unreadable_clip(data, tmp_path):
     rows = joined(batches(evaluation(Datafile.read(tmp_path / "cut.json", CLASSES))))
     assert rows["failed"].tolist() == [-1, 1, -1]
     assert rows["num_samples"].tolist() == [1000, 0, 800]  # the last one ends within the tolerance after its file
+
+
+def test_waveforms_of_batches_are_aligned_so_that_jax_copies_none(tmp_path):
+    folder = sounds.make(tmp_path, train=3)
+    data = Datafile.read(folder / "train.json", sounds.VOCABULARY)
+    source = evaluation_source(data, DataConfig(batch_size=2), num_samples=1001)
+    addresses = [batch["waveform"].ctypes.data % 64 for batch in batches(source)]
+    assert addresses == [0] * source.num_batches
