@@ -385,6 +385,37 @@ def test_bfloat16_computes_the_backbone_and_keeps_parameters_in_float32():
     assert losses[0] != losses[1]
 
 
+def tones(seed: int) -> dict[str, np.ndarray]:
+    """Returns a batch of clips with a tone for each of their classes, in noise."""
+    rng = np.random.default_rng(seed)
+    data = batch(seed=seed)
+    time = np.arange(data["waveform"].shape[1]) / 16_000
+    waves = np.sin(2 * np.pi * 300 * 2.0 ** np.arange(CLASSES)[:, None] * time)
+    phase = rng.uniform(0.05, 0.2, (BATCH, CLASSES)) * data["labels"]
+    return data | {"waveform": (0.1 * data["waveform"] + phase @ waves).astype(np.float32)}
+
+
+def loss_curve(seed: int, dtype: type = jnp.float32) -> np.ndarray:
+    """Returns the losses of 200 steps as means of ten; `seed` draws the weights and the clips."""
+    model = build(CLASSES, nnx.Rngs(seed))
+    for conv in (model.stem, model.depthwise, model.project):
+        conv.dtype = dtype
+    run_config = dataclasses.replace(config(), sampling=NO_AUGMENTATION)
+    which = make_trainer(run_config, model, 1000, Placement.over(jax.devices()[:1]))
+    state, losses = which.init(model), []
+    for number in range(200):
+        placed = which.placement.shard_batch(tones(1000 * seed + number))
+        state, metrics = which.step(state, placed, np.int32(number))
+        losses.append(metrics["loss"])
+    return np.array(losses).reshape(20, 10).mean(axis=1)
+
+
+def test_the_losses_of_bfloat16_stay_within_the_spread_of_two_seeds():
+    exact, other, rounded = loss_curve(0), loss_curve(1), loss_curve(0, jnp.bfloat16)
+    assert exact[-1] < 0.7 * exact[0]
+    assert 0 < np.abs(rounded - exact).mean() < np.abs(other - exact).mean()
+
+
 def test_views_share_their_variables():
     model = build(CLASSES, nnx.Rngs(0))
     view = views.train_view(model)
