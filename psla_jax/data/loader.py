@@ -50,7 +50,6 @@ from typing import Any
 
 import grain
 import numpy as np
-from grain.multiprocessing import SharedMemoryArray
 
 from psla_jax.audio.decode import AudioError, StrPath, in_threads
 from psla_jax.audio.reading import Reading
@@ -66,7 +65,7 @@ from psla_jax.vocabulary.vocabulary import Vocabulary
 Batch = dict[str, np.ndarray]
 """One array per field, see the table at the top of this module."""
 ALIGNMENT = 64
-"""Bytes."""
+"""Bytes of which the address of a batch is a multiple, so that JAX uses it on a CPU without a copy."""
 PREFETCHED_BATCHES = 4
 """Least size of the prefetch buffer of a reader, in batches."""
 
@@ -190,17 +189,15 @@ class BatchSource:
     source: TrainSource | HeldOutSource
     rows: range
     """Numbers of the rows of a batch; rows beyond the batch size are padding."""
-    allocate: Callable[[tuple[int, ...], Any], np.ndarray]
-    """Returns an array for the waveforms, by shape and dtype."""
 
     def __len__(self) -> int:
         return len(self.source) // self.source.batch_size
 
     def __getitem__(self, batch: int) -> Batch:
         first, rows = int(batch) * self.source.batch_size, []
-        waveforms = self.allocate((len(self.rows), self.source.reader.num_samples), np.float32)
-        # Rows of a SharedMemoryArray would be of its type, and close the shared memory when they are deleted.
-        for number, waveform in zip(self.rows, waveforms.view(np.ndarray), strict=True):
+        # Not in shared memory: batches that a process has prepared when it ends would stay there.
+        waveforms = _aligned((len(self.rows), self.source.reader.num_samples))
+        for number, waveform in zip(self.rows, waveforms, strict=True):
             padding = number >= self.source.batch_size
             row = self.source.invalid_row() if padding else self.source.row(first + number)
             put_padded(row.pop("waveform"), waveform)
@@ -208,12 +205,12 @@ class BatchSource:
         return {"waveform": waveforms} | {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Returns an uninitialised array that begins at a multiple of 64 bytes: JAX uses it on a CPU without a copy."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns an uninitialised float32 array at a multiple of :data:`ALIGNMENT`."""
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 class LoaderError(RuntimeError):
@@ -243,9 +240,7 @@ def batches(
     Raises:
         LoaderError: a worker process died.
     """
-    # Grain hands over arrays in shared memory as they are, and copies others to it.
-    allocate = SharedMemoryArray if workers else aligned
-    dataset = grain.MapDataset.source(BatchSource(source, rows or range(source.batch_size), allocate))[start:stop]
+    dataset = grain.MapDataset.source(BatchSource(source, rows or range(source.batch_size)))[start:stop]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads))
     stream = dataset.to_iter_dataset(options)
     if workers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -403,3 +405,18 @@ def test_waveforms_of_batches_are_aligned_so_that_jax_copies_none(tmp_path):
     source = evaluation_source(data, DataConfig(batch_size=2), num_samples=1001)
     addresses = [batch["waveform"].ctypes.data % 64 for batch in batches(source)]
     assert addresses == [0] * source.num_batches
+
+
+def test_a_closed_loader_leaves_no_shared_memory(tmp_path):
+    data = Datafile.read(sounds.make(tmp_path, train=40) / "train.json", sounds.VOCABULARY)
+    samples = 10_007  # Other tests have no arrays of this size.
+    source = train_source(data, DataConfig(batch_size=2), SamplingConfig(), num_samples=samples, epochs=9, seed=0)
+
+    def of_this_loader() -> list[Path]:
+        return [path for path in Path("/dev/shm").glob("psm_*") if path.stat().st_size == 2 * samples * 4]
+
+    stream = batches(source, workers=1)
+    assert next(stream)["waveform"].shape == (2, samples)
+    time.sleep(0.5)  # The process prepares further batches.
+    stream.close()
+    assert of_this_loader() == []
