@@ -23,7 +23,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import benchmark_feed
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -151,6 +150,12 @@ def _format(value: float | None, unit: str) -> str:
 def main(options: Options) -> None:
     """Measures the selected parts and prints the results."""
     if options.part == FEED:
+        if options != Options(part=FEED):
+            raise SystemExit(
+                "benchmark: the part feed takes no other option: use scripts/benchmark_feed.py for its own."
+            )
+        import benchmark_feed  # It needs psutil.
+
         return benchmark_feed.main(benchmark_feed.Options())
     parts = [part for part in PARTS if options.part in ("", part.name)]
     if not parts:

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from psla_jax.config import Precision
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # for torch_reference
 
 CLASSES, HEADS, FRAMES, SECONDS, RATE = 527, 4, 1056, 10, 16_000
@@ -110,23 +112,14 @@ def prepare(folder: Path) -> None:
 # ---- networks
 
 
-def use_precision(precision: str) -> None:
-    """Disables TF32 on accelerators for the precision ``highest``."""
-    import jax
-
-    if precision == "highest" and jax.default_backend() != "cpu":
-        jax.config.update("jax_default_matmul_precision", "highest")
-
-
-def jax_model(precision: str) -> Any:
-    import jax.numpy as jnp
+def jax_model(precision: Precision) -> Any:
     from flax import nnx
 
     from psla_jax.config import ModelConfig
     from psla_jax.models.factory import from_config
+    from psla_jax.models.precision import activations
 
-    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
-    return from_config(ModelConfig(drop_connect=0.0), CLASSES, dtype, nnx.Rngs(0))
+    return from_config(ModelConfig(drop_connect=0.0), CLASSES, activations(precision), nnx.Rngs(0))
 
 
 def torch_model(folder: Path, tuned: bool, precision: str) -> tuple[Any, str]:
@@ -144,7 +137,7 @@ def torch_model(folder: Path, tuned: bool, precision: str) -> tuple[Any, str]:
     return (model.to(memory_format=torch.channels_last) if tuned else model), device
 
 
-def inference(rival: str, folder: Path, precision: str, batch: int) -> Measure:
+def inference(rival: str, folder: Path, precision: Precision, batch: int) -> Measure:
     x = spectrograms(batch)
     if rival == "ours":
         return _jax_inference(folder, precision, x)
@@ -163,15 +156,15 @@ def inference(rival: str, folder: Path, precision: str, batch: int) -> Measure:
     return lambda: timed(work, check)
 
 
-def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
+def _jax_inference(folder: Path, precision: Precision, x: np.ndarray) -> Measure:
     import jax
     from flax import nnx
 
+    from psla_jax.models.precision import products
     from psla_jax.models.state import split_model
     from psla_jax.pretraining.state_dict import load_state_dict
     from psla_jax.runtime.xla_options import inference_options
 
-    use_precision(precision)
     model = jax_model(precision)
     with np.load(folder / "weights.npz") as weights:
         load_state_dict(model, dict(weights))
@@ -180,8 +173,10 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     def scores(state: Any, x: Any) -> Any:  # The function that psla evaluate and psla tag compile.
         return nnx.merge(graphdef, *state)(x).astype("float32")
 
-    run = jax.jit(scores, compiler_options=inference_options(jax.default_backend()))
     x_on_device = jax.device_put(x)
+    with products(precision):
+        lowered = jax.jit(scores).lower((params, batch_stats), x_on_device)
+    run = lowered.compile(inference_options(jax.default_backend()))
 
     def work() -> np.ndarray:
         return np.asarray(run((params, batch_stats), x_on_device))
@@ -190,11 +185,11 @@ def _jax_inference(folder: Path, precision: str, x: np.ndarray) -> Measure:
     return lambda: timed(work, check)
 
 
-def train_step(rival: str, folder: Path, precision: str) -> Measure:
+def train_step(rival: str, folder: Path, precision: Precision) -> Measure:
     return _jax_training(precision) if rival == "ours" else _torch_training(folder, rival == "tuned", precision)
 
 
-def _jax_training(precision: str) -> Measure:
+def _jax_training(precision: Precision) -> Measure:
     import dataclasses
 
     import jax
@@ -212,11 +207,10 @@ def _jax_training(precision: str) -> Measure:
         def normalise(self, x: Any) -> Any:
             return x
 
-    use_precision(precision)
     config = RunConfig(
         data=DataConfig(batch_size=8),
         sampling=SamplingConfig(mixup=0, freq_mask=0, time_mask=0),
-        optimizer=OptimizerConfig(precision=precision),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(precision=precision),
     )
     model = jax_model(precision)
     trainer = make_trainer(config, model, 1000, Placement.over(jax.devices()[:1]))
@@ -257,7 +251,7 @@ def _torch_training(folder: Path, tuned: bool, precision: str) -> Measure:
     return lambda: timed(work)
 
 
-def train_step_memory(rival: str, folder: Path, precision: str) -> Measure:
+def train_step_memory(rival: str, folder: Path, precision: Precision) -> Measure:
     """Measures the peak memory of this process after a few steps; on a GPU, that of the device."""
     step = train_step(rival, folder, precision)
 
@@ -437,7 +431,7 @@ def main() -> None:
     folder = Path(directory)
     if rival == "prepare":
         return prepare(folder)
-    makers: dict[str, Callable[[str, Path, str], Measure]] = {
+    makers: dict[str, Callable[[str, Path, Any], Measure]] = {
         "inference_b1": functools.partial(inference, batch=1),
         "inference_b8": functools.partial(inference, batch=8),
         "train_step_b8": train_step,

@@ -31,7 +31,7 @@ def build(make: Callable[..., Any], name: str, dtype: DTypeLike, settings: Mappi
     if not ingredients.accepts(make, "dtype") and jnp.dtype(dtype) != jnp.float32:
         raise ModelError(
             f"the custom model {name!r} takes no argument dtype, so it cannot compute in {jnp.dtype(dtype)}: add the "
-            "argument, or use --optimizer.precision tf32."
+            "argument, or use the precision tf32."
         )
     try:
         model = ingredients.call(make, field="model.name", dtype=dtype, **settings)

@@ -38,6 +38,8 @@ class Device:
     :data:`EXACT`."""
     usable: float = 1.0
     """Share of the memory that JAX uses by default."""
+    links: float = 0.0
+    """Bytes per second in each direction to the other devices of a machine of eight; 0 if devices form no machines."""
 
     def peak_of(self, dtype: str) -> float:
         """Returns the peak of a type; for one that is not listed, that of ``f32``."""
@@ -56,6 +58,8 @@ class Gpu(Device):
     """An NVIDIA GPU, with the facts by which XLA chooses among kernels."""
 
     usable: float = GPU_SHARE
+    links: float = 450e9
+    """NVLink of the fourth generation, of an H100 or H200."""
     capability: int = 9
     """Major compute capability."""
     cores: int = 132
@@ -108,13 +112,13 @@ _B200_PEAK = {"f32": 1.1e15, "bf16": 2.25e15, "f64": 37e12, EXACT: 75e12}
 
 DEVICES: dict[str, Device] = {
     "a100": Gpu(
-        "NVIDIA A100-SXM4-80GB", 85100068864, 2.03904e12, _A100_PEAK, capability=8,
+        "NVIDIA A100-SXM4-80GB", 85100068864, 2.03904e12, _A100_PEAK, links=300e9, capability=8,
         cores=108, fpus_per_core=64, clock_ghz=1.41, shared_memory=167936, l2_cache=41943040,
     ),
     "h100": Gpu("NVIDIA H100 80GB HBM3", 84942979072, 3.35232e12, _HOPPER_PEAK),
     "h200": Gpu("NVIDIA H200 141GB HBM3e", 151397597184, 4.8e12, _HOPPER_PEAK),
     "b200": Gpu(
-        "NVIDIA B200", 191514411008, 7.67232e12, _B200_PEAK, capability=10,
+        "NVIDIA B200", 191514411008, 7.67232e12, _B200_PEAK, links=900e9, capability=10,
         cores=148, clock_ghz=1.965, l2_cache=132644864,
     ),
     "v5e": Tpu("TPU v5e", 16 << 30, 0.82e12, {"f32": 197e12, "bf16": 197e12}, generation="v5e"),

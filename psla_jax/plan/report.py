@@ -152,21 +152,24 @@ def rows(request: Request, step: str, compiled: Compiled, estimate: Estimate | N
 
 
 def _scaling(request: Request, compiled: Compiled) -> list[tuple[str, str]]:
-    """Returns the lines of a model of more devices with as many clips on each; none if there are no all-reduces."""
-    reductions = compiled.summary.collectives.get("all-reduce")
-    if reductions is None:
+    """Returns the lines of a model of more devices with as many clips on each.
+
+    There are none without all-reduces, and for devices whose links are not known.
+    """
+    reductions, links = compiled.summary.collectives.get("all-reduce"), request.device.links
+    if reductions is None or not links:
         return []
     summary, device = compiled.summary, request.device
     bound = max(summary.memory_bound(device), summary.compute_bound(device))
     each, lines = request.clips(TRAIN) / request.num_devices, list[tuple[str, str]]()
     for number in scaling.NUMBERS:
-        estimate = scaling.scale(number, bound, reductions)
+        estimate = scaling.scale(number, bound, reductions, links)
         text = (
             f"{1e3 * estimate.seconds:.1f} ms, {1e3 * estimate.communication:.1f} of it in all-reduces: at most "
             f"{number * each / estimate.seconds:,.0f} clips/s, {estimate.efficiency:.0%} of {number} devices"
         )
         lines.append(("a model of scaling" if not lines else "", f"{number} devices: {text}"))
-    return [*lines, ("", scaling.ASSUMPTIONS)]
+    return [*lines, ("", scaling.assumptions(links))]
 
 
 def _collectives(compiled: Compiled) -> str:

@@ -32,17 +32,10 @@ class Network:
         return reductions.number * self.latency + 2 * (members - 1) / members * reductions.nbytes / self.bandwidth
 
 
-NVLINK = Network(15e-6, 450e9)
-"""Fourth generation, of an H100."""
+LATENCY = 15e-6
+"""Seconds of an all-reduce of a few bytes in a machine."""
 ETHERNET = Network(40e-6, 12.5e9)
 """100 Gb per machine, with RDMA."""
-
-ASSUMPTIONS = (
-    f"no overlap; {NVLINK.latency * 1e6:.0f} us and {NVLINK.bandwidth / 1e9:.0f} GB/s in machines of "
-    f"{DEVICES_PER_MACHINE}, {ETHERNET.latency * 1e6:.0f} us and {ETHERNET.bandwidth / 1e9:.1f} GB/s between them; "
-    "--model.batch_norm local exchanges gradients only"
-)
-"""A line that names them."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +54,24 @@ class Scaling:
         return 1.0 - self.communication / self.seconds
 
 
-def scale(devices: int, bound: float, reductions: Collective) -> Scaling:
+def assumptions(links: float) -> str:
+    """Returns a line with what :func:`scale` assumes."""
+    return (
+        f"no overlap; {LATENCY * 1e6:.0f} us and {links / 1e9:.0f} GB/s in machines of {DEVICES_PER_MACHINE}, "
+        f"{ETHERNET.latency * 1e6:.0f} us and {ETHERNET.bandwidth / 1e9:.1f} GB/s between them; --model.batch_norm "
+        "local exchanges gradients and running statistics only"
+    )
+
+
+def scale(devices: int, bound: float, reductions: Collective, links: float) -> Scaling:
     """Returns the estimate for `devices` devices.
 
     Args:
         devices: their number; they fill machines of eight.
         bound: seconds that a step takes at least on every device.
         reductions: all-reduces of a step.
+        links: bytes per second between the devices of a machine, in each direction.
     """
     machines, own = -(-devices // DEVICES_PER_MACHINE), min(devices, DEVICES_PER_MACHINE)
-    communication = NVLINK.seconds(own, reductions) + ETHERNET.seconds(machines, reductions)
+    communication = Network(LATENCY, links).seconds(own, reductions) + ETHERNET.seconds(machines, reductions)
     return Scaling(devices, bound + communication, communication)

@@ -224,3 +224,11 @@ def test_the_check_names_each_property_that_a_step_lacks(changes, expected):
     found = list(accelerators.problems("train", compiled(**changes), recorded))
     assert len(found) == bool(expected)
     assert expected in "".join(found)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("h100", 450), ("a100", 300), ("b200", 900), ("v5e", 0)])
+def test_the_model_of_scaling_is_for_devices_whose_links_are_known(device, expected):
+    request = accelerators.Options().request(device, 8, "tf32", 96)
+    lines = [text for _, text in report.rows(request, "train", compiled(), None)]
+    assert sum("devices: " in line for line in lines) == (3 if expected else 0)
+    assert any(f"15 us and {expected} GB/s in machines of 8" in line for line in lines) == bool(expected)
