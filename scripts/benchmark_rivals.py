@@ -176,7 +176,8 @@ def _jax_inference(folder: Path, precision: Precision, x: np.ndarray) -> Measure
     x_on_device = jax.device_put(x)
     with products(precision):
         lowered = jax.jit(scores).lower((params, batch_stats), x_on_device)
-    run = lowered.compile(inference_options(jax.default_backend()))
+    options: Any = inference_options(jax.default_backend())
+    run = lowered.compile(options)
 
     def work() -> np.ndarray:
         return np.asarray(run((params, batch_stats), x_on_device))
