@@ -5,12 +5,14 @@
 Every implementation measures each part in a process of its own. The processes take turns: a round is one measurement of
 each, and the table lists the medians over all rounds. ``released`` is the official architecture as its authors run it
 (eager mode, default memory layout), ``tuned`` is optimised PyTorch (channels last, huge pages, torch.compile for
-inference). On a GPU, all implementations run there and PyTorch's convolutions are autotuned. Scores are compared before
+inference). On a GPU, these run there, and PyTorch's convolutions are autotuned. ``onnxruntime`` and ``openvino`` run the
+official architecture on the CPU, where they are installed (``pip install '.[benchmark]'``). Scores are compared before
 anything is timed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -31,7 +33,9 @@ from psla_jax.config import Precision
 from psla_jax.runtime import process as runtime
 
 HERE = Path(__file__).resolve().parent
-RIVALS = ("ours", "released", "tuned")
+PYTORCH = "released", "tuned"
+RUNTIMES = "onnxruntime", "openvino"
+RIVALS = ("ours", *PYTORCH, *RUNTIMES)
 TOLERANCE = 1e-5
 FEED = "feed"
 """Part whose measurements and table are those of benchmark_feed.py."""
@@ -50,8 +54,8 @@ class Part:
 PARTS = (
     Part("inference_b1", "s", RIVALS, "B2, 527 classes, 1056 frames, batch 1, per call"),
     Part("inference_b8", "s", RIVALS, "B2, 527 classes, 1056 frames, batch 8, per call"),
-    Part("train_step_b8", "s", RIVALS, "forward, backward and Adam, batch 8, per step"),
-    Part("train_step_memory", "B", RIVALS, "peak memory of a training process, batch 8"),
+    Part("train_step_b8", "s", ("ours", *PYTORCH), "forward, backward and Adam, batch 8, per step"),
+    Part("train_step_memory", "B", ("ours", *PYTORCH), "peak memory of a training process, batch 8"),
     Part("frontend", "s", ("ours", "released"), "log-mel of 8 clips of 10 s"),
     Part("host_per_clip", "s", ("ours", "released"), "CPU time of one core per training clip of 10 s"),
     Part("epoch_end", "s", ("ours", "released"), "metrics and scores on disk, 20,000 clips x 527 classes"),
@@ -103,7 +107,11 @@ def worker(rival: str, part: str, folder: str, precision: str) -> Iterator[Calla
 def run_part(part: Part, options: Options, folder: str) -> dict[str, Any]:
     """Measures all implementations in turns and returns a row of the table; the first round is a warm-up."""
     with ExitStack() as stack:
-        rivals = {r: stack.enter_context(worker(r, part.name, folder, options.precision)) for r in part.rivals}
+        rivals = {
+            rival: stack.enter_context(worker(rival, part.name, folder, options.precision))
+            for rival in part.rivals
+            if rival not in RUNTIMES or (importlib.util.find_spec(rival) and not runtime.may_use_accelerator())
+        }
         first = {rival: measure() for rival, measure in rivals.items()}
         check_scores(part, first, options.precision)
         rounds = [{rival: measure()["value"] for rival, measure in rivals.items()} for _ in range(options.rounds)]
@@ -123,22 +131,23 @@ def row_of(part: Part, rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Returns the medians of values and ratios. Ratios are taken per round, as the speed of the machine drifts."""
     row: dict[str, Any] = {"part": part.name, "unit": part.unit}
     for rival in RIVALS:
-        row[rival] = median(r[rival] for r in rounds) if rival in part.rivals else None
+        row[rival] = median(r[rival] for r in rounds) if rival in rounds[0] else None
     for rival in RIVALS[1:]:
-        row[f"ratio_{rival}"] = median(r[rival] / r["ours"] for r in rounds) if rival in part.rivals else None
+        row[f"ratio_{rival}"] = median(r[rival] / r["ours"] for r in rounds) if rival in rounds[0] else None
     return row
 
 
 def show(rows: list[dict[str, Any]], device: str) -> None:
     """Prints the table."""
     table = Table(title=f"seconds or bytes, medians; ratio = theirs / ours; {device}", title_justify="left")
-    for column in ("part", "ours", "released", "tuned", "released / ours", "tuned / ours", "what"):
+    measured = [rival for rival in RIVALS if any(row[rival] is not None for row in rows)]
+    for column in ("part", *measured, *(f"{rival} / ours" for rival in measured[1:]), "what"):
         table.add_column(column, justify="left" if column in ("part", "what") else "right", no_wrap=column != "what")
     for row, part in zip(rows, (p for p in PARTS if p.name in {r["part"] for r in rows})):
-        values = [_format(row[rival], row["unit"]) for rival in RIVALS]
-        ratios = [f"{r:.2f}" if (r := row[f"ratio_{rival}"]) is not None else "-" for rival in RIVALS[1:]]
+        values = [_format(row[rival], row["unit"]) for rival in measured]
+        ratios = [f"{r:.2f}" if (r := row[f"ratio_{rival}"]) is not None else "-" for rival in measured[1:]]
         table.add_row(row["part"], *values, *ratios, part.what)
-    Console(width=150 if not sys.stdout.isatty() else None).print(table)
+    Console(width=180 if not sys.stdout.isatty() else None).print(table)
 
 
 def _format(value: float | None, unit: str) -> str:

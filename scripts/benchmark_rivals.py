@@ -1,6 +1,6 @@
 """Measures one part of ``benchmark.py`` for one implementation; a worker process of that script.
 
-    python scripts/benchmark_rivals.py ours|released|tuned PART FOLDER PRECISION
+    python scripts/benchmark_rivals.py ours|released|tuned|onnxruntime|openvino PART FOLDER PRECISION
     python scripts/benchmark_rivals.py prepare "" FOLDER PRECISION
 
 The first takes a measurement for each line on standard input and prints it as JSON. The second writes the weights,
@@ -141,6 +141,8 @@ def inference(rival: str, folder: Path, precision: Precision, batch: int) -> Mea
     x = spectrograms(batch)
     if rival == "ours":
         return _jax_inference(folder, precision, x)
+    if rival in ("onnxruntime", "openvino"):
+        return _exported_inference(rival, folder, precision, x)
     import torch
 
     model, device = torch_model(folder, rival == "tuned", precision)
@@ -163,27 +165,55 @@ def _jax_inference(folder: Path, precision: Precision, x: np.ndarray) -> Measure
     from psla_jax.models.precision import products
     from psla_jax.models.state import split_model
     from psla_jax.pretraining.state_dict import load_state_dict
+    from psla_jax.runtime.cores import SideBySide
     from psla_jax.runtime.xla_options import inference_options
 
+    platform = jax.default_backend()
     model = jax_model(precision)
     with np.load(folder / "weights.npz") as weights:
         load_state_dict(model, dict(weights))
-    graphdef, (params, batch_stats) = nnx.graphdef(model), split_model(model)
+    graphdef, weights = nnx.graphdef(model), split_model(model)
 
-    def scores(state: Any, x: Any) -> Any:  # The function that psla evaluate and psla tag compile.
-        return nnx.merge(graphdef, *state)(x).astype("float32")
+    def scores(weights: Any, batch: dict[str, Any]) -> Any:
+        return nnx.merge(graphdef, *weights)(batch["x"]).astype("float32")
 
-    x_on_device = jax.device_put(x)
-    with products(precision):
-        lowered = jax.jit(scores).lower((params, batch_stats), x_on_device)
-    options: Any = inference_options(jax.default_backend())
-    run = lowered.compile(options)
+    def compiled(batch: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+        with products(precision):
+            lowered = jax.jit(scores, compiler_options=inference_options(platform)).lower(weights, batch)
+        return functools.partial(lowered.compile(), weights)
+
+    # As psla evaluate computes: by groups of clips at the same time on a CPU.
+    batch = {"x": x if platform == "cpu" else jax.device_put(x)}
+    run = SideBySide(compiled) if platform == "cpu" else compiled(batch)
 
     def work() -> np.ndarray:
-        return np.asarray(run((params, batch_stats), x_on_device))
+        return np.asarray(run(batch)() if platform == "cpu" else run(batch))
 
     check = work()
     return lambda: timed(work, check)
+
+
+def _exported_inference(rival: str, folder: Path, precision: Precision, x: np.ndarray) -> Measure:
+    """Measures the official architecture in onnxruntime or OpenVINO, on a CPU, from an ONNX file that PyTorch writes."""
+    import torch
+
+    model, _ = torch_model(folder, tuned=False, precision=precision)
+    path = str(folder / f"{rival}_{len(x)}.onnx")
+    with torch.inference_mode():
+        torch.onnx.export(model.cpu().eval(), (torch.from_numpy(x),), path, dynamo=False, input_names=["x"])
+    if rival == "onnxruntime":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        run = functools.partial(session.run, None, {"x": x})
+    else:
+        import openvino
+
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+        run = functools.partial(request.infer, {"x": x})
+    check = run()[0]
+    return lambda: timed(run, check)
 
 
 def train_step(rival: str, folder: Path, precision: Precision) -> Measure:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +16,11 @@ from psla_jax.audio.frontend import Frontend
 from psla_jax.config import Precision
 from psla_jax.evaluation.scores import Scores, ScoresError
 from psla_jax.models.exclusive import normalise
-from psla_jax.models.platforms import layers_where, platform
+from psla_jax.models.platforms import layers_for, layers_where
 from psla_jax.models.precision import computed_in, products
 from psla_jax.models.state import split_model
 from psla_jax.runtime import distributed
+from psla_jax.runtime.cores import SideBySide
 from psla_jax.runtime.xla_options import inference_options
 
 ShardRows = Callable[[dict[str, np.ndarray]], Mapping[str, Any]]
@@ -29,7 +31,7 @@ HOST_FIELDS = ("labels", "valid", "left_out", "flawed", "narrow")
 
 
 @functools.cache
-def scoring_program(platform: str) -> Callable[..., jax.Array]:
+def scoring_program(platform: str) -> Any:
     """Returns the jitted function of :func:`_score_batch`, to be called in :func:`layers_for` of the same platform."""
     return jax.jit(_score_batch, static_argnums=(0, 1, 2), compiler_options=inference_options(platform))
 
@@ -96,21 +98,18 @@ def score(
         precision: precision of the products (:mod:`psla_jax.models.precision`); for ``bf16``, the backbone of `model`
             is built with that type.
     """
-    graphdef, params, batch_stats = model
-    pending: list[dict[str, Any]] = []
+    pending: list[tuple[Callable[[], Any], dict[str, Any]]] = []
     fetched: list[dict[str, np.ndarray]] = []
-    for batch in batches:
-        sound = shard_rows({name: batch[name] for name in ("waveform", "num_samples")})
-        with layers_where(sound["waveform"]), products(precision):
-            program, computed = scoring_program(platform()), computed_in(precision, platform())
-            scores = program(graphdef, frontend, exclusive, params, batch_stats, sound)
-        # Sharded like the scores, so that the rows are those of the scores in any order of the devices.
-        clips = shard_rows({"clip": batch["clip"].astype(np.int32), **{name: batch[name] for name in HOST_FIELDS}})
-        pending.append({"scores": scores, **clips})
-        # One batch stays in flight, so that the device computes while the next one is read.
-        if len(pending) > 1:
-            fetched.append(_fetch(pending.pop(0)))
-    fetched += map(_fetch, pending)
+    with _scorer(model, frontend, exclusive, precision, shard_rows) as scorer:
+        for batch in batches:
+            scores = scorer({name: batch[name] for name in ("waveform", "num_samples")})
+            # Sharded like the scores, so that the rows are those of the scores in any order of the devices.
+            clips = shard_rows({"clip": batch["clip"].astype(np.int32), **{name: batch[name] for name in HOST_FIELDS}})
+            pending.append((scores, dict(clips)))
+            # One batch stays in flight, so that the device computes while the next one is read.
+            if len(pending) > 1:
+                fetched.append(_fetch(*pending.pop(0)))
+        fetched += [_fetch(*batch) for batch in pending]
     if not fetched:
         raise ScoresError("there is no clip to score: the datafile is empty.")
     fields = {name: np.concatenate([batch[name] for batch in fetched]) for name in fetched[0]}
@@ -127,7 +126,44 @@ def score(
     left_out = fields["left_out"][valid].astype(np.float32) / frontend.sample_rate
     flawed, narrow = (tuple(readable[fields[name][valid] > 0].tolist()) for name in ("flawed", "narrow"))
     arrays = readable, fields["scores"][valid], fields["labels"][valid]
+    computed = computed_in(precision, _platform(model))
     return Scores(*arrays, skipped, left_out=left_out, flawed=flawed, narrow=narrow, computed_in=computed)
+
+
+@contextlib.contextmanager
+def _scorer(
+    model: tuple[Any, Any, Any], frontend: Frontend, exclusive: bool, precision: Precision, shard_rows: ShardRows
+) -> Iterator[Callable[[dict[str, np.ndarray]], Callable[[], Any]]]:
+    """Yields a function that starts the scoring of a batch, and returns one that waits for the scores."""
+    graphdef, *weights = model
+    static = graphdef, frontend, exclusive
+
+    def on_devices(batch: dict[str, np.ndarray]) -> Callable[[], Any]:
+        sound = shard_rows(batch)
+        with layers_where(sound["waveform"]), products(precision):
+            scores = scoring_program(_platform(model))(*static, *weights, sound)
+        return lambda: scores
+
+    def compiled(group: dict[str, np.ndarray]) -> Callable[[dict[str, np.ndarray]], Any]:
+        with layers_for("cpu"), products(precision):
+            lowered = scoring_program("cpu").lower(*static, *weights, group)
+        return functools.partial(lowered.compile(), *weights)
+
+    if _platform(model) == "cpu" and len(_devices(model)) == 1:
+        with SideBySide(compiled) as side_by_side:
+            yield side_by_side
+    else:
+        yield on_devices
+
+
+def _devices(model: tuple[Any, Any, Any]) -> list[jax.Device]:
+    """Returns the devices that hold the weights of a model."""
+    weights = jax.tree.leaves(model[1:])
+    return list(weights[0].sharding.device_set) if weights else jax.local_devices()[:1]
+
+
+def _platform(model: tuple[Any, Any, Any]) -> str:
+    return _devices(model)[0].platform
 
 
 def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mean: bool) -> dict[str, np.ndarray]:
@@ -150,6 +186,6 @@ def _join_windows(fields: dict[str, np.ndarray], clip_of_row: np.ndarray, *, mea
     }
 
 
-def _fetch(batch: dict[str, Any]) -> dict[str, np.ndarray]:
+def _fetch(scores: Callable[[], Any], clips: dict[str, Any]) -> dict[str, np.ndarray]:
     """Transfers a batch to the host, with the rows of all processes in the order of the batch."""
-    return {name: np.asarray(field) for name, field in distributed.gather(batch).items()}
+    return {name: np.asarray(field) for name, field in distributed.gather({"scores": scores(), **clips}).items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -14,11 +16,15 @@ from psla_jax.tagging.windows import Window
 _Batch = list[tuple[RecordingAccumulator, Window]]
 
 
-class WindowBatcher:
-    """Gathers windows of one or more recordings into batches; one batch is computed while the next one is gathered.
+class WindowBatcher(AbstractContextManager["WindowBatcher"]):
+    """Gathers windows of one or more recordings into batches, which are computed while the next ones are gathered.
 
-    `class_orders` has, for each model, the indices of its classes in the order of the results; `on_progress` receives
-    the name of a recording and the seconds that are done.
+    The context ends the threads that compute them.
+
+    Args:
+        models: the models, by the index of a window.
+        class_orders: for each model, the indices of its classes in the order of the results.
+        on_progress: called with the name of a recording and the seconds that are done.
     """
 
     def __init__(
@@ -30,7 +36,12 @@ class WindowBatcher:
         self._models, self._class_orders, self._on_progress = models, class_orders, on_progress
         self._have_attention = all(model.has_attention for model in models)
         self._gathered: list[_Batch] = [[] for _ in models]
-        self._running: deque[tuple[int, _Batch, ModelOutput]] = deque()
+        self._running: deque[tuple[int, _Batch, Future[ModelOutput]]] = deque()
+        self._num_threads = models[0].num_threads
+        self._pool = ThreadPoolExecutor(self._num_threads)
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def add(self, recording: RecordingAccumulator, index: int, window: Window) -> None:
         """Adds a window for the model with that index."""
@@ -48,15 +59,18 @@ class WindowBatcher:
                 self._start(index, gathered[first : first + size])
             self._gathered[index] = []
         while self._running:
-            self._distribute(*self._running.popleft())
+            self._distribute_first()
 
     def _start(self, index: int, batch: _Batch) -> None:
-        self._running.append((index, batch, self._models[index]([window.samples for _, window in batch])))
-        if len(self._running) > 1:
-            self._distribute(*self._running.popleft())
+        computation = self._models[index].prepare([window.samples for _, window in batch])
+        self._running.append((index, batch, self._pool.submit(computation)))
+        while self._running and (len(self._running) > self._num_threads or self._running[0][2].done()):
+            self._distribute_first()
 
-    def _distribute(self, index: int, batch: _Batch, output: ModelOutput) -> None:
-        """Waits for a batch and adds its outputs to the recordings."""
+    def _distribute_first(self) -> None:
+        """Waits for the batch that was started first, and adds its outputs to the recordings."""
+        index, batch, running = self._running.popleft()
+        output = running.result()
         order = self._class_orders[index]
         scores = np.asarray(output.scores)[:, order]
         frames = None if output.frames is None else np.asarray(output.frames)[..., order]

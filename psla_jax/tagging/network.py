@@ -22,7 +22,7 @@ from psla_jax.models.platforms import layers_for
 from psla_jax.models.pooling import EPSILON, mean_over_frames
 from psla_jax.models.precision import products
 from psla_jax.models.protocols import Parts, parts
-from psla_jax.runtime import exported
+from psla_jax.runtime import cores, exported
 from psla_jax.runtime.fork import require_own_devices
 from psla_jax.runtime.process import compilation_cache
 from psla_jax.runtime.xla_options import inference_options
@@ -158,10 +158,16 @@ class CompiledModel:
         """Number of output frames of a full window."""
         return -(-self.frontend.target_length // OUTPUT_STRIDE)
 
-    def __call__(self, windows: Sequence[np.ndarray]) -> ModelOutput:
-        """Starts the computation for up to `batch_size` windows ``(samples,)``; rows beyond the windows are padding.
+    @property
+    def num_threads(self) -> int:
+        """Number of batches that are best computed at a time: one on a GPU or TPU, and one per core on a CPU."""
+        return cores.available() if _platform() == "cpu" else 1
 
-        Raises ForkError in a process that was forked after the model was loaded.
+    def prepare(self, windows: Sequence[np.ndarray]) -> Callable[[], ModelOutput]:
+        """Returns the computation for up to `batch_size` windows ``(samples,)``, which any thread may run.
+
+        Rows of its output beyond the windows are padding. Raises ForkError in a process that was forked after the model
+        was loaded.
         """
         require_own_devices()
         size = 1 if len(windows) == 1 else self.batch_size
@@ -173,7 +179,7 @@ class CompiledModel:
                 samples = np.resize(samples, self.frontend.num_samples)
             waveforms[row, : len(samples)], lengths[row] = samples, len(samples)
         program = self._programs.get(size) or self._program(size)
-        return program(self._parts[1], waveforms, lengths)
+        return lambda: jax.block_until_ready(program(self._parts[1], waveforms, lengths))
 
     def _program(self, size: int) -> Any:
         """Returns the program for a batch of that size, which several threads may ask for but only one compiles."""

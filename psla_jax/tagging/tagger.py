@@ -357,18 +357,18 @@ class Tagger:
         on_progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[RecordingAccumulator | Failure]:
         """Reads and computes recordings, and yields each one in order once the outputs of all its windows are added."""
-        batcher = WindowBatcher(self._models, self._class_orders, on_progress or (lambda clip, seconds: None))
         pending: deque[tuple[RecordingAccumulator, RecordingAccumulator | Failure]] = deque()
-        for recording, item in prefetch(
-            self._windows(recordings, sample_rate), READ_AHEAD + self._models[0].batch_size
-        ):
-            if isinstance(item, tuple):
-                batcher.add(recording, *item)
-            else:
-                pending.append((recording, item))
-            while pending and pending[0][0].complete:
-                yield pending.popleft()[1]
-        batcher.flush()
+        on_progress = on_progress or (lambda clip, seconds: None)
+        read_ahead = READ_AHEAD + self._models[0].batch_size * self._models[0].num_threads
+        with WindowBatcher(self._models, self._class_orders, on_progress) as batcher:
+            for recording, item in prefetch(self._windows(recordings, sample_rate), read_ahead):
+                if isinstance(item, tuple):
+                    batcher.add(recording, *item)
+                else:
+                    pending.append((recording, item))
+                while pending and pending[0][0].complete:
+                    yield pending.popleft()[1]
+            batcher.flush()
         yield from (outcome for _, outcome in pending)
 
     def _windows(
