@@ -5,9 +5,9 @@
 Every implementation measures each part in a process of its own. The processes take turns: a round is one measurement of
 each, and the table lists the medians over all rounds. ``released`` is the official architecture as its authors run it
 (eager mode, default memory layout), ``tuned`` is optimised PyTorch (channels last, huge pages, torch.compile for
-inference). On a GPU, these run there, and PyTorch's convolutions are autotuned. ``onnxruntime`` and ``openvino`` run the
-official architecture on the CPU, where they are installed (``pip install '.[benchmark]'``). Scores are compared before
-anything is timed.
+inference). On a GPU, these run there, and PyTorch's convolutions are autotuned. ``onnxruntime`` and ``openvino`` run
+the official architecture on the CPU, where they are installed (``pip install '.[benchmark]'``). Scores are compared
+before anything is timed.
 """
 
 from __future__ import annotations

@@ -194,12 +194,15 @@ def _jax_inference(folder: Path, precision: Precision, x: np.ndarray) -> Measure
 
 
 def _exported_inference(rival: str, folder: Path, precision: Precision, x: np.ndarray) -> Measure:
-    """Measures the official architecture in onnxruntime or OpenVINO, on a CPU, from an ONNX file that PyTorch writes."""
+    """Measures the official architecture in onnxruntime or OpenVINO on a CPU, from an ONNX file that PyTorch writes."""
+    import warnings
+
     import torch
 
     model, _ = torch_model(folder, tuned=False, precision=precision)
     path = str(folder / f"{rival}_{len(x)}.onnx")
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The exporter without TorchScript needs another package.
         torch.onnx.export(model.cpu().eval(), (torch.from_numpy(x),), path, dynamo=False, input_names=["x"])
     if rival == "onnxruntime":
         import onnxruntime
