@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from psla_jax.models.model_dir import CheckpointError
+from psla_jax.runtime.sharding import Placement
 from psla_jax.training import checkpointing
 from psla_jax.training.checkpointing import RunCheckpoints, SaveError, checksum
 from psla_jax.training.run_directory import RunError
@@ -44,6 +45,19 @@ def test_the_newest_comes_back_exactly_and_two_are_kept(tmp_path: Path) -> None:
     step, found, notes = checkpoints.latest(state(), print)
     assert (step, notes) == (5, {"rows": [{"mAP": 0.5}], "failed": [1]})
     assert_state(found, 5)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_checkpoint_comes_back_on_another_number_of_devices(devices: int, tmp_path: Path) -> None:
+    before, after = (Placement.over(jax.devices()[:number]) for number in (2, devices))
+    checkpoints = RunCheckpoints(tmp_path / "c")
+    checkpoints.save(1, before.replicate(state(5)), {})
+    checkpoints.wait()
+    found = checkpoints.latest(after.replicate(state()), print)
+    assert found is not None
+    assert_state(found[1], 5)
+    assert {leaf.sharding for leaf in jax.tree.leaves(found[1])} == {after.replicated}
     checkpoints.close()
 
 
