@@ -44,8 +44,9 @@ MAX_NOTED = 20
 class DetectionOptions:
     """Options of psla tag and psla listen: models, classes, windows and events."""
 
-    model: tuple[str, ...]
-    """Model directory or run directory. Several form an ensemble."""
+    model: tuple[str, ...] = ()
+    """Model directory, run directory, or name of a released model (psla models), which is downloaded once. Several form
+    an ensemble. Default: PSLA_MODEL of the environment, or else the released AudioSet model."""
     threshold: float | None = None
     """Minimum score of classes and events. Default: thresholds of psla calibrate, or 0.2 for uncalibrated models."""
     raw: bool = False
@@ -121,6 +122,7 @@ def tag(arguments: list[str]) -> int:
     if options.top < 1:
         raise UsageError(f"--top is {options.top}: use at least 1.")
 
+    from psla_jax.pretraining import zoo
     from psla_jax.tagging.share import Share
     from psla_jax.tagging.tag_files import find_audio, readable
 
@@ -131,6 +133,7 @@ def tag(arguments: list[str]) -> int:
     share = Share(*launcher.share(options.distributed))
     recordings = share.select(find_audio(options.audio, on_note=_print_error))
     _check_inputs(options, recordings, share)
+    options = dataclasses.replace(options, model=tuple(zoo.resolve(options.model, _print_error)))
     launcher.use_own_accelerator(options.distributed)
     with contextlib.ExitStack() as pipes:
         recordings = [pipes.enter_context(readable(recording)) for recording in recordings]

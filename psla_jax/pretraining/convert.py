@@ -69,10 +69,10 @@ class Conversion:
     card: ModelCard
     parameters: int
     report: LoadReport
-    difference: float
+    difference: float | None
     """Largest difference between the scores of the converted model and those of PyTorch on the test sound."""
     torch: str
-    """Version of PyTorch."""
+    """Version of PyTorch; empty if it is not installed."""
 
     def lines(self) -> list[str]:
         """Returns the result as lines for the screen."""
@@ -81,18 +81,23 @@ class Conversion:
         head = heads if model.pooling == "attention" else f"{model.pooling} pooling"
         padding = f", {model.padding} padding" if model.name.startswith("efficientnet") else ""
         size = f"{len(self.card.vocabulary)} classes, {self.parameters:,} parameters"
+        compared = "every weight is used once; pip install torch to compare scores with PyTorch's"
+        if self.difference is not None:
+            compared = f"scores of the test sound differ from PyTorch {self.torch} by at most {self.difference:.1e}"
         return [
             f"{self.source} -> {self.directory}",
             f"model     {model.name}, {head}{padding}, {size}",
             f"frontend  {frontend.target_length} frames, mean {frontend.mean}, std {frontend.std}"
             + "".join(f", {name} {value}" for name, value in _further_settings(frontend).items()),
             *self.report.lines(),
-            f"verified  scores of the test sound differ from PyTorch {self.torch} by at most {self.difference:.1e}",
+            f"verified  {compared}",
         ]
 
 
 def convert(request: Request) -> Conversion:
     """Converts an official checkpoint to a model directory, which is written atomically.
+
+    Where PyTorch is installed, the scores of the converted model are compared with those of PyTorch before.
 
     Raises:
         PretrainingError, VocabularyError, CheckpointError: an input cannot be used, the converted model differs from
@@ -117,17 +122,18 @@ def convert(request: Request) -> Conversion:
     names = {f.name for f in dataclasses.fields(FrontendConfig)} - {"target_length"}
     frontend = FrontendConfig(frames, **{name: getattr(request, name) for name in names})
     scores = self_test_scores(model, frontend)
-    difference = _compare_with_torch(file.arrays, inferred.model, frontend, scores)
-    import torch
-
+    version, difference, compared = torch_file.version(), None, {}
+    if version:
+        difference = _compare_with_torch(file.arrays, inferred.model, frontend, scores)
+        compared = {"pytorch": version, "largest_difference": difference}
     notes = {"source": {"file": source.name, "sha256": file.sha256}}
-    verification = self_test_record(scores, vocabulary, pytorch=torch.__version__, largest_difference=difference)
+    verification = self_test_record(scores, vocabulary, **compared)
     card = ModelCard(
         inferred.model, frontend, vocabulary, notes, request.licence, verification, exclusive=request.exclusive
     )
     save_model(directory, card, *split_model(model), report=dataclasses.asdict(report))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    return Conversion(source, directory, card, parameters, report, difference, torch.__version__)
+    return Conversion(source, directory, card, parameters, report, difference, version)
 
 
 def _compare_with_torch(

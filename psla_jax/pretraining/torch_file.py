@@ -1,16 +1,16 @@
-"""Reading and writing of PyTorch weight files; reading executes no code from the file."""
+"""Reading and writing of PyTorch weight files; reading needs no PyTorch and executes no code from the file."""
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from psla_jax.pretraining import torch_pickle
 from psla_jax.pretraining.state_dict import PretrainingError
 from psla_jax.runtime.download import sha256_of
 from psla_jax.runtime.files import atomic_path
@@ -34,13 +34,13 @@ def read(path: Path) -> WeightFile:
     """Reads a ``.pth`` file without executing code from it.
 
     Raises:
-        PretrainingError: the file is missing, damaged or not a weight file, or PyTorch is not installed.
+        PretrainingError: the file is missing, damaged or not a weight file.
     """
     if not path.is_file():
         raise PretrainingError(f"there is no file {path}: name a file of PyTorch weights (.pth).")
     content = _load(path)
     if not isinstance(content, Mapping):
-        kind = _type_of(content)
+        kind = "a tensor" if isinstance(content, np.ndarray | torch_pickle.NotDense) else _type_of(content)
         raise PretrainingError(f"{path} holds {kind}, not weights by name: save model.state_dict() instead.")
     if {"state", "param_groups"} <= set(content):
         raise PretrainingError(
@@ -52,25 +52,21 @@ def read(path: Path) -> WeightFile:
 
 
 def _load(path: Path) -> Any:
-    torch = import_torch(f"reading {path}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch raises various exceptions for damaged files and for other formats.
-        has_objects = isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error)
-        raise PretrainingError(_unreadable_message(path, has_objects)) from error
+        return torch_pickle.read(path)
+    except torch_pickle.ForeignObjectError as error:
+        raise PretrainingError(
+            f"{path} holds Python objects besides weights, such as {error}, and opening them could run any code, so it "
+            "was not opened: if you trust the file, save model.state_dict() alone."
+        ) from error
+    except (torch_pickle.DamagedError, OSError) as error:
+        raise PretrainingError(_unreadable_message(path)) from error
 
 
-def _unreadable_message(path: Path, has_objects: bool) -> str:
-    """Describes a file that PyTorch cannot load, by its first bytes."""
+def _unreadable_message(path: Path) -> str:
+    """Describes a file that is not read, by its first bytes."""
     with open(path, "rb") as file:
         start = file.read(512)
-    if has_objects and start[:1] in (b"P", PICKLE):
-        return (
-            f"{path} holds Python objects besides weights, and opening them could run any code, so it was not opened: "
-            "if you trust the file, save model.state_dict() alone."
-        )
     if not start:
         return f"{path} is empty: download it again."
     if start.lstrip()[:1] == b"<":
@@ -78,6 +74,15 @@ def _unreadable_message(path: Path, has_objects: bool) -> str:
     if start[:2] == b"PK" or start[:1] == PICKLE:
         return f"{path} is truncated or damaged: download it again."
     return f"{path} is not a file of PyTorch weights: name a .pth file, as torch.save(model.state_dict()) writes it."
+
+
+def version() -> str:
+    """Returns the version of PyTorch; an empty string if it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return ""
+    return torch.__version__
 
 
 def import_torch(purpose: str) -> Any:
@@ -90,24 +95,23 @@ def import_torch(purpose: str) -> Any:
 
 
 def _arrays(path: Path, weights: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    others = {str(name): value for name, value in weights.items() if not hasattr(value, "detach")}
+    others = {str(name): value for name, value in weights.items() if not isinstance(value, np.ndarray)}
+    for name, value in others.items():
+        if isinstance(value, torch_pickle.NotDense):
+            raise PretrainingError(
+                f"{path} holds {value.kind} under {name!r} that is not a dense array: save weights as dense tensors."
+            )
     if others or not weights:
         content = next((f"{_type_of(value)} under {name!r}" for name, value in others.items()), "nothing")
         raise PretrainingError(
             f"{path} holds {content} instead of weights: name a file that torch.save(model.state_dict()) wrote."
         )
-    return {str(name): _array(path, str(name), value) for name, value in weights.items()}
+    return {str(name): _float32(value) for name, value in weights.items()}
 
 
-def _array(path: Path, name: str, tensor: Any) -> np.ndarray:
-    """Returns a tensor as an array; floating-point tensors become float32, because NumPy has no bfloat16."""
-    try:
-        tensor = tensor.detach().cpu()
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-    except Exception as error:  # sparse or quantised tensors, or tensors without data
-        raise PretrainingError(
-            f"{path} holds {_type_of(tensor)} under {name!r} that is not a dense array: save weights as dense tensors."
-        ) from error
+def _float32(array: np.ndarray) -> np.ndarray:
+    """Returns floating-point values as float32, and others as they are."""
+    return array.astype(np.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _type_of(value: Any) -> str:

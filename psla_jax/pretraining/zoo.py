@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +27,12 @@ from psla_jax.runtime.files import atomic_path
 
 LICENCE = "not stated with the weights; the authors' code: https://github.com/YuanGongND/psla"
 
+DEFAULT = "audioset-average"
+"""Release that is used where no model is named."""
+MODEL_VARIABLE = "PSLA_MODEL"
+"""Environment variable with the path or name of the model that is used where none is named."""
+MEGABYTES = 55
+"""Size of a checkpoint; those of 200 classes are slightly smaller."""
 ARCHIVE_ERRORS = zipfile.BadZipFile, zlib.error, EOFError
 """Exceptions raised while reading a damaged archive."""
 
@@ -106,7 +114,6 @@ def get(
     single = release.models == 1
     if single:
         require_replaceable(destination, overwrite=overwrite)
-    torch_file.import_torch(f"converting {name}")  # fails before a long download
     if not release.file.is_file():
         log(f"downloading {release.url}")
     check = functools.partial(_check_download, release)
@@ -121,6 +128,46 @@ def get(
         directories.append(directory)
     log(f"{len(directories)} models in {destination}; psla evaluate {destination}/* --data D.json compares them")
     return directories
+
+
+def resolve(models: Sequence[str], log: Callable[[str], None]) -> list[str]:
+    """Returns the paths of models, which are given by their paths or by names of releases.
+
+    A release is downloaded and converted once and kept in the cache directory. Without a model, it is that of the
+    environment variable PSLA_MODEL, or else the weight average that the authors trained on AudioSet.
+
+    Args:
+        models: paths and names; a path that exists comes before a name.
+        log: receives a message about every download and conversion.
+
+    Raises:
+        DownloadError, PretrainingError: as :func:`get`.
+    """
+    names = {release.name for release in CATALOGUE}
+    paths: list[str] = []
+    for model in models or [os.environ.get(MODEL_VARIABLE) or DEFAULT]:
+        paths += _kept(model, log) if model in names and not os.path.exists(model) else [model]
+    return paths
+
+
+def _kept(name: str, log: Callable[[str], None]) -> list[str]:
+    """Returns the model directories of a release in the cache directory, after making them if they are missing."""
+    release = find_release(name)
+
+    def make(path: Path) -> list[Path]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # Several processes may start at the same time.
+            made = [path, *path.iterdir()] if path.is_dir() else []
+            made = sorted(directory for directory in made if (directory / DESCRIPTION).is_file())
+            if len(made) == release.models:
+                return made
+            log(
+                f"{name} ({release.what}, published mAP {release.mAP:.3f}) is needed once: about "
+                f"{MEGABYTES * release.models} MB; licence: {LICENCE}"
+            )
+            return get(name, path, log=log)
+
+    return [str(directory) for directory in in_cache(make, "models", name)]
 
 
 def _is_converted(file: Path, directory: Path, padding: Padding) -> bool:

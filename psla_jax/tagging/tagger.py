@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from psla_jax.audio.reading import Reading
 from psla_jax.audio.windows import Grid
 from psla_jax.config import Channel, Precision
 from psla_jax.models.model_dir import load_model
+from psla_jax.pretraining import zoo
 from psla_jax.tagging.batcher import WindowBatcher
 from psla_jax.tagging.calibration.loading import load_calibration
 from psla_jax.tagging.calibration.model import Calibration
@@ -80,7 +83,7 @@ class Failure:
 
 
 def load_tagger(
-    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     *,
     trust: bool = False,
     calibrated: bool = True,
@@ -90,8 +93,9 @@ def load_tagger(
     """Loads a tagger from a model directory or run directory, or an ensemble from several.
 
     Args:
-        model: one path or several. Classes are matched by mid and ordered as in the first model; each model uses its
-            own frontend.
+        model: one path or several, or names of released models (``psla models``), which are downloaded once; None for
+            that of the environment variable PSLA_MODEL, or else the released AudioSet model. Classes are matched by mid
+            and ordered as in the first model; each model uses its own frontend.
         trust: import the Python code that a custom model names.
         calibrated: use the calibration by ``psla calibrate`` of a single model, if there is one: results contain
             probabilities and decisions, and its thresholds apply to events unless `rules` have a threshold.
@@ -102,14 +106,18 @@ def load_tagger(
         CheckpointError: a directory contains no readable model; the message names it.
         CalibrationError: the calibration was fitted to another model.
         TaggerError: the models have different classes, or an option is invalid.
+        DownloadError, PretrainingError: a released model cannot be downloaded or converted.
     """
-    paths = [model] if isinstance(model, str | os.PathLike) else list(model)
+    given = [model] if isinstance(model, str | os.PathLike) else list(model or ())
+    paths = [os.fspath(path) for path in given]
+    if paths or model is None:
+        paths = zoo.resolve(paths, functools.partial(print, file=sys.stderr))
     try:
         settings = Options(**options)
     except TypeError as error:
         text = str(error).replace("Options.__init__() ", "")
         raise TaggerError(f"{text}: see psla_jax.tagging.tagger.Options.") from error
-    models = [(os.fspath(path), load_model(path, trust=trust, precision=precision)) for path in paths]
+    models = [(path, load_model(path, trust=trust, precision=precision)) for path in paths]
     calibration, notes = load_calibration(models, settings.policy) if calibrated else (None, [])
     if settings.channel is None and len({model.card.channel for _, model in models}) > 1:
         notes.append(f"the models were trained on different channels, of which that of {paths[0]} is used (--channel)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from flax import nnx
 from servers import Page, Request, Server, one_sentence, serving
 
+import psla_jax
 from psla_jax.cli import main
 from psla_jax.models.factory import build_model
 from psla_jax.models.model_dir import load_model
@@ -272,12 +275,79 @@ def test_an_existing_destination_is_rejected_before_the_download(
     assert server.asked == []
 
 
-def test_missing_pytorch_is_reported_before_the_download(
+def test_without_pytorch_models_are_converted_without_its_scores(
     server: Server, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    server.pages[path_of(SINGLE)] = Page(checkpoints(3)[0])
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert download_error(SINGLE, models) == f"converting {SINGLE} needs PyTorch: pip install torch."
-    assert server.asked == []
+    lines: list[str] = []
+    zoo.get(SINGLE, models, log=lines.append)
+    assert bias_of(models) == 3
+    assert "pip install torch to compare scores" in lines[-1]
+    assert set(load_model(models).card.golden) == {"scores"}
+
+
+@pytest.fixture
+def released(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server with the default release and a set of two; small models in their place."""
+    catalogue = tuple(dataclasses.replace(entry, models=2) if entry.name == SET else entry for entry in zoo.CATALOGUE)
+    monkeypatch.setattr(zoo, "CATALOGUE", catalogue)
+    monkeypatch.delenv(zoo.MODEL_VARIABLE, raising=False)
+    first, second = checkpoints(1, 2)
+    server.pages[path_of(zoo.DEFAULT)] = Page(first)
+    server.pages[path_of(SET)] = Page(to_zip({"model_1.pth": first, "model_2.pth": second}))
+    return server
+
+
+def test_the_default_model_is_downloaded_and_converted_once(released: Server, tmp_path: Path) -> None:
+    lines: list[str] = []
+    (path,) = zoo.resolve([], lines.append)
+    assert bias_of(Path(path)) == 1
+    assert Path(path) == tmp_path / "cache" / "models" / zoo.DEFAULT
+    assert lines[0].startswith(
+        f"{zoo.DEFAULT} (weight average, published mAP 0.444) is needed once: about 55 MB; licence: "
+    )
+    asked, lines = len(released.asked), []
+    assert zoo.resolve([], lines.append) == [path]
+    assert (len(released.asked), lines) == (asked, [])
+
+
+def test_names_stand_for_their_models_and_paths_for_themselves(released: Server, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = zoo.resolve(["runs/demo", SET], lambda text: None)
+    assert paths[0] == "runs/demo"
+    assert [bias_of(Path(path)) for path in paths[1:]] == [1, 2]
+    lines: list[str] = []
+    assert zoo.resolve([SET], lines.append) == paths[1:]
+    assert lines == []
+    (tmp_path / SET).mkdir()
+    assert zoo.resolve([SET], lines.append) == [SET]
+    monkeypatch.setenv(zoo.MODEL_VARIABLE, "runs/mine")
+    assert zoo.resolve([], lines.append) == ["runs/mine"]
+
+
+def test_a_recording_is_tagged_without_naming_a_model(
+    released: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16_000), 16_000)
+    assert main.main(["tag", str(tmp_path / "noise.wav"), "--json", "-"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["clip"].endswith("noise.wav")
+    assert "licence" in output.err
+    assert psla_jax.load_tagger().tag(tmp_path / "noise.wav").duration == 1.0
+
+
+def test_without_a_connection_the_error_says_which_file_to_put_where(
+    released: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del released.pages[path_of(zoo.DEFAULT)]
+    soundfile.write(tmp_path / "noise.wav", np.zeros(16_000), 16_000)
+    assert main.main(["tag", str(tmp_path / "noise.wav")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("psla: ")
+    assert one_sentence(message).endswith(
+        f"put the file at {tmp_path / 'cache' / 'official' / zoo.DEFAULT}.pth yourself."
+    )
 
 
 @pytest.mark.parametrize("name", [SINGLE, SET])
