@@ -5,29 +5,35 @@
 
 The first form trains the demo config with and without balanced sampling, mixup and masks. The second one trains an
 EfficientNet-B0 from random weights on the datafiles that ``psla prepare fsd50k`` wrote to the folder DATAFILES, with
-PSLA's recipe, with one change at a time, and with all changes that helped. Finished runs are not repeated, so that the
-script can be interrupted; ``--share 0/2`` and ``--share 1/2`` divide the runs between two processes.
+PSLA's recipe, with one change at a time, and with all changes that helped. It adds the result of every run to
+``ingredients.csv`` beside this script and does not repeat those that are there, so that it can be interrupted and
+continued on another machine; ``--share 0/2`` and ``--share 1/2`` divide the runs between two processes.
 """
 
 from __future__ import annotations
 
+import csv
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+from filelock import FileLock
 
 import psla_jax
 from psla_jax.cli.sweep import parse_share
 from psla_jax.config import RunConfig
 from psla_jax.config_fields import with_settings
 from psla_jax.runtime import process
+from psla_jax.runtime.files import atomic_path
 from psla_jax.tagging.share import Share
+from psla_jax.training.estimates import Estimate
 from psla_jax.training.sweep import SettingResult, sweep
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RESULTS = Path(__file__).resolve().with_suffix(".csv")
 PLAIN = {"sampling.balanced": False, "sampling.mixup": 0.0, "sampling.freq_mask": 0, "sampling.time_mask": 0}
 """The demo config without balanced sampling, mixup and masks."""
 SMALL = {
@@ -104,24 +110,65 @@ def print_demo(options: Options) -> None:
     print(f"\nevaluation mAP, mean and standard error of seeds {options.seeds}\n")
     print(f"| | {plain} | {psla} |\n|---|---|---|")
     for model in results[psla].models:
-        print(f"| {model} | " + " | ".join(cell(results[label], model) for label in settings) + " |")
+        estimates = (results[label].estimate(model, "evaluation", "mAP") for label in settings)
+        print(f"| {model} | {' | '.join(map(cell, estimates))} |")
 
 
 def print_changes(options: Options) -> None:
-    """Prints what changes to PSLA's recipe add on FSD50K."""
+    """Trains the missing runs and prints what changes to PSLA's recipe add on FSD50K."""
     base = with_settings(runpy.run_path(str(CONFIGS / "fsd50k.py"))["config"], SMALL | data_settings(options.data))
-    results = trained({k: with_settings(base, v) for k, v in CHANGES.items()}, options, f"{options.directory}/changes")
-    models = [run.run_dir for run in results[PSLA].finished]
-    if len(models) < len(options.seeds):
-        print("The teachers are not trained yet: start the script again when all shares have ended.")
-        return
-    distilled = {label: with_settings(base, value) for label, value in teachers(models, base, options).items()}
-    results |= trained(distilled, options, f"{options.directory}/distilled")
-    print(f"\nevaluation mAP, mean and standard error of seeds {options.seeds}\n")
+    record({label: with_settings(base, settings) for label, settings in CHANGES.items()}, options)
+    if missing(TEACHERS, options):
+        psla = trained({PSLA: base}, options, f"{options.directory}/changes")[PSLA]
+        models = [run.run_dir for run in psla.finished]
+        if len(models) < len(options.seeds):
+            print("The teachers are not trained yet: start the script again when all shares have ended.")
+            return
+        record({k: with_settings(base, settings) for k, settings in teachers(models, base, options).items()}, options)
+    print(f"\nevaluation mAP, mean and standard error of seeds {options.seeds}, or of as many as given in brackets\n")
     print(f"| | {' | '.join(MODELS)} |\n|---|{'---|' * len(MODELS)}")
-    for label, result in results.items():
-        names = [next(name for name in result.models if name.startswith(start)) for start in MODELS.values()]
-        print(f"| {label} | {' | '.join(cell(result, name) for name in names)} |")
+    for label in (*CHANGES, *TEACHERS):
+        rows = [row for row in recorded() if row["setting"] == label and int(row["seed"]) in options.seeds]
+        estimates = [Estimate.of([float(row[column]) for row in rows]) for column in MODELS]
+        seeds = "" if len(rows) == len(options.seeds) else f" ({len(rows)})"
+        print(f"| {label}{seeds} | {' | '.join(map(cell, estimates))} |")
+
+
+def recorded() -> list[dict[str, str]]:
+    """Returns the recorded runs: setting, seed, and the evaluation mAP of every column of the table."""
+    if not RESULTS.is_file():
+        return []
+    with open(RESULTS, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def missing(labels: Iterable[str], options: Options) -> list[tuple[str, int]]:
+    """Returns the setting and seed of the runs that are not recorded."""
+    found = {(row["setting"], int(row["seed"])) for row in recorded()}
+    return [(label, seed) for label in labels for seed in options.seeds if (label, seed) not in found]
+
+
+def record(configs: Mapping[str, RunConfig], options: Options) -> None:
+    """Trains this process's share of the runs that are not recorded, and records them."""
+    index, count = parse_share(options.share)
+    runs = missing(configs, options)
+    for label, seed in runs[len(runs) * index // count : len(runs) * (index + 1) // count]:
+        (result,) = sweep({label: configs[label]}, (seed,), f"{options.directory}/changes", cache_programs=True)
+        if not result.finished:
+            continue
+        names = {column: next(n for n in result.models if n.startswith(start)) for column, start in MODELS.items()}
+        values = {column: result.estimate(name, "evaluation", "mAP").mean for column, name in names.items()}
+        row = {"setting": label, "seed": str(seed)} | {column: f"{value:.4f}" for column, value in values.items()}
+        with FileLock(f"{options.directory}/results.lock"), atomic_path(RESULTS) as path:
+            write([*recorded(), row], path)
+
+
+def write(rows: Iterable[Mapping[str, str]], path: str) -> None:
+    """Writes recorded runs."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["setting", "seed", *MODELS], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def data_settings(folder: str) -> dict[str, Any]:
@@ -153,9 +200,10 @@ def trained(configs: Mapping[str, RunConfig], options: Options, directory: str) 
     return {label: by_label[label] for label in configs}
 
 
-def cell(result: SettingResult, model: str) -> str:
-    """Returns mean and standard error of the evaluation mAP of a model."""
-    estimate = result.estimate(model, "evaluation", "mAP")
+def cell(estimate: Estimate) -> str:
+    """Returns mean and standard error."""
+    if not estimate.count:
+        return "-"
     return f"{estimate.mean:.3f} +- {estimate.error:.3f}" if estimate.count > 1 else f"{estimate.mean:.3f}"
 
 

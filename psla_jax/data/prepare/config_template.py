@@ -126,7 +126,7 @@ _TEMPLATE = '''"""Training config for {clips} clips of {classes} classes, genera
 
 {best}
 The model starts from random weights. Pretrained weights give better results, especially with few clips: add
---pretraining.source imagenet (downloaded once, needs PyTorch) or --pretraining.source DIR, where DIR is a model
+--pretraining.source imagenet (downloaded once) or --pretraining.source DIR, where DIR is a model
 directory that psla models or psla train created.
 """
 
