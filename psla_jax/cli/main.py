@@ -97,11 +97,9 @@ GROUPS = {
     "models": {
         "models": Command("[NAME]", "List, download and convert the official weights.", "models:models", True),
         "convert": Command(
-            "SRC.pth MODEL --labels L.csv", "Convert official PyTorch weights and verify them.", "models:convert", True
+            "SRC MODEL --labels L.csv", "Convert weights with official names and verify them.", "models:convert", True
         ),
-        "export": Command(
-            "MODEL DEST.pth", "Export a model as PyTorch weights with official names.", "models:export", True
-        ),
+        "export": Command("MODEL DEST", "Export the weights of a model with official names.", "models:export", True),
         "average": Command("MODEL... DEST", "Average the weights of several models.", "models:average", True),
         "check-model": Command(
             "MODEL", "Verify that a model computes the scores saved with it.", "models:check_model", True

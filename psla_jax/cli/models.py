@@ -15,14 +15,15 @@ from psla_jax.runtime.terminal import printable
 
 @dataclass(frozen=True)
 class Convert:
-    """Converts official PyTorch weights to a model. Example: psla convert as_mdl_0.pth models/as0 --labels audioset"""
+    """Converts official weights to a model. Example: psla convert as_mdl_0.pth models/as0 --labels audioset"""
 
     source: Positional[str]
-    """Checkpoint (.pth): EffNetAttention of any size and number of heads, ResNetAttention or MBNet."""
+    """Checkpoint (.pth or .safetensors): EffNetAttention of any size and number of heads, ResNetAttention or MBNet."""
     model: Positional[str]
     """Model directory to write."""
-    labels: str
-    """Label CSV (index,mid,display_name) that it was trained with; audioset and fsd50k are built in."""
+    labels: str = ""
+    """Label CSV (index,mid,display_name) that it was trained with; audioset and fsd50k are built in. The .safetensors
+    files of psla export state their classes and all of the following settings."""
     padding: Literal["symmetric", "static"] = "symmetric"
     """Padding of an EfficientNet, not stored in the weights: symmetric as in efficientnet_pytorch 0.7.0, static as in
     0.7.1."""
@@ -53,7 +54,7 @@ class Convert:
 
 
 def convert(arguments: list[str]) -> int:
-    """psla convert SRC.pth MODEL --labels L.csv"""
+    """psla convert SRC MODEL --labels L.csv"""
     options = parse(Convert, arguments, "psla convert")
 
     from psla_jax.pretraining import convert
@@ -64,12 +65,13 @@ def convert(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Export:
-    """Exports a model as PyTorch weights with the official names. Example: psla export runs/demo demo.pth"""
+    """Exports the weights of a model with the official names. Example: psla export runs/demo demo.safetensors"""
 
     model: Positional[str]
     """Model directory or run directory."""
     destination: Positional[str]
-    """The .pth file to write; the classes are written beside it as .labels.csv."""
+    """The file to write: .safetensors, with classes and settings in its metadata, or a PyTorch file (.pth), with the
+    classes beside it as .labels.csv."""
     data_parallel: bool = False
     """Whether to add the prefix module. to every name, as in the released checkpoints."""
     overwrite: bool = False
@@ -77,7 +79,7 @@ class Export:
 
 
 def export(arguments: list[str]) -> int:
-    """psla export MODEL DEST.pth"""
+    """psla export MODEL DEST"""
     options = parse(Export, arguments, "psla export")
 
     from psla_jax.pretraining import convert

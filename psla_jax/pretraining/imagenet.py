@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from psla_jax.pretraining import torch_file
+from psla_jax.pretraining import weight_file
 from psla_jax.pretraining.infer import backbone_name
 from psla_jax.pretraining.state_dict import (
     LoadReport,
@@ -62,7 +62,7 @@ def check_backbone(arrays: Mapping[str, np.ndarray], name: str, source: str) -> 
         raise PretrainingError(f"{source} does not hold weights of {name}: {remedy} weights.")
 
 
-def load_imagenet(backbone: nnx.Module, name: str, file: torch_file.WeightFile, stem: str) -> LoadReport:
+def load_imagenet(backbone: nnx.Module, name: str, file: weight_file.WeightFile, stem: str) -> LoadReport:
     """Loads ImageNet weights into a backbone, in place.
 
     Args:

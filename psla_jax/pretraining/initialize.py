@@ -14,7 +14,7 @@ from psla_jax import ingredients
 from psla_jax.config import FrontendConfig, ModelConfig, PretrainingConfig
 from psla_jax.models.model_dir import Model, ModelCard, abstract_model, find_model, load_model, read_card
 from psla_jax.models.protocols import Parts, parts
-from psla_jax.pretraining import torch_file
+from psla_jax.pretraining import weight_file
 from psla_jax.pretraining.imagenet import imagenet_file, load_backbone, load_imagenet
 from psla_jax.pretraining.state_dict import PretrainingError, without_wrappers
 from psla_jax.vocabulary.vocabulary import Vocabulary
@@ -51,11 +51,11 @@ def start_from(
     if own is None or ingredients.is_imported(config.name):
         remedy = "omit it" if own is None else "name a model or run directory with this backbone, or omit it"
         raise PretrainingError(f"pretraining.source is {source!r}, but {config.name} has no such weights: {remedy}.")
-    file = torch_file.read(imagenet_file(config.name) if source == IMAGENET else Path(source))
+    file = weight_file.read(imagenet_file(config.name) if source == IMAGENET else Path(source))
     return _from_file(own, config, pretraining, file)
 
 
-def _from_file(model: Parts, config: ModelConfig, pretraining: PretrainingConfig, file: torch_file.WeightFile) -> str:
+def _from_file(model: Parts, config: ModelConfig, pretraining: PretrainingConfig, file: weight_file.WeightFile) -> str:
     """Loads the backbone from a file of ImageNet weights or an official checkpoint."""
     plain = {without_wrappers(name): value for name, value in file.arrays.items()}
     official = {name.split(".", 1)[1]: value for name, value in plain.items() if name.startswith(BACKBONE_PREFIXES)}

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from psla_jax.config import Padding
 from psla_jax.models.model_dir import DESCRIPTION, read_card, require_replaceable
-from psla_jax.pretraining import convert, torch_file
+from psla_jax.pretraining import convert, weight_file
 from psla_jax.pretraining.state_dict import PretrainingError
 from psla_jax.runtime.cache import cache_directory, in_cache
 from psla_jax.runtime.download import fetch, sha256_of
@@ -199,7 +199,7 @@ def _check_download(release: Release, path: Path) -> None:
     problem = ""
     if release.models == 1:
         try:
-            torch_file.read(path)
+            weight_file.read(path)
         except PretrainingError as error:
             problem = str(error).removeprefix(str(path)).partition(":")[0].strip()
     else:

@@ -6,6 +6,7 @@ import csv
 import functools
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch_reference
+from safetensors import safe_open
 from torch import nn
 
 from psla_jax.cli import main
@@ -21,7 +23,7 @@ from psla_jax.models import self_test
 from psla_jax.models.model_dir import Model, load_model
 from psla_jax.pretraining import convert
 from psla_jax.pretraining.infer import infer_architecture
-from psla_jax.pretraining.state_dict import PretrainingError
+from psla_jax.pretraining.state_dict import PretrainingError, to_state_dict
 
 CLASSES, FRAMES = 20, 101
 KINDS = [
@@ -139,6 +141,43 @@ def test_the_model_directory_contains_all_settings_and_a_report(home: Path) -> N
     # The padding changes the scores.
     symmetric, static = load_model(converted(home, "b0", 1)), load_model(path)
     assert np.abs(stored_scores(symmetric) - stored_scores(static)).max() > 0.01
+
+
+def test_a_safetensors_file_states_everything_that_its_conversion_needs(home: Path, monkeypatch, capsys) -> None:
+    model, path, back = converted(home, "b0", 1), home / "b0.safetensors", home / "models" / "back"
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main.main(["export", str(model), str(path)]) == 0
+    assert main.main(["convert", str(path), str(back)]) == 0
+    assert "differ from the exported model by at most" in capsys.readouterr().out
+    before, after = load_model(model), load_model(back)
+    assert (after.card.frontend, after.card.vocabulary) == (before.card.frontend, before.card.vocabulary)
+    np.testing.assert_array_equal(stored_scores(after), stored_scores(before))
+    with safe_open(path, framework="numpy") as file:
+        description = json.loads(file.metadata()["psla_jax"])
+        assert set(file.keys()) == set(to_state_dict(before.network))
+    assert description["vocabulary"][3] == ["/t/3", "Sound 3, loud"]
+    assert description["frontend"]["sample_rate"] == 16000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "-5"], "states mean -4.6476, and --mean is -5.0: leave the option out"),
+        (["--padding", "static"], "states padding 'symmetric', and --padding is 'static': leave the option out"),
+        (["--labels", "fsd50k"], "states other classes than fsd50k: leave --labels out"),
+    ],
+)
+def test_options_that_contradict_a_file_are_refused(home: Path, options: list[str], message: str, capsys) -> None:
+    path = home / f"{options[0]}.safetensors"
+    convert.export(str(converted(home, "b0", 1)), str(path))
+    assert main.main(["convert", str(path), str(home / "models" / "refused"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (home / "models" / "refused").exists()
+
+
+def test_weights_without_classes_need_their_table(home: Path, capsys) -> None:
+    assert main.main(["convert", str(checkpoint(home, "b0", 1)), str(home / "models" / "no")]) == 2
+    assert "does not state its classes: name their CSV with --labels" in capsys.readouterr().err
 
 
 def test_the_report_is_printed(home: Path, capsys) -> None:

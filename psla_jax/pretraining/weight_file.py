@@ -1,4 +1,7 @@
-"""Reading and writing of PyTorch weight files; reading needs no PyTorch and executes no code from the file."""
+"""Files of weights by official name: PyTorch's, and safetensors with the description of a model in their metadata.
+
+Reading needs no PyTorch and executes no code from a file.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
+from safetensors import safe_open
 
+from psla_jax.models.model_dir import ModelCard, first_line
 from psla_jax.pretraining import torch_pickle
 from psla_jax.pretraining.state_dict import PretrainingError
 from psla_jax.runtime.download import sha256_of
@@ -17,27 +23,58 @@ from psla_jax.runtime.files import atomic_path
 
 PICKLE = b"\x80"
 """First byte of a pickle, and of files written by PyTorch before 1.6; later files are zip archives."""
+SAFETENSORS = ".safetensors"
+"""Suffix of files in that format; all others are PyTorch's."""
+CARD = "psla_jax"
+"""Key of the description of a model in the metadata of a safetensors file."""
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys of the weights in training checkpoints that contain other objects too."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Path, contents (arrays by their name in the file) and SHA-256 of a weight file."""
+    """A weight file.
+
+    Attributes:
+        path: its path.
+        arrays: arrays by their name in the file.
+        sha256: its SHA-256.
+        card: description of the model that it was exported from, if it has one.
+    """
 
     path: Path
     arrays: Mapping[str, np.ndarray]
     sha256: str
+    card: ModelCard | None = None
 
 
 def read(path: Path) -> WeightFile:
-    """Reads a ``.pth`` file without executing code from it.
+    """Reads a ``.pth`` or ``.safetensors`` file.
 
     Raises:
         PretrainingError: the file is missing, damaged or not a weight file.
     """
     if not path.is_file():
-        raise PretrainingError(f"there is no file {path}: name a file of PyTorch weights (.pth).")
+        raise PretrainingError(f"there is no file {path}: name a file of weights (.pth or .safetensors).")
+    return _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: _float32(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - no mapping
+        card = ModelCard.from_json(metadata[CARD]) if CARD in metadata else None
+    except Exception as error:  # Headers of other files raise various exceptions.
+        raise PretrainingError(
+            f"{path} cannot be read as safetensors ({first_line(error)}): download or export it again."
+        ) from error
+    if not arrays:
+        raise PretrainingError(f"{path} holds no arrays: name a file of weights.")
+    return WeightFile(path, arrays, sha256_of(path), card)
+
+
+def _read_torch(path: Path) -> WeightFile:
     content = _load(path)
     if not isinstance(content, Mapping):
         kind = "a tensor" if isinstance(content, np.ndarray | torch_pickle.NotDense) else _type_of(content)
@@ -118,12 +155,21 @@ def _type_of(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as a PyTorch state dict, atomically.
+def write(path: Path, arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    """Writes arrays to a file, atomically: for ``.safetensors`` with the card, otherwise as a PyTorch state dict.
 
     Raises:
-        PretrainingError: PyTorch is not installed, or the file cannot be written.
+        PretrainingError: PyTorch is needed and not installed, or the file cannot be written.
     """
+    if path.suffix == SAFETENSORS:
+        ordered = {name: np.array(value, order="C") for name, value in arrays.items()}
+        content = safetensors.numpy.save(ordered, {"format": "pt", CARD: card.to_json()})
+        try:
+            with atomic_path(path) as temporary:
+                Path(temporary).write_bytes(content)
+        except OSError as error:
+            raise PretrainingError(f"{path} cannot be written ({error.strerror}): choose another path.") from error
+        return
     torch = import_torch(f"writing {path}")
     state_dict = {name: torch.from_numpy(np.array(value, order="C")) for name, value in arrays.items()}
     try:
