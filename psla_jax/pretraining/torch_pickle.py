@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -128,12 +128,12 @@ def _read_archive(file: BinaryIO) -> Any:
             raise DamagedError("it is another zip archive")
         if archive.getinfo(members["data.pkl"]).file_size > MAX_PICKLE:
             raise DamagedError("its pickle is too large")
-        order = archive.read(members["byteorder"]) if "byteorder" in members else b"little"
+        big = "byteorder" in members and archive.read(members["byteorder"]) == b"big"
 
         @functools.cache
         def values(storage: _Storage) -> np.ndarray:
             data = archive.read(members[f"data/{storage.key}"])
-            return np.frombuffer(data, storage.dtype.newbyteorder(order.decode()))
+            return np.frombuffer(data, storage.dtype.newbyteorder(">" if big else "<"))
 
         content = _Unpickler(io.BytesIO(archive.read(members["data.pkl"]))).load()
         return _Resolver(values, os.fstat(file.fileno()).st_size).resolved(content)
@@ -146,7 +146,7 @@ def _read_sequence(file: BinaryIO) -> Any:
         raise DamagedError("it is another pickle")
     unpickler = _Unpickler(file)
     content, keys = unpickler.load(), _Unpickler(file).load()
-    order = "<" if dict(system).get("little_endian", True) else ">"
+    order: Literal["<", ">"] = "<" if dict(system).get("little_endian", True) else ">"
     arrays: dict[str, np.ndarray] = {}
     for key in keys:
         (size,) = np.frombuffer(file.read(8), f"{order}i8").tolist()

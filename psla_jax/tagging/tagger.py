@@ -233,7 +233,7 @@ class Tagger:
 
         The frame scores are None for heads without them.
         """
-        output, order = self._models[index]([window.samples]), self._class_orders[index]
+        output, order = self._models[index].prepare([window.samples])(), self._class_orders[index]
         frames = None if output.frames is None else np.asarray(output.frames)[0][:, order]
         return np.asarray(output.scores)[0][order], frames
 
