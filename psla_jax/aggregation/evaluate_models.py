@@ -31,6 +31,7 @@ from psla_jax.ingredients import Ingredient, specification
 from psla_jax.models.model_dir import find_model, load_model, read_card
 from psla_jax.models.precision import computed_in
 from psla_jax.models.state import split_model
+from psla_jax.pretraining import zoo
 from psla_jax.runtime import distributed
 from psla_jax.runtime.files import exists
 from psla_jax.runtime.logging import Logger
@@ -92,7 +93,8 @@ def evaluate(
     """Evaluates one or several models and their ensemble on a data set, and prints the reference's summary.
 
     Args:
-        models: model or run directories; one of them is in memory at a time.
+        models: model or run directories, or names of released models, which are downloaded once; one of them is in
+            memory at a time.
         data: the datafile.
         labels: label CSV that fixes the order of the classes; by default the order of the first model.
         batch_size: number of clips that are scored at a time.
@@ -137,6 +139,7 @@ def _evaluate(request: Request) -> EvaluationResult:
     for file in filter(exists, (request.save, request.per_class, request.confusion)):
         raise ScoresError(f"{file} already exists, and results are not overwritten: name another file.")
     logger = Logger(silent=not distributed.is_primary())
+    request = replace(request, models=tuple(zoo.resolve(request.models, logger.info)))
     placement = Placement.over_all_devices()
     DataConfig(batch_size=request.batch_size)  # Raises ConfigError for a batch without clips.
     cards = {path: read_card(find_model(Path(path))) for path in request.models}

@@ -125,7 +125,7 @@ class Evaluate:
     """Compute metrics of models and their ensemble. Example: psla evaluate runs/demo --data demo:evaluation"""
 
     models: Positional[tuple[str, ...]]
-    """Model directories or run directories."""
+    """Model directories, run directories, or names of released models (psla models), which are downloaded once."""
     data: str
     """Datafile of the clips to score."""
     labels: str = ""

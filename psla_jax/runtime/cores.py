@@ -17,10 +17,18 @@ import numpy as np
 ROWS = 4
 """Number of rows per program. The groups, and so the results, do not depend on the number of cores."""
 
+MAX_PROGRAMS = 16
+"""Largest number of programs at a time: each needs memory of its own, and XLA divides its operations as well."""
+
 Rows = Mapping[str, np.ndarray]
 """Arrays with the same number of rows, along their first axis."""
 Program = Callable[[dict[str, np.ndarray]], Any]
 """Maps the arrays of a group to an array with a result for every row."""
+
+
+def num_programs() -> int:
+    """Returns the number of programs to run at a time."""
+    return min(available(), MAX_PROGRAMS)
 
 
 def available() -> int:
@@ -39,7 +47,7 @@ class SideBySide(AbstractContextManager["SideBySide"]):
     def __init__(self, compiled: Callable[[dict[str, np.ndarray]], Program]) -> None:
         self._compiled = compiled
         self._programs: dict[int, Program] = {}
-        self._pool = ThreadPoolExecutor(available())
+        self._pool = ThreadPoolExecutor(num_programs())
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -160,8 +160,8 @@ class CompiledModel:
 
     @property
     def num_threads(self) -> int:
-        """Number of batches that are best computed at a time: one on a GPU or TPU, and one per core on a CPU."""
-        return cores.available() if _platform() == "cpu" else 1
+        """Number of batches that are best computed at a time: one on a GPU or TPU, several on a CPU."""
+        return cores.num_programs() if _platform() == "cpu" else 1
 
     def prepare(self, windows: Sequence[np.ndarray]) -> Callable[[], ModelOutput]:
         """Returns the computation for up to `batch_size` windows ``(samples,)``, which any thread may run.

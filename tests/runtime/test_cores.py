@@ -52,4 +52,6 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert cores.available() == 3
     monkeypatch.delattr(cores.os, "sched_getaffinity")
     monkeypatch.setattr(cores.os, "cpu_count", lambda: 6)
-    assert cores.available() == 6
+    assert cores.available() == cores.num_programs() == 6
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 200)
+    assert (cores.available(), cores.num_programs()) == (200, cores.MAX_PROGRAMS)
