@@ -29,7 +29,7 @@ LAYERS = (
     ("audio", "vocabulary"),
     ("data", "models"),
     ("evaluation", "pretraining"),
-    ("aggregation", "tagging"),
+    ("aggregation", "export", "tagging"),
     ("training",),
     ("labeling", "plan"),
     ("cli",),
@@ -202,8 +202,10 @@ def test_every_library_is_declared(module: str):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     needed = distributions(project["dependencies"])
-    names = ("cuda", "convert", "hdf5", "listen", "mlflow", "pandas", "plot", "wandb")
+    names = ("cuda", "convert", "hdf5", "listen", "mlflow", "onnx", "pandas", "plot", "wandb")
     optional = needed.union(*(distributions(extras[name]) for name in names))
+    if module.startswith(f"{PACKAGE}.export."):  # Imported where it is used.
+        needed = optional
     for found in imports(module):
         name = library(found.target)
         if name != PACKAGE and name not in sys.stdlib_module_names:

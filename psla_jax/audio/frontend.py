@@ -28,8 +28,9 @@ from psla_jax.config import FrontendConfig
 from psla_jax.runtime.traced_devices import traced_devices
 
 _RADIX = 16
-_PRE_EMPHASIS = 0.97
-_FLOOR = 1.1920929e-07
+PRE_EMPHASIS = 0.97
+FLOOR = 1.1920929e-07
+"""Coefficient of the previous sample, and smallest energy of a mel bin."""
 
 
 class FrontendError(ValueError):
@@ -167,10 +168,10 @@ def _block(hops: jax.Array, frontend: FrontendConfig, dtype: DTypeLike) -> jax.A
         x = jnp.transpose(hops, (2, 0, 1)).astype(dtype)
         x = _frames(x, frontend.window_samples)
         x = x - jnp.mean(x, axis=0)
-        x = x - _PRE_EMPHASIS * jnp.concatenate([x[:1], x[:-1]], axis=0)
+        x = x - PRE_EMPHASIS * jnp.concatenate([x[:1], x[:-1]], axis=0)
         power = _power(x, frontend.fft_size).astype(jnp.float32)
     energy = jnp.tensordot(_filters(frontend), power, 1, precision=lax.Precision.HIGHEST)
-    return jnp.log(jnp.maximum(energy, _FLOOR)).transpose(1, 2, 0)
+    return jnp.log(jnp.maximum(energy, FLOOR)).transpose(1, 2, 0)
 
 
 def _frames(hops: jax.Array, window: int) -> jax.Array:
@@ -225,7 +226,7 @@ def _transforms(window: int, fft_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache
-def _mel_filters(frontend: FrontendConfig) -> np.ndarray:
+def mel_filters(frontend: FrontendConfig) -> np.ndarray:
     """Returns triangular filters ``(mels, bins)`` on Kaldi's mel scale; the bin at half the sample rate has weight 0.
 
     Each operation is rounded to float32 as in torchaudio: near the edge of a filter, the rounding of the mel scale
@@ -249,5 +250,5 @@ def _filters(frontend: FrontendConfig) -> np.ndarray:
     _, first = np.unique(bins, return_index=True)
     first = first[bins[first] < frontend.fft_size // 2]
     weights = np.zeros((frontend.num_mels, bins.size), np.float32)
-    weights[:, first] = _mel_filters(frontend)[:, bins[first]]
+    weights[:, first] = mel_filters(frontend)[:, bins[first]]
     return weights

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from psla_jax.cli.arguments import UsageError, parse
 from psla_jax.runtime.terminal import printable
@@ -65,15 +65,17 @@ def convert(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Export:
-    """Exports the weights of a model with the official names. Example: psla export runs/demo demo.safetensors"""
+    """Exports a model: its weights with the official names, or as ONNX. Example: psla export runs/demo demo.onnx"""
 
     model: Positional[str]
     """Model directory or run directory."""
     destination: Positional[str]
-    """The file to write: .safetensors, with classes and settings in its metadata, or a PyTorch file (.pth), with the
-    classes beside it as .labels.csv."""
+    """The file to write: .onnx or .safetensors, with classes and settings in the metadata, or a PyTorch file (.pth),
+    with the classes beside it as .labels.csv."""
+    source: Annotated[Literal["waveform", "log-mel"], arg(name="from")] = "waveform"
+    """Input of an .onnx file: waveforms, or normalised log-mel spectrograms."""
     data_parallel: bool = False
-    """Whether to add the prefix module. to every name, as in the released checkpoints."""
+    """Whether to add the prefix module. to every name of a weight file, as in the released checkpoints."""
     overwrite: bool = False
     """Whether to replace existing files."""
 
@@ -82,10 +84,29 @@ def export(arguments: list[str]) -> int:
     """psla export MODEL DEST"""
     options = parse(Export, arguments, "psla export")
 
+    is_onnx = options.destination.endswith(".onnx")
+    if is_onnx and options.data_parallel:
+        raise UsageError("--data-parallel is for weight files, and an .onnx file has no names of weights: omit it.")
+    if not is_onnx and options.source != "waveform":
+        raise UsageError(f"--from is for .onnx files, not for {options.destination}: omit it.")
+    print(printable("\n".join(_export_onnx(options) if is_onnx else _export_weights(options))))
+    return 0
+
+
+def _export_weights(options: Export) -> list[str]:
     from psla_jax.pretraining import convert
 
-    print(printable("\n".join(convert.export(**vars(options)))))
-    return 0
+    return convert.export(
+        options.model, options.destination, data_parallel=options.data_parallel, overwrite=options.overwrite
+    )
+
+
+def _export_onnx(options: Export) -> list[str]:
+    try:
+        from psla_jax.export import onnx_file
+    except ModuleNotFoundError as error:
+        raise UsageError(f"an .onnx file needs the package {error.name}: pip install 'psla_jax[onnx]'.") from error
+    return onnx_file.export(options.model, options.destination, options.source, overwrite=options.overwrite)
 
 
 @dataclass(frozen=True)

@@ -212,11 +212,9 @@ def export(model: str, destination: str, *, data_parallel: bool = False, overwri
     if path.suffix != weight_file.SAFETENSORS:
         files.append(path.parent / f"{path.stem}.labels.csv")
     for file in files:
-        _check_overwrite(file, overwrite)
+        require_writable(file, overwrite=overwrite)
     config = read_card(find_model(Path(model))).model
-    for name, official in ((config.name, BACKBONES), (config.pooling, POOLINGS)):
-        if name not in official:
-            raise PretrainingError(f"{model} has {name}, which has no official names: export built-in models.")
+    require_official(model, config)
     loaded = load_model(model)
     card, frontend, arrays = loaded.card, loaded.card.frontend, to_state_dict(loaded.network)
     scores, verified = self_test_scores(loaded.network, frontend), "not compared: pip install torch to compare scores"
@@ -257,7 +255,14 @@ def _further_settings(frontend: FrontendConfig) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in ("target_length", "mean", "std")}
 
 
-def _check_overwrite(path: Path, overwrite: bool) -> None:
+def require_official(model: str, config: ModelConfig) -> None:
+    """Raises PretrainingError unless backbone and head of a model are built in."""
+    for name, official in ((config.name, BACKBONES), (config.pooling, POOLINGS)):
+        if name not in official:
+            raise PretrainingError(f"{model} has {name}, which has no official names: export built-in models.")
+
+
+def require_writable(path: Path, *, overwrite: bool) -> None:
     """Raises PretrainingError if `path` is a folder, or an existing file that may not be replaced."""
     if not path.name or path.is_dir():
         raise PretrainingError(f"{str(path)!r} is a folder: name the file to write, such as model.pth.")
