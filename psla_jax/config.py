@@ -45,7 +45,8 @@ class PretrainingConfig:
     """Initial weights: the P of PSLA."""
 
     source: str = ""
-    """Empty for random weights, `imagenet`, a backbone's `.pth` file, or a model or run directory to fine-tune."""
+    """Empty for random weights, `imagenet`, a backbone's `.pth` or `.safetensors` file, or a model or run directory to
+    fine-tune."""
     stem: Literal["sum", "random"] = "sum"
     """One-channel stem from ImageNet weights: `sum` of the colour kernels, or `random` as in the reference."""
     head: Literal["match", "new"] = "match"

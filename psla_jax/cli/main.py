@@ -99,7 +99,7 @@ GROUPS = {
         "convert": Command(
             "SRC MODEL --labels L.csv", "Convert weights with official names and verify them.", "models:convert", True
         ),
-        "export": Command("MODEL DEST", "Export the weights of a model with official names.", "models:export", True),
+        "export": Command("MODEL DEST", "Export a model as official weights or as ONNX.", "models:export", True),
         "average": Command("MODEL... DEST", "Average the weights of several models.", "models:average", True),
         "check-model": Command(
             "MODEL", "Verify that a model computes the scores saved with it.", "models:check_model", True

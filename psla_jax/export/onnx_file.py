@@ -5,11 +5,11 @@ The module needs the packages onnx and onnxruntime.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,9 +18,10 @@ from onnx import TensorProto, helper
 from psla_jax.config import frontend_settings
 from psla_jax.export import onnx_graph
 from psla_jax.export.onnx_graph import Graph
+from psla_jax.models.exclusive import normalise
 from psla_jax.models.model_dir import Model, find_model, load_model, read_card
 from psla_jax.models.protocols import parts
-from psla_jax.models.self_test import self_test_record, self_test_scores, self_test_spectrogram, self_test_waveform
+from psla_jax.models.self_test import self_test_scores, self_test_spectrogram, self_test_waveform
 from psla_jax.pretraining.convert import require_official, require_writable
 from psla_jax.pretraining.state_dict import PretrainingError
 from psla_jax.runtime.files import atomic_path
@@ -96,8 +97,7 @@ def write(model: Model, path: Path, source: Input = "waveform") -> Exported:
     scores = session.run(["scores"], test)[0][0]
     expected = self_test_scores(model.network, frontend)
     if model.card.exclusive:
-        clipped = np.maximum(expected, 1e-7)
-        expected = clipped / clipped.sum()
+        expected = np.asarray(normalise(jnp.asarray(expected)))
     difference = float(np.abs(scores - expected).max())
     if not difference <= TOLERANCE:
         raise PretrainingError(
@@ -146,11 +146,10 @@ def build(model: Model, source: Input = "waveform") -> onnx.ModelProto:
 
 def _metadata(model: Model) -> dict[str, str]:
     card = model.card
-    golden = self_test_record(self_test_scores(model.network, card.frontend), card.vocabulary)
     return {
         "classes": json.dumps(list(zip(card.vocabulary.mids, card.vocabulary.names)), ensure_ascii=False),
         "sample_rate": str(card.frontend.sample_rate),
         "frontend": json.dumps(frontend_settings(card.frontend)),
         "licence": card.licence,
-        "psla_jax": dataclasses.replace(card, golden=golden).to_json(),
+        "psla_jax": card.to_json(),
     }

@@ -14,6 +14,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from psla_jax.audio.frontend import FLOOR, PRE_EMPHASIS, mel_filters
 from psla_jax.config import FrontendConfig
+from psla_jax.models import pooling
+from psla_jax.models.exclusive import EPSILON
 
 OPSET = 18
 IR_VERSION = 9
@@ -153,9 +155,9 @@ BACKBONES = {"efficientnet": _efficientnet, "resnet50": _resnet, "mobilenet-v2":
 # ---- heads: features to scores `(batch, classes)`, and to scores and attention of every frame
 
 
-def head_outputs(graph: Graph, x: str, pooling: str, head: Any) -> dict[str, str]:
+def head_outputs(graph: Graph, x: str, name: str, head: Any) -> dict[str, str]:
     """Adds a head; returns the names of ``scores`` and, where it has them, ``frame_scores`` and ``attention``."""
-    return POOLINGS[pooling](graph, x, head)
+    return POOLINGS[name](graph, x, head)
 
 
 def _linear(graph: Graph, x: str, head: Any) -> dict[str, str]:
@@ -178,7 +180,7 @@ def _attention(graph: Graph, x: str, head: Any) -> dict[str, str]:
     shape = graph.integers(0, 0, 2, len(weights), classes)
     both = graph.add_split("Split", 2, graph.add("Reshape", values, shape), axis=2, num_outputs=2)
     att, cla = (graph.add("Squeeze", part, graph.integers(2)) for part in both)  # (batch, frames, heads, classes)
-    att = graph.clip(att, 1e-7, 1 - 1e-7)
+    att = graph.clip(att, pooling.EPSILON, 1 - pooling.EPSILON)
     att = graph.add("Div", att, graph.sum(att, 1, keepdims=True))
     weighted = graph.add("Mul", cla, graph.constant(weights[:, None]))
     count = graph.add("Cast", graph.add("Shape", x, start=1, end=2), to=TensorProto.FLOAT)
@@ -244,5 +246,5 @@ def _frame_transform(config: FrontendConfig) -> np.ndarray:
 
 def exclusive(graph: Graph, scores: str) -> str:
     """Adds the normalisation over the classes (:func:`psla_jax.models.exclusive.normalise`)."""
-    scores = graph.clip(scores, 1e-7)
+    scores = graph.clip(scores, EPSILON)
     return graph.add("Div", scores, graph.sum(scores, -1, keepdims=True))

@@ -131,7 +131,9 @@ def convert(request: Request) -> Conversion:
     elif version := weight_file.version():
         difference = _compare_with_torch(file.arrays, inferred.model, frontend, scores)
         compared_with, compared = f"PyTorch {version}", {"pytorch": version, "largest_difference": difference}
-    notes = {"source": {"file": source.name, "sha256": file.sha256}}
+    # The notes of an exported model have the channel that it was trained on.
+    exported = {} if file.card is None else file.card.notes
+    notes = {**exported, "source": {"file": source.name, "sha256": file.sha256}}
     verification = self_test_record(scores, vocabulary, **compared)
     card = ModelCard(
         inferred.model, frontend, vocabulary, notes, request.licence, verification, exclusive=request.exclusive

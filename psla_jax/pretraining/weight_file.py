@@ -116,10 +116,9 @@ def _unreadable_message(path: Path) -> str:
 def version() -> str:
     """Returns the version of PyTorch; an empty string if it is not installed."""
     try:
-        import torch
-    except ImportError:
+        return import_torch("comparing scores").__version__
+    except PretrainingError:
         return ""
-    return torch.__version__
 
 
 def import_torch(purpose: str) -> Any:

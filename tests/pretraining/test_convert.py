@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import json
 import re
@@ -20,7 +21,8 @@ from torch import nn
 
 from psla_jax.cli import main
 from psla_jax.models import self_test
-from psla_jax.models.model_dir import Model, load_model
+from psla_jax.models.model_dir import Model, load_model, save_model
+from psla_jax.models.state import split_model
 from psla_jax.pretraining import convert
 from psla_jax.pretraining.infer import infer_architecture
 from psla_jax.pretraining.state_dict import PretrainingError, to_state_dict
@@ -159,6 +161,16 @@ def test_a_safetensors_file_states_everything_that_its_conversion_needs(home: Pa
         assert set(file.keys()) == set(to_state_dict(before.network))
     assert description["vocabulary"][3] == ["/t/3", "Sound 3, loud"]
     assert description["frontend"]["sample_rate"] == 16000
+
+
+def test_a_safetensors_file_keeps_the_channel_of_the_training(home: Path) -> None:
+    model, path = home / "models" / "first", home / "first.safetensors"
+    loaded = load_model(converted(home, "b0", 1))
+    notes = {"config": {"data.channel": "first"}}
+    save_model(model, dataclasses.replace(loaded.card, notes=notes), *split_model(loaded.network))
+    convert.export(str(model), str(path))
+    convert.convert(convert.Request(str(path), str(home / "models" / "first_back")))
+    assert load_model(home / "models" / "first_back").card.channel == "first"
 
 
 @pytest.mark.parametrize(
